@@ -1,0 +1,74 @@
+"""onnxq: quantize an ONNX model for onnxruntime's CPU kernels, without losing its accuracy.
+
+The public names load their modules on first use, so that ``import onnxq`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from onnxq._version import __version__
+
+if TYPE_CHECKING:
+    from onnxq.calibrate.feeds import Feed, FeedOptions, ImageOptions, open_feed
+    from onnxq.config import Config, Rule, load_config
+    from onnxq.errors import (
+        ConfigError,
+        DataError,
+        ModelError,
+        NumericsError,
+        OnnxqError,
+        OutputError,
+        RuntimeFailure,
+    )
+    from onnxq.pipeline import Result, quantize
+
+_HOME = {
+    "Config": "config",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "Feed": "calibrate.feeds",
+    "FeedOptions": "calibrate.feeds",
+    "ImageOptions": "calibrate.feeds",
+    "ModelError": "errors",
+    "NumericsError": "errors",
+    "OnnxqError": "errors",
+    "OutputError": "errors",
+    "Result": "pipeline",
+    "Rule": "config",
+    "RuntimeFailure": "errors",
+    "load_config": "config",
+    "open_feed": "calibrate.feeds",
+    "quantize": "pipeline",
+}
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Feed",
+    "FeedOptions",
+    "ImageOptions",
+    "ModelError",
+    "NumericsError",
+    "OnnxqError",
+    "OutputError",
+    "Result",
+    "Rule",
+    "RuntimeFailure",
+    "__version__",
+    "load_config",
+    "open_feed",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"onnxq.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'onnxq' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

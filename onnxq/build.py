@@ -1,0 +1,98 @@
+"""One candidate: a plan, its parameters and the model they make, with every planned kernel confirmed by the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq.calibrate.runner import Feeds, run_observers
+from onnxq.choose import Parameters, choose
+from onnxq.config import Config
+from onnxq.emit import emit
+from onnxq.graph.handoff import hand_off
+from onnxq.measure.kernels import kernel_map
+from onnxq.measure.trace import Fate
+from onnxq.plan import KeptFloat, Plan, make_plan
+from onnxq.ranges.histogram import Histogram
+from onnxq.targets import Target
+
+# Each round gives the nodes back to float that the runtime did not fuse; that can unsettle neighbours, once or twice.
+_MOST_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Built:
+    """A quantized model and how it came about. ``handed`` is the model as the runtime loads it."""
+
+    plan: Plan
+    parameters: Parameters
+    model: ir.Model
+    handed: bytes | Path
+    fates: tuple[Fate, ...]
+    kept_float: Mapping[str, KeptFloat]
+
+
+@dataclass
+class Builder:
+    """Builds candidates for one prepared model; statistics and parameters, once computed, serve all of them."""
+
+    prepared: ir.Model
+    config: Config
+    target: Target
+    feeds: Feeds
+    folder: Path
+    progress: Callable[[int], None] | None = None
+    statistics: dict[str, Histogram] = field(default_factory=dict)
+    parameters: Parameters | None = None
+    _observed: set[str] = field(default_factory=set)
+
+    def build(self, keep_float: Mapping[str, KeptFloat] | None = None) -> Built:
+        """The candidate in which the nodes of ``keep_float``, and those that the runtime will not fuse, stay float."""
+        kept = dict(keep_float or {})
+        for _ in range(_MOST_ROUNDS):
+            plan = make_plan(self.prepared, self.config, self.target, keep_float=kept)
+            unseen = self._observe(plan)
+            if unseen:
+                kept.update(unseen)
+                continue
+            parameters = choose(self.prepared, plan, self.statistics, self.config, known=self.parameters)
+            self.parameters = parameters
+            model = emit(self.prepared, plan, tensors=parameters.tensors, weights=parameters.weights)
+            handed = hand_off(model, self.folder)
+            fates = kernel_map(handed).fates(handed)
+            refused = {
+                f.node: KeptFloat(f"the runtime keeps it in a float kernel ({f.why or f.kernel})")
+                for f in fates
+                if f.node in plan.anchors and not f.integer and f.node not in kept
+            }
+            if not refused:
+                break
+            kept.update(refused)
+        return Built(plan, parameters, model, handed, fates, kept)
+
+    def _observe(self, plan: Plan) -> dict[str, KeptFloat]:
+        """Sees the tensors of ``plan`` that no earlier plan had; the readers of those that were never computed."""
+        new = [t for t in plan.observed if t not in self._observed]
+        if new:
+            self.statistics.update(run_observers(self.prepared, new, self.feeds, progress=self.progress))
+            self._observed.update(new)
+        missing = {t for t in plan.observed if t not in self.statistics}
+        if not missing:
+            return {}
+        reason = KeptFloat("the calibration data never reached it (a branch that did not run)", packed=True)
+        return {name: reason for name in plan.integer if touches(self.prepared, name, missing)}
+
+
+def touches(model: ir.Model, node: str, tensors: set[str]) -> bool:
+    """Whether the node called ``node`` reads or settles into one of ``tensors``."""
+    from onnxq.graph.query import nodes
+    from onnxq.plan import settled_output
+
+    for candidate in nodes(model):
+        if candidate.name == node:
+            names = {v.name for v in candidate.inputs if v is not None} | {o.name for o in candidate.outputs}
+            return bool(names & tensors) or settled_output(candidate).name in tensors
+    return False

@@ -1,0 +1,106 @@
+"""The user's choices about calibration data; their only defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from onnxq.errors import ConfigError
+
+Resize = Literal["exact", "shortest", "none"]
+PixelLayout = Literal["auto", "nchw", "nhwc"]
+ChannelOrder = Literal["rgb", "bgr"]
+Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How an image file becomes an input: resize, centre crop, then ``(pixel * scale - mean) / std`` in float32.
+
+    | field      | unit            | meaning                                                                       |
+    |------------|-----------------|-------------------------------------------------------------------------------|
+    | `size`     | pixels, (h, w)  | None: the model's fixed height and width; where symbolic, each image's own    |
+    | `resize`   |                 | ``exact``: to ``size``; ``shortest``: shorter edge to ``min(size)``; ``none`` |
+    | `longest`  | pixels          | with ``shortest``: the longer edge at most this (the shorter gives way)       |
+    | `crop`     | pixels, (h, w)  | the centre, padded with black where the image is smaller; None: no crop       |
+    | `scale`    | 1 / pixel value | pixels are 0 to 255                                                           |
+    | `mean`     | after scaling   | one number, or one a channel in the order of ``channels``                     |
+    | `std`      | after scaling   | as ``mean``; never 0                                                          |
+    | `layout`   |                 | ``auto``: from the input's shape                                              |
+    | `channels` |                 | order of the colours                                                          |
+
+    An integer input takes the pixels as they are, without scale, mean and std.
+    """
+
+    size: tuple[int, int] | None = None
+    resize: Resize = "exact"
+    longest: int | None = None
+    crop: tuple[int, int] | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: PixelLayout = "auto"
+    channels: ChannelOrder = "rgb"
+    resample: Resample = "bilinear"
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("resize", Resize),
+            ("layout", PixelLayout),
+            ("channels", ChannelOrder),
+            ("resample", Resample),
+        ):
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known:
+                raise ConfigError(f"image option {name} is {value!r}: choose one of {', '.join(known)}")
+        for name in ("size", "crop"):
+            pair = getattr(self, name)
+            if pair is not None and not (len(pair) == 2 and all(isinstance(v, int) and v > 0 for v in pair)):
+                raise ConfigError(f"image option {name} is {pair!r}: give (height, width) in pixels")
+        if 0 in self.std or not self.std or not self.mean:
+            raise ConfigError("image options mean and std need at least one number each, and std none that is 0")
+
+
+@dataclass(frozen=True)
+class FeedOptions:
+    """How data becomes feeds.
+
+    | field          | meaning                                                                                     |
+    |----------------|---------------------------------------------------------------------------------------------|
+    | `batch_size`   | samples in a feed, where the model's batch axis is symbolic (a fixed one decides by itself) |
+    | `limit`        | at most this many samples, evenly spaced over the data; None: all                           |
+    | `seed`         | of the word ``random``                                                                      |
+    | `image`        | None: from ``preprocessor``, else the defaults of ``ImageOptions`` with a warning           |
+    | `preprocessor` | a Hugging Face ``preprocessor_config.json``; None: one beside the model or in the folder    |
+    | `tokenizer`    | a ``tokenizer.json`` or its folder; None: the one beside the text file or the model         |
+    | `text_field`   | the key of the text in each object of a ``.jsonl``                                          |
+    | `max_length`   | tokens at most; None: the model's fixed length, else 512                                    |
+    | `pad_id`       | None: the tokenizer's own, else 0                                                           |
+    | `dims`         | numbers for symbolic dimensions by name; for nameless ones by ``"input.axis"``              |
+    | `model`        | the model's file, beside which ``preprocessor`` and ``tokenizer`` are looked for            |
+    """
+
+    batch_size: int = 1
+    limit: int | None = None
+    seed: int = 0
+    image: ImageOptions | None = None
+    preprocessor: Path | str | None = None
+    tokenizer: Path | str | None = None
+    text_field: str = "text"
+    max_length: int | None = None
+    pad_id: int | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
+    model: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "limit", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
+        for name, size in self.dims.items():
+            if size < 1:
+                raise ConfigError(f"dimension {name!r} must be at least 1, not {size}")
+        if self.image is not None and self.preprocessor is not None:
+            raise ConfigError("image options and a preprocessor_config.json exclude each other: give one of them")

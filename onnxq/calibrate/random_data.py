@@ -1,0 +1,76 @@
+"""Made-up inputs, only where the user asks for them by the word ``random``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxq.calibrate.casting import Array
+from onnxq.calibrate.layout import Layout
+from onnxq.calibrate.sources import Indexed, Piece
+from onnxq.errors import DataError
+from onnxq.graph.signature import TensorSpec
+
+DEFAULT_FEEDS = 16
+WARNING = "calibration data is random: ranges and accuracy say nothing about real inputs; use it for speed tests only"
+
+
+class RandomSource(Indexed):
+    """Samples made from ``(seed, number)``: normal floats, 0 or 1 for wide integers (no index out of range), all ones
+    for masks, the whole range of 8-bit integers.
+
+    A batch axis is 1; another symbolic dimension must be given a number, else DataError.
+    """
+
+    warning = WARNING
+
+    def __init__(self, layout: Layout, samples: int | None, seed: int) -> None:
+        self.where = "random"
+        self._layout, self._seed = layout, seed
+        self._samples = DEFAULT_FEEDS * layout.rows if samples is None else samples
+        self._shapes = {s.name: _shape(s, layout) for s in layout.inputs}
+        for spec in layout.inputs:
+            if spec.dtype is None or np.dtype(spec.dtype).kind not in "iufb":
+                raise DataError(f"random data cannot be made for the input {spec}: give real data")
+        self.description = f"random, {self._samples} samples, seed {seed}"
+
+    def count(self) -> int:
+        return self._samples
+
+    def __getitem__(self, index: int) -> Piece:
+        if index >= self._samples:
+            raise IndexError(index)
+        rng = np.random.default_rng([self._seed, index])
+        arrays = {s.name: _draw(s, self._shapes[s.name], rng) for s in self._layout.inputs}
+        return Piece(arrays, max((arrays[n].shape[0] for n in self._layout.batched), default=1))
+
+
+def _shape(spec: TensorSpec, layout: Layout) -> tuple[int, ...]:
+    if spec.shape is None:
+        raise DataError(
+            f"random data cannot be made for the input {spec.name!r}, whose rank is unknown: give real data"
+        )
+    shape: list[int] = []
+    for axis, dim in enumerate(spec.shape):
+        if axis == 0 and spec.name in layout.batched:
+            shape.append(1)
+        elif isinstance(dim, int):
+            shape.append(dim)
+        else:
+            key = dim if dim is not None else f"{spec.name}.{axis}"
+            raise DataError(
+                f"random data needs a number for dimension {key!r} of the input {spec}: "
+                f"give dims={{{key!r}: ...}} (or real data)"
+            )
+    return tuple(shape)
+
+
+def _draw(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    dtype = np.dtype(spec.dtype)
+    if "mask" in spec.name.lower():
+        return np.ones(shape, dtype)
+    if dtype.kind == "f":
+        return np.asarray(rng.standard_normal(shape), dtype)
+    if dtype.itemsize == 1 and dtype.kind != "b":
+        limits = np.iinfo(dtype)
+        return np.asarray(rng.integers(limits.min, limits.max, shape, dtype, endpoint=True))
+    return np.asarray(rng.integers(0, 2, shape)).astype(dtype)

@@ -1,0 +1,54 @@
+"""Runs the float model over calibration data and keeps nothing but statistics: memory does not grow with samples."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.calibrate.observers import merge, observe
+from onnxq.errors import DataError
+from onnxq.graph.handoff import hand_off
+from onnxq.graph.instrument import expose
+from onnxq.measure.session import open_session, run
+from onnxq.ranges.histogram import Histogram
+
+Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
+Progress = Callable[[int], None]
+
+
+def run_observers(
+    model: ir.Model, tensors: Sequence[str], feeds: Feeds, *, progress: Progress | None = None
+) -> dict[str, Histogram]:
+    """The ``Histogram`` of each of ``tensors`` of the float ``model`` over ``feeds``.
+
+    Each feed is one call of the model. Tensors that no feed reached (an If branch that never ran) are missing from the
+    result. ``progress`` is told the number of feeds done. Raises ``DataError`` for NaN, infinity or no feed at all, and
+    ``RuntimeFailure`` where the model does not run on the data.
+    """
+    inputs = {v.name for v in model.graph.inputs}
+    interior = [t for t in tensors if t not in inputs]
+    statistics: dict[str, Histogram | None] = dict.fromkeys(tensors)
+    done = 0
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        shown, output_of = expose(model, interior)
+        outputs = list(dict.fromkeys(output_of.values()))
+        session = open_session(hand_off(shown, Path(folder))) if outputs else None
+        for done, feed in enumerate(feeds, start=1):
+            arrays = dict(feed)
+            if session is not None:
+                arrays.update(zip(outputs, run(session, feed, outputs=outputs), strict=True))
+            for tensor in tensors:
+                array = arrays.get(output_of.get(tensor, tensor))
+                if array is not None and np.issubdtype(array.dtype, np.floating):
+                    statistics[tensor] = merge(statistics[tensor], observe(array, tensor=tensor))
+            if progress is not None:
+                progress(done)
+    if done == 0:
+        raise DataError("the calibration data holds no sample: give at least one")
+    return {tensor: h for tensor, h in statistics.items() if h is not None}

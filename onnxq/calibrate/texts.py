@@ -1,0 +1,176 @@
+"""Feeds from text: a sample a line (``.txt``) or an object a line (``.jsonl``), through a ``tokenizer.json``."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxq.calibrate.casting import Array, fit
+from onnxq.calibrate.layout import Layout
+from onnxq.calibrate.options import FeedOptions
+from onnxq.calibrate.sources import Indexed, Piece
+from onnxq.errors import DataError, one_line
+from onnxq.graph.signature import TensorSpec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SUFFIXES = (".txt", ".jsonl")
+NAME = "tokenizer.json"
+DEFAULT_LENGTH = 512
+# Input names in use, without the ":0" of models from TensorFlow, and what they hold.
+_ROLES = {
+    "input_ids": "ids",
+    "attention_mask": "mask",
+    "input_mask": "mask",
+    "token_type_ids": "types",
+    "segment_ids": "types",
+    "position_ids": "positions",
+}
+_PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
+
+
+class TextSource(Indexed):
+    """The lines of ``path`` as samples ``[1, tokens]``; only the offsets of the lines stay in memory.
+
+    Samples of differing length are padded on the right to the longest of their feed, or to the model's fixed length.
+    """
+
+    def __init__(self, path: Path, layout: Layout, options: FeedOptions) -> None:
+        self._path, self._layout, self._field = path, layout, options.text_field
+        self.where = path.name
+        self._roles = _roles(layout, self.where)
+        self._lines = _line_offsets(path)
+        if not self._lines:
+            raise DataError(f"{path} is empty: give a text a line")
+        self._fixed = self._fixed_length()
+        self._length = self._fixed or options.max_length or DEFAULT_LENGTH
+        self._tokenizer, found = _load_tokenizer(path, options)
+        # The file may bring padding and truncation of its own; the model's shape decides here.
+        pad = self._tokenizer.padding or {}
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length=min(self._length, options.max_length or self._length))
+        known = (self._tokenizer.token_to_id(t) for t in _PAD_TOKENS)
+        fallback = next((i for i in known if i is not None), 0)
+        self._pad = options.pad_id if options.pad_id is not None else int(pad.get("pad_id", fallback))
+        pads = {"ids": self._pad, "mask": 0, "types": int(pad.get("pad_type_id", 0)), "positions": 0}
+        self.padding = {name: pads[role] for name, role in self._roles.items()}
+        self.description = f"{self.where}, {len(self._lines)} texts of at most {self._length} tokens by {found.name}"
+
+    def _fixed_length(self) -> int | None:
+        lengths = {s.shape[-1] for s in self._layout.inputs if s.shape}
+        numbers = {d for d in lengths if isinstance(d, int)}
+        if len(numbers) > 1:
+            raise DataError(
+                f"the model's inputs want different lengths ({', '.join(map(str, self._layout.inputs))}): give an .npz"
+            )
+        return numbers.pop() if numbers else None
+
+    def count(self) -> int:
+        return len(self._lines)
+
+    def _text(self, index: int) -> str:
+        with open(self._path, "rb") as file:
+            file.seek(self._lines[index])
+            line = file.readline()
+        where = f"line at sample {index} of {self.where}"
+        try:
+            text = line.decode("utf-8-sig").strip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where} is not UTF-8: convert the file") from error
+        if self._path.suffix.lower() != ".jsonl":
+            return text
+        try:
+            entry = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{where} is not JSON ({one_line(error)}): give one object a line") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get(self._field), str):
+            keys = ", ".join(map(repr, entry)) if isinstance(entry, dict) else type(entry).__name__
+            raise DataError(f"{where} has no text under {self._field!r} (it has {keys}): name the field that holds it")
+        return str(entry[self._field])
+
+    def __getitem__(self, index: int) -> Piece:
+        if index >= len(self._lines):
+            raise IndexError(index)
+        encoded = self._tokenizer.encode(self._text(index))
+        tokens = len(encoded.ids)
+        if tokens == 0:
+            raise DataError(f"sample {index} of {self.where} gives no tokens: remove that line")
+        values = {
+            "ids": encoded.ids,
+            "mask": encoded.attention_mask,
+            "types": encoded.type_ids,
+            "positions": range(tokens),
+        }
+        arrays: dict[str, Array] = {}
+        rows = 1
+        for spec in self._layout.inputs:
+            row = np.asarray(values[self._roles[spec.name]], np.int64)
+            if self._fixed is not None and tokens < self._fixed:
+                row = np.pad(row, (0, self._fixed - tokens), constant_values=self.padding[spec.name])
+            row = fit(row, spec.dtype, where=f"input {spec.name!r} ({self.where})", sample=index)
+            if spec.shape is not None and len(spec.shape) == 1:
+                rows = len(row)  # the axis that might be a batch is the tokens: such a sample is a feed by itself
+            else:
+                row = row[None]
+            arrays[spec.name] = row
+        return Piece(arrays, rows)
+
+
+def _roles(layout: Layout, where: str) -> dict[str, str]:
+    """What each input holds: ``{input: ids | mask | types | positions}``; DataError where one wants no tokens."""
+    roles: dict[str, str] = {}
+    for spec in layout.inputs:
+        role = _ROLES.get(spec.name.removesuffix(":0"))
+        if role is None and len(layout.inputs) == 1 and _integral(spec):
+            role = "ids"
+        if role is None or (spec.shape is not None and len(spec.shape) not in (1, 2)):
+            raise DataError(
+                f"{where} is text, which cannot fill the input {spec} (known: {', '.join(_ROLES)}): give an .npz"
+            )
+        roles[spec.name] = role
+    return roles
+
+
+def _integral(spec: TensorSpec) -> bool:
+    return spec.dtype is not None and np.dtype(spec.dtype).kind in "iu"
+
+
+def _line_offsets(path: Path) -> array[int]:
+    """Where each line that is not blank begins, in bytes."""
+    offsets, position = array("Q"), 0
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                if line.strip():
+                    offsets.append(position)
+                position += len(line)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({one_line(error)}): check the path") from error
+    return offsets
+
+
+def _load_tokenizer(path: Path, options: FeedOptions) -> tuple[Tokenizer, Path]:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise DataError("reading text needs tokenizers: pip install 'onnxq[text]'") from error
+    if options.tokenizer is not None:
+        given = Path(options.tokenizer)
+        found = given / NAME if given.is_dir() else given
+        if not found.is_file():
+            raise DataError(f"there is no tokenizer {found}: check the path")
+    else:
+        places = [path.parent] + ([Path(options.model).parent] if options.model is not None else [])
+        existing = [p / NAME for p in places if (p / NAME).is_file()]
+        if not existing:
+            raise DataError(f"{path} is text, but no {NAME} lies beside it or the model: put one there or name it")
+        found = existing[0]
+    try:
+        return Tokenizer.from_file(str(found)), found
+    except Exception as error:  # tokenizers raises bare Exception for every bad file
+        raise DataError(f"{found} cannot be read as a tokenizer ({one_line(error)}): give a {NAME}") from error

@@ -1,0 +1,256 @@
+"""Writes a plan into a copy of the float graph: QuantizeLinear and DequantizeLinear, integer weights, int32 biases.
+
+What the patterns must look like for onnxruntime to fuse them is in ``plan``; here they are only spelled out:
+scalar scales of rank 0 and explicit zero points for activations, 1-D ones of equal shape for weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.errors import ModelError
+from onnxq.graph.query import array, nodes, values_by_name
+from onnxq.numerics import PerAxis, QuantParams, bias_params
+from onnxq.plan.types import Bias, Constant, Plan, Point, SharedWith, Storage, Weight
+
+WeightKey = tuple[str, str]  # tensor and granularity: nodes that agree in both share one integer tensor
+
+
+def weight_key(weight: Weight) -> WeightKey:
+    """What identifies the parameters of ``weight`` in ``Parameters.weights``."""
+    return weight.tensor, str(weight.granularity)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """New nodes go in front of ``node``."""
+
+    node: ir.Node
+
+
+@dataclass(frozen=True)
+class _After:
+    """New nodes go behind ``node``."""
+
+    node: ir.Node
+
+
+_Place = _Before | _After
+
+
+def emit(
+    model: ir.Model,
+    plan: Plan,
+    *,
+    tensors: dict[str, QuantParams],
+    weights: dict[WeightKey, QuantParams],
+) -> ir.Model:
+    """A quantized copy of ``model``, which stays as it is.
+
+    ``tensors`` holds the parameters of every point that owns some and of every constant operand; ``weights`` those of
+    every weight, by ``weight_key``. Raises ``ModelError`` naming the tensor where one is missing.
+    """
+    writer = _Writer(model.clone(), tensors, weights, plan)
+    for weight in plan.weights:
+        writer.weight(weight)
+    for bias in plan.biases:
+        writer.bias(bias)
+    for constant in plan.constants:
+        writer.constant(constant)
+    for point in plan.points:
+        writer.point(point)
+    writer.drop_unused_initializers()
+    return writer.model
+
+
+class _Writer:
+    def __init__(
+        self, model: ir.Model, tensors: dict[str, QuantParams], weights: dict[WeightKey, QuantParams], plan: Plan
+    ) -> None:
+        self.model = model
+        self._tensors = tensors
+        self._weights = weights
+        self._nodes = {n.name or "": n for n in nodes(model)}
+        self._values = values_by_name(model)
+        self._names = set(self._values) | set(self._nodes)
+        self._source = {p.tensor: p.source.tensor for p in plan.points if isinstance(p.source, SharedWith)}
+        self._weight_of = {w.node: w for w in plan.weights if w.storage is Storage.INTEGER}
+        self._made: dict[tuple[int, str, str], ir.Value] = {}
+
+    # -- the parts of a plan ---------------------------------------------------------------------------------------
+
+    def weight(self, weight: Weight) -> None:
+        node = self._nodes[weight.node]
+        chosen = self._weight_params(weight)
+        data = self._constant(weight.tensor)
+        graph = _graph(node)
+        key = (id(graph), weight.tensor, f"{weight.granularity} {weight.storage.value}")
+        if weight.storage is Storage.GATHERED:
+            self._gather(node, weight.tensor, data, chosen)
+            return
+        if key not in self._made:
+            codes = self._initializer(graph, f"{weight.tensor}_quantized", chosen.quantize(data))
+            if weight.storage is Storage.PACKED:
+                scale = chosen.granularity.expand(chosen.scale, data.shape)
+                if chosen.scale.ndim == data.ndim:  # one block along the last axis: broadcasting does the rest
+                    scale = chosen.scale
+                floats = self._node(
+                    "Cast", [codes], f"{weight.tensor}_codes", place=_Before(node), to=ir.DataType.FLOAT
+                )
+                factor = self._initializer(graph, f"{weight.tensor}_scale", np.ascontiguousarray(scale))
+                self._made[key] = self._node("Mul", [floats, factor], f"{weight.tensor}_expanded", place=_Before(node))
+            else:
+                self._made[key] = self._dequantize(codes, chosen, weight.tensor, place=_Before(node))
+        shared = self._made[key]
+        node.replace_input_with(weight.index, shared)
+
+    def _gather(self, node: ir.Node, tensor: str, data: npt.NDArray[np.float32], chosen: QuantParams) -> None:
+        """``Cast(Gather(codes, i)) * Gather(scale, i)``: only the rows that are read become float."""
+        graph = _graph(node)
+        key, scale_key = (id(graph), tensor, "table"), (id(graph), tensor, "table scale")
+        if key not in self._made:
+            self._made[key] = self._initializer(graph, f"{tensor}_quantized", chosen.quantize(data))
+            self._made[scale_key] = self._initializer(graph, f"{tensor}_scale", chosen.scale)
+        index = node.inputs[1]
+        codes = self._node("Gather", [self._made[key], index], f"{tensor}_row_codes", place=_Before(node), axis=0)
+        floats = self._node("Cast", [codes], f"{tensor}_row_values", place=_Before(node), to=ir.DataType.FLOAT)
+        scales = self._made[scale_key]
+        factor = self._node("Gather", [scales, index], f"{tensor}_row_scales", place=_Before(node), axis=0)
+        rows = self._node("Mul", [floats, factor], f"{tensor}_rows", place=_Before(node))
+        for use in list(node.outputs[0].uses()):
+            use.node.replace_input_with(use.idx, rows)
+        self._take_over(node.outputs[0], rows)
+        graph.remove(node, safe=True)
+
+    def bias(self, bias: Bias) -> None:
+        node = self._nodes[bias.node]
+        data = self._constant(bias.tensor).reshape(-1)
+        chosen = bias_params(self._tensor_params(bias.input), self._weight_params(self._weight_of[bias.weight_node]))
+        codes = self._initializer(_graph(node), f"{bias.tensor}_quantized", chosen.quantize(data))
+        node.replace_input_with(bias.index, self._dequantize(codes, chosen, bias.tensor, place=_Before(node)))
+
+    def constant(self, constant: Constant) -> None:
+        node = self._nodes[constant.node]
+        chosen = self._tensor_params(constant.tensor)
+        codes = self._initializer(
+            _graph(node), f"{constant.tensor}_quantized", chosen.quantize(self._constant(constant.tensor))
+        )
+        node.replace_input_with(constant.index, self._dequantize(codes, chosen, constant.tensor, place=_Before(node)))
+
+    def point(self, point: Point) -> None:
+        value = self._values[point.tensor]
+        chosen = self._tensor_params(point.tensor)
+        graph = _home(value, self.model)
+        uses = list(value.uses())
+        if point.consumers is not None:
+            uses = [u for u in uses if (u.node.name or "") in point.consumers]
+        producer = value.producer()
+        if producer is None:
+            first = next(iter(graph))
+            codes = self._quantize(value, chosen, point.tensor, place=_Before(first))
+            real = self._dequantize(codes, chosen, point.tensor, place=_Before(first))
+        else:
+            codes = self._quantize(value, chosen, point.tensor, place=_After(producer))
+            quantizer = codes.producer()
+            assert quantizer is not None
+            real = self._dequantize(codes, chosen, point.tensor, place=_After(quantizer))
+        for use in uses:
+            use.node.replace_input_with(use.idx, real)
+        if point.consumers is None and value.is_graph_output():
+            self._take_over(value, real)
+
+    # -- pieces ------------------------------------------------------------------------------------------------------
+
+    def drop_unused_initializers(self) -> None:
+        for graph in self.model.graphs():
+            for name, value in list(graph.initializers.items()):
+                if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                    del graph.initializers[name]
+
+    def _take_over(self, old: ir.Value, new: ir.Value) -> None:
+        """Gives ``new`` the name of ``old``, its type, and its place among the outputs of the graph."""
+        graph = _home(old, self.model)
+        name, new.shape, new.type = old.name or "", old.shape, old.type
+        for index, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[index] = new
+        old.name = self._fresh(f"{name}_float")
+        new.name = name
+        self._values[name] = new
+
+    def _quantize(self, value: ir.Value, chosen: QuantParams, name: str, *, place: _Place) -> ir.Value:
+        scale, zero = self._parameters(_graph(place.node), chosen, name)
+        return self._node("QuantizeLinear", [value, scale, zero], f"{name}_codes", place=place)
+
+    def _dequantize(self, codes: ir.Value, chosen: QuantParams, name: str, *, place: _Place) -> ir.Value:
+        scale, zero = self._parameters(_graph(place.node), chosen, name)
+        axis = {"axis": chosen.granularity.axis} if isinstance(chosen.granularity, PerAxis) else {}
+        return self._node("DequantizeLinear", [codes, scale, zero], f"{name}_dequantized", place=place, **axis)
+
+    def _parameters(self, graph: ir.Graph, chosen: QuantParams, name: str) -> tuple[ir.Value, ir.Value]:
+        key, zero_key = (id(graph), name, f"{hash(chosen)} scale"), (id(graph), name, f"{hash(chosen)} zero")
+        if key not in self._made:
+            self._made[key] = self._initializer(graph, f"{name}_scale", chosen.scale)
+            self._made[zero_key] = self._initializer(graph, f"{name}_zero_point", chosen.zero_point)
+        return self._made[key], self._made[zero_key]
+
+    def _initializer(self, graph: ir.Graph, name: str, data: npt.NDArray[np.generic]) -> ir.Value:
+        name = self._fresh(name)
+        value = ir.Value(name=name, const_value=ir.Tensor(np.asarray(data), name=name))
+        value.shape, value.dtype = ir.Shape(data.shape), ir.DataType.from_numpy(data.dtype)
+        graph.register_initializer(value)
+        return value
+
+    def _node(
+        self, op: str, inputs: Iterable[ir.Value | None], name: str, *, place: _Place, **attributes: int
+    ) -> ir.Value:
+        name = self._fresh(name)
+        node = ir.node(op, list(inputs), attributes or None, name=self._fresh(f"{name}_{op}"))
+        node.outputs[0].name = name
+        if isinstance(place, _Before):
+            _graph(place.node).insert_before(place.node, node)
+        else:
+            _graph(place.node).insert_after(place.node, node)
+        return node.outputs[0]
+
+    def _fresh(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self._names:
+            count += 1
+            candidate = f"{name}_{count}"
+        self._names.add(candidate)
+        return candidate
+
+    def _constant(self, tensor: str) -> npt.NDArray[np.float32]:
+        data = array(self._values[tensor])
+        if data is None:
+            raise ModelError(f"tensor '{tensor}' is not a constant; the plan does not belong to this model")
+        return data.astype(np.float32, copy=False)
+
+    def _tensor_params(self, tensor: str) -> QuantParams:
+        root = tensor
+        while root in self._source:
+            root = self._source[root]
+        if root not in self._tensors:
+            raise ModelError(f"tensor '{root}' has no quantization parameters; observe it before emitting")
+        return self._tensors[root]
+
+    def _weight_params(self, weight: Weight) -> QuantParams:
+        key = weight_key(weight)
+        if key not in self._weights:
+            raise ModelError(f"weight '{weight.tensor}' has no quantization parameters")
+        return self._weights[key]
+
+
+def _graph(node: ir.Node) -> ir.Graph:
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
+
+
+def _home(value: ir.Value, model: ir.Model) -> ir.Graph:
+    return value.graph if isinstance(value.graph, ir.Graph) else model.graph

@@ -1,0 +1,59 @@
+"""Copies of models that share the weights' memory and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+FILES = "onnxq.files"  # key of ``model.meta``: the files that a model was read from, as a tuple of absolute paths
+
+INFERRED = "onnxq.inferred"  # key of ``value.meta``: type and shape can be inferred again and need not be stored
+
+
+def copy_model(model: ir.Model) -> ir.Model:
+    """A copy of ``model`` that shares only the memory of the weights; renaming in one never shows in the other."""
+    copy = model.clone()
+    for graph in all_graphs(copy):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = share(value.const_value)
+    copy.meta.update(model.meta)
+    return copy
+
+
+def share(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A tensor over the same data with a name of its own (renaming an ``ir.Value`` renames the tensor it holds)."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return ir.ExternalTensor(
+            tensor.location,
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=tensor.name,
+            doc_string=tensor.doc_string,
+            base_dir=tensor.base_dir,
+        )
+    if tensor.dtype == ir.DataType.STRING:
+        return ir.StringTensor(tensor.numpy(), shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
+    return ir.LazyTensor(
+        lambda: tensor,
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+        doc_string=tensor.doc_string,
+    )
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph and every If/Loop/Scan body, outer graphs first (bodies of model-local functions not included)."""
+    yield model.graph
+    yield from model.graph.subgraphs()
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of ``model``: main graph, bodies and model-local functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()

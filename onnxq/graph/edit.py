@@ -1,0 +1,171 @@
+"""Small questions about a graph and small edits of it, shared by the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Array = npt.NDArray[Any]
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether ``node`` is one of these operators of the default domain."""
+    return node is not None and node.domain == "" and node.op_type in op_types
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether ``value`` is an initializer that no caller can override."""
+    return value is not None and value.const_value is not None and value.is_initializer() and not value.is_graph_input()
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """The array of a constant ``value``, or None when it is no constant (or holds strings)."""
+    if value is None or not is_constant(value):
+        return None
+    tensor = value.const_value
+    if tensor is None or tensor.dtype == ir.DataType.STRING:
+        return None
+    return tensor.numpy()
+
+
+def float_constant(value: ir.Value | None) -> Array | None:
+    """The array of a constant ``value`` of a float type, else None."""
+    array = constant(value)
+    return array if array is not None and array.dtype.kind == "f" else None
+
+
+def new_constant(graph: ir.Graph, array: Array, *, name: str) -> ir.Value:
+    """A new initializer of ``graph`` that holds ``array``, called ``name`` or the first free ``name_1``..."""
+    free, count = name, 0
+    while free in graph.initializers:
+        count += 1
+        free = f"{name}_{count}"
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=free)
+    value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def new_node(op_type: str, inputs: Sequence[ir.Value | None], *, name: str, **attributes: Any) -> ir.Node:
+    """A node with one output called after it; ``attributes`` as Python values, None left out."""
+    kept = {key: value for key, value in attributes.items() if value is not None}
+    node = ir.node(op_type, list(inputs), attributes=kept, name=name)
+    node.outputs[0].name = f"{name}_output"
+    return node
+
+
+def owner(node: ir.Node) -> ir.Graph:
+    """The graph that ``node`` stands in."""
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise TypeError(f"node {node.name!r} stands in no graph")
+    return graph
+
+
+def label(node: ir.Node) -> str:
+    """A name for messages: the node's own, or its first output's."""
+    return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    """The integer attribute ``name`` of ``node``."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def number(node: ir.Node, name: str, default: float) -> float:
+    """The float attribute ``name`` of ``node``."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_float()
+
+
+def text(node: ir.Node, name: str, default: str) -> str:
+    """The string attribute ``name`` of ``node``."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()
+
+
+def integers(node: ir.Node, name: str) -> tuple[int, ...] | None:
+    """The integer-list attribute ``name`` of ``node``; None where it is absent."""
+    attribute = node.attributes.get(name)
+    return None if attribute is None else tuple(attribute.as_ints())
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """The one node that reads ``value``, once, in the same graph; None where there are more uses or it is an output."""
+    uses = tuple(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node = uses[0].node
+    producer = value.producer()
+    return node if producer is None or node.graph is producer.graph else None
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """The number of dimensions of ``value`` where known."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape of ``value`` where every dimension is a number."""
+    if value is None or value.shape is None:
+        return None
+    dims = tuple(dim for dim in value.shape if isinstance(dim, int))
+    return dims if len(dims) == len(value.shape) else None
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Makes every node that read ``old`` read ``new`` (graph outputs are left)."""
+    for use in tuple(old.uses()):
+        use.node.replace_input_with(use.idx, new)
+
+
+def set_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
+    """Sets input ``index`` of ``node``, adding empty ones before it where needed."""
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, value)
+
+
+def can_bypass(node: ir.Node, *, keep: ir.Value) -> bool:
+    """Whether ``node`` can go with ``keep`` in the place of its first output, all names of graph outputs surviving.
+
+    Not so for a graph output when ``keep`` is an input, an initializer, from outside the graph or an output already.
+    """
+    output = node.outputs[0]
+    if not output.is_graph_output():
+        return True
+    producer, graph = keep.producer(), owner(node)
+    if producer is None or producer.graph is not graph or keep.is_graph_output():
+        return False
+    return sum(1 for value in graph.outputs if value is output) == 1
+
+
+def bypass(node: ir.Node, *, keep: ir.Value) -> bool:
+    """Removes ``node``, whose first output equals ``keep``; False, and nothing changed, unless ``can_bypass``."""
+    if not can_bypass(node, keep=keep):
+        return False
+    output, graph = node.outputs[0], owner(node)
+    replace_value(output, keep)
+    keep.type = keep.type or output.type
+    if keep.shape is None:
+        keep.shape = output.shape
+    if output.is_graph_output():
+        index = next(i for i, value in enumerate(graph.outputs) if value is output)
+        name, output.name = output.name, None
+        graph.outputs[index] = keep
+        keep.name = name
+        keep.shape = output.shape if output.shape is not None else keep.shape
+    graph.remove(node, safe=True)
+    return True
+
+
+def insert_before(node: ir.Node, new: Iterable[ir.Node]) -> None:
+    """Puts ``new`` nodes, in order, right before ``node``."""
+    owner(node).insert_before(node, tuple(new))

@@ -1,0 +1,97 @@
+"""External data: weights that live in files beside the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq.errors import ModelError
+from onnxq.graph.copying import all_graphs, all_nodes
+
+
+def resolve_external(model: ir.Model, folder: Path | None) -> tuple[Path, ...]:
+    """Points every external tensor of ``model`` at its real file and returns those files; nothing is read.
+
+    ``folder`` is where the model lies; None (a model from memory) leaves paths relative to the working directory.
+
+    Raises:
+        ModelError: a file is missing, too short, or lies outside the model's folder by name.
+    """
+    files: dict[Path, None] = {}
+
+    def resolved(tensor: ir.ExternalTensor, owner: str) -> ir.ExternalTensor:
+        path = _locate(tensor, owner, folder)
+        files[path] = None
+        # The real path and no base folder: model hubs keep data behind symbolic links that leave the model's folder.
+        return ir.ExternalTensor(
+            os.fspath(path),
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=tensor.name or owner,
+            doc_string=tensor.doc_string,
+        )
+
+    for graph in all_graphs(model):
+        for name, value in graph.initializers.items():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = resolved(value.const_value, name)
+    for node, key, tensor in _external_attributes(model):
+        owner = tensor.name or (node.outputs[0].name if node.outputs else None) or node.name or "?"
+        node.attributes[key] = ir.AttrTensor(key, resolved(tensor, owner))
+    return tuple(files)
+
+
+def embed_external(model: ir.Model) -> None:
+    """Replaces, in place, every external tensor by one whose bytes go into the model file (still mapped, not read)."""
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _embedded(value.const_value)
+    for node, key, tensor in _external_attributes(model):
+        node.attributes[key] = ir.AttrTensor(key, _embedded(tensor))
+
+
+def _embedded(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    return ir.LazyTensor(
+        lambda: tensor,
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+    )
+
+
+def _external_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.ExternalTensor]]:
+    for node in all_nodes(model):
+        for key, attribute in tuple(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                yield node, key, attribute.value
+
+
+def _locate(tensor: ir.ExternalTensor, owner: str, folder: Path | None) -> Path:
+    location = os.fspath(tensor.location)
+    base = Path(tensor.base_dir) if folder is None else folder
+    if folder is not None and (os.path.isabs(location) or ".." in Path(location).parts):
+        raise ModelError(
+            f"tensor {owner!r} keeps its data in {location!r}, outside the model's folder; save the model again with "
+            "its data beside it"
+        )
+    path = base / location
+    if not path.is_file():
+        what = "is missing" if not path.exists() else "is not a file"
+        hint = "put it beside the model" if folder is not None else "give the path of the model instead of the object"
+        raise ModelError(f"external data file {str(path)!r} of tensor {owner!r} {what}; {hint}")
+    path = path.resolve()
+    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    size = path.stat().st_size
+    if tensor.size and end > size:
+        raise ModelError(
+            f"external data file {str(path)!r} is truncated: tensor {owner!r} ends at byte {end}, the file at {size}; "
+            "copy the file again"
+        )
+    return path

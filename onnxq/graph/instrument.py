@@ -1,0 +1,96 @@
+"""Making interior tensors visible: a copy of a model with more outputs, tensors inside If bodies included.
+
+A tensor of an If branch becomes an output of the branch and of the If node; the other branch gives an empty tensor in
+its place. Tensors inside Loop and Scan bodies have one value an iteration and cannot be shown this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.query import nodes
+
+
+def owners(model: ir.Model) -> dict[int, ir.Node]:
+    """For each body graph, by ``id(graph)``: the If, Loop or Scan node it belongs to."""
+    found: dict[int, ir.Node] = {}
+    for node in nodes(model):
+        for attr in node.attributes.values():
+            if attr.type == ir.AttributeType.GRAPH:
+                found[id(attr.as_graph())] = node
+            elif attr.type == ir.AttributeType.GRAPHS:
+                found.update({id(g): node for g in attr.as_graphs()})
+    return found
+
+
+def unobservable(model: ir.Model) -> set[str]:
+    """Names of the nodes inside Loop and Scan bodies, at any depth."""
+    owner = owners(model)
+    hidden: set[str] = set()
+    for node in nodes(model):
+        graph = node.graph
+        while graph is not None and id(graph) in owner:
+            outer = owner[id(graph)]
+            if outer.op_type != "If":
+                hidden.add(node.name or "")
+                break
+            graph = outer.graph
+    return hidden
+
+
+def expose(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
+    """A copy of ``model`` whose only outputs are ``tensors``, and the output's name for each of them.
+
+    An empty array of shape ``[0]`` means that the branch of the If which holds the tensor did not run. Names that do
+    not exist are left out of the mapping.
+    """
+    copy = model.clone()
+    owner = owners(copy)
+    wanted = set(tensors)
+    found: dict[str, ir.Value] = {}
+    for graph in copy.graphs():
+        for value in (*graph.inputs, *(o for n in graph for o in n.outputs)):
+            if value.name in wanted and value.name not in found:
+                found[value.name or ""] = value
+    shown: dict[str, ir.Value] = {}
+    for name, value in found.items():
+        lifted = value
+        producer = value.producer()
+        while producer is not None and producer.graph is not None and id(producer.graph) in owner:
+            outer = owner[id(producer.graph)]
+            lifted = _lift(lifted, outer, f"{name}_shown")
+            producer = outer
+        shown[name] = lifted
+    copy.graph.outputs.clear()
+    for value in shown.values():
+        if value not in copy.graph.outputs:
+            copy.graph.outputs.append(value)
+    return copy, {name: value.name or "" for name, value in shown.items()}
+
+
+def _lift(value: ir.Value, outer: ir.Node, name: str) -> ir.Value:
+    """``value`` of a branch of the If node ``outer`` as a new output of ``outer``."""
+    inner = value.graph
+    dtype = value.dtype or ir.DataType.FLOAT
+    for attr in outer.attributes.values():
+        if attr.type != ir.AttributeType.GRAPH:
+            continue
+        branch = attr.as_graph()
+        if branch is inner:
+            branch.outputs.append(value)
+            continue
+        empty = ir.tensor(np.zeros(0, dtype.numpy()), name=f"{name}_absent")
+        stand_in = ir.node("Constant", [], {"value": empty}, name=f"{name}_{attr.name}_absent")
+        stand_in.outputs[0].name = f"{name}_{attr.name}_absent"
+        stand_in.outputs[0].dtype = dtype
+        stand_in.outputs[0].shape = ir.Shape([0])
+        branch.append(stand_in)
+        branch.outputs.append(stand_in.outputs[0])
+    outer.resize_outputs(len(outer.outputs) + 1)
+    lifted = outer.outputs[-1]
+    lifted.name = name
+    lifted.dtype = dtype
+    return lifted

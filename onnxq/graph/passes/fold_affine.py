@@ -1,0 +1,73 @@
+"""BatchNormalization and per-channel arithmetic disappear into the linear operator beside them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.copying import all_graphs
+from onnxq.graph.edit import bypass, can_bypass, is_op, label, rank, sole_consumer
+from onnxq.graph.passes.affine import Affine, read_affine
+from onnxq.graph.passes.linear import Linear, fold_after, fold_before, linear_before, read_linear
+
+
+def fold_affine(model: ir.Model) -> int:
+    """Folds ``x * scale + shift`` into the linear node before it, or else after it; returns how many nodes went.
+
+    That is BatchNormalization in inference and Add, Sub, Mul, Div by constants, next to Conv, ConvTranspose, Gemm and
+    MatMul with constant weights, where nothing else reads the value between the two. Before a padded Conv only a
+    multiplication folds: what is padded is zero, and zero it must stay. Arithmetic in float64; weights shared with
+    other nodes are copied.
+    """
+    count = 0
+    for graph in all_graphs(model):
+        for node in tuple(graph):
+            affine = read_affine(node)
+            if affine is not None and (_into_previous(node, affine) or _into_next(node, affine)):
+                count += 1
+    return count
+
+
+def _into_previous(node: ir.Node, affine: Affine) -> bool:
+    linear = linear_before(affine.source)
+    if linear is None or not can_bypass(node, keep=affine.source):
+        return False
+    bare = is_op(linear.node, "MatMul") and linear.add is None
+    if bare and not affine.axis1 and np.any(affine.shift):
+        return False  # this is where the bias of a MatMul belongs already
+    flat = affine.per_channel(channels=linear.channels, axis=linear.axis, rank=_rank(linear))
+    if flat is None or not fold_after(linear, *flat, label=label(node)):
+        return False
+    keep = node.inputs[affine_index(node, affine)] if linear.add is None else affine.source
+    if keep is None:
+        raise AssertionError("an affine node has lost its input")
+    bypass(node, keep=keep)
+    return True
+
+
+def affine_index(node: ir.Node, affine: Affine) -> int:
+    """Which input of ``node`` is not the constant (folding may have put an Add's output there)."""
+    return 0 if is_op(node, "BatchNormalization") or node.inputs[1] is not affine.source else 1
+
+
+def _into_next(node: ir.Node, affine: Affine) -> bool:
+    output = node.outputs[0]
+    consumer = sole_consumer(output)
+    if consumer is None or not consumer.inputs or consumer.inputs[0] is not output:
+        return False
+    linear = read_linear(consumer)
+    if linear is None:
+        return False
+    axis, width = (-1, rank(output)) if is_op(consumer, "Gemm", "MatMul") else (1, linear.weight.ndim)
+    channels = linear.inner_channels
+    flat = affine.per_channel(channels=channels, axis=axis, rank=width)
+    if flat is None or not fold_before(linear, *flat, label=label(node)):
+        return False
+    bypass(node, keep=affine.source)
+    return True
+
+
+def _rank(linear: Linear) -> int | None:
+    if is_op(linear.node, "MatMul"):
+        return rank(linear.node.outputs[0])
+    return linear.weight.ndim

@@ -1,0 +1,42 @@
+"""Nodes that pass their input through."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxq.graph.copying import all_graphs
+from onnxq.graph.edit import bypass, constant, integer, is_op, static_shape
+
+
+def remove_passthrough(model: ir.Model) -> int:
+    """Removes Identity, inference-time Dropout, and Cast, Reshape or Transpose that change nothing; returns how many.
+
+    Kept: a node whose output is a graph output where its input may not take that name (a graph input, an initializer,
+    another output, a value from outside an If/Loop body), and Dropout whose mask is read.
+    """
+    count = 0
+    for graph in all_graphs(model):
+        for node in tuple(graph):
+            source = node.inputs[0] if node.inputs else None
+            if source is not None and node.outputs and _passes_through(node, source):
+                count += bypass(node, keep=source)
+    return count
+
+
+def _passes_through(node: ir.Node, source: ir.Value) -> bool:
+    if is_op(node, "Identity"):
+        return True
+    if is_op(node, "Dropout"):
+        mask_read = len(node.outputs) > 1 and (node.outputs[1].is_graph_output() or bool(node.outputs[1].uses()))
+        training = node.inputs[2] if len(node.inputs) > 2 else None
+        flag = constant(training)
+        return not mask_read and (training is None or (flag is not None and not flag.any()))
+    if is_op(node, "Cast"):
+        return source.dtype is not None and integer(node, "to", 0) == source.dtype.value
+    if is_op(node, "Transpose"):
+        order = node.attributes.get("perm")
+        return order is not None and tuple(order.as_ints()) == tuple(range(len(order.as_ints())))
+    if is_op(node, "Reshape") and len(node.inputs) == 2:
+        shape, target = static_shape(source), constant(node.inputs[1])
+        return shape is not None and target is not None and shape == tuple(target.tolist()) and 0 not in shape
+    return False

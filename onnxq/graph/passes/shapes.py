@@ -1,0 +1,119 @@
+"""Shape and type inference that cannot fail."""
+
+from __future__ import annotations
+
+import logging
+
+import onnx
+import onnx_ir as ir
+
+from onnxq.graph.copying import INFERRED, all_graphs, copy_model
+from onnxq.graph.external import embed_external
+
+_log = logging.getLogger(__name__)
+# Data propagation reads small tensors (shapes, axes, indices); larger ones are weights, whose values say nothing.
+_SMALL = 1024
+
+
+def infer_shapes(model: ir.Model) -> int:
+    """Fills in shapes and types that onnx can infer, bodies included; returns how many values became better known.
+
+    Needs unique names. What onnx cannot infer stays as it was; an inference that fails changes nothing.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_light(model), check_type=False, strict_mode=False, data_prop=True)
+    except Exception as error:  # any exception: this pass is a help, never a reason to stop
+        _log.debug("shape inference failed: %s", error)
+        return 0
+    known: dict[str, onnx.TypeProto] = {}
+    _collect(inferred.graph, known)
+    count = 0
+    for graph in all_graphs(model):
+        for node in graph:
+            for value in node.outputs:
+                found = known.get(value.name or "")
+                if found is not None:
+                    count += _improve(value, found)
+    return count
+
+
+def forget_shapes(model: ir.Model) -> dict[ir.Value, ir.Shape]:
+    """Takes away, and returns, the shapes that the file claims for values inside the graphs.
+
+    Such a claim can be wrong without anybody noticing (a batch of 1 written down everywhere, then a batch axis made
+    free at the input only), so nothing may be computed from it.
+    """
+    claims: dict[ir.Value, ir.Shape] = {}
+    for graph in all_graphs(model):
+        for node in graph:
+            for value in node.outputs:
+                if value.shape is not None and not value.is_graph_output():
+                    claims[value] = value.shape
+                    value.shape = None
+    return claims
+
+
+def recall_shapes(claims: dict[ir.Value, ir.Shape]) -> None:
+    """Gives back the shapes from ``forget_shapes`` to values about which nothing could be inferred."""
+    for value, shape in claims.items():
+        if value.shape is None:
+            value.shape = shape
+
+
+def _light(model: ir.Model) -> onnx.ModelProto:
+    """``model`` without the bytes of its weights: large initializers become inputs of the main graph."""
+    light = copy_model(model)
+    embed_external(light)
+    for graph in all_graphs(light):
+        for name, value in tuple(graph.initializers.items()):
+            tensor = value.const_value
+            if tensor is None or (tensor.dtype != ir.DataType.STRING and tensor.nbytes > _SMALL):
+                if tensor is not None:
+                    value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+                graph.initializers.pop(name)
+                value.const_value = None
+                if not value.is_graph_input():
+                    light.graph.inputs.append(value)
+    return ir.to_proto(light)
+
+
+def _collect(graph: onnx.GraphProto, known: dict[str, onnx.TypeProto]) -> None:
+    for info in (*graph.value_info, *graph.output):
+        known[info.name] = info.type
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _collect(attribute.g, known)
+            for body in attribute.graphs:
+                _collect(body, known)
+
+
+def _improve(value: ir.Value, found: onnx.TypeProto) -> bool:
+    """Merges ``found`` into ``value``: numbers win over names, what the model already says wins over guesses."""
+    if not found.HasField("tensor_type"):
+        return False
+    tensor, better = found.tensor_type, False
+    if value.type is None and value.shape is None:
+        value.meta[INFERRED] = True
+    if value.type is None and tensor.elem_type:
+        value.type = ir.TensorType(ir.DataType(tensor.elem_type))
+        better = True
+    if not tensor.HasField("shape"):
+        return better
+    dims: list[int | str | None] = [
+        d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim
+    ]
+    if value.shape is None or len(value.shape) != len(dims):
+        value.shape = ir.Shape(dims)
+        return True
+    merged: list[int | str | None] = []
+    for old, new in zip(value.shape, dims, strict=True):
+        if isinstance(old, int):
+            merged.append(old)
+        elif isinstance(new, int):
+            merged.append(new)
+            better = True
+        else:
+            merged.append(old.value or new)
+    value.shape = ir.Shape(merged)
+    return better

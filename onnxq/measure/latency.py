@@ -1,0 +1,171 @@
+"""Latency of several models in one run, so that what disturbs the machine disturbs all of them alike.
+
+All sessions are loaded first and warmed up. Then, round after round, every model runs the same feed, in an order drawn
+anew each round. Times are compared *within* a round: the median over rounds of (time / time of the first model), with
+the order-statistic confidence interval of a median (sign test; no distribution assumed, but rounds independent).
+
+Idle threads of onnxruntime spin for a while before they sleep. With several sessions alive they steal the cores from
+the session that is being timed: on 2 cores with 2 threads each, three copies of one model interleaved took 3.2 times
+longer than alone, and 0.8 times with spinning off. So ``session.intra_op.allow_spinning`` is 0 whenever more than one
+session has more than one thread. A server that runs one model alone may be somewhat faster with it on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.errors import ConfigError, DataError
+from onnxq.measure.footprint import Footprint, footprint
+from onnxq.measure.plain import plain
+from onnxq.measure.proto import Model, label
+from onnxq.measure.session import Feed, open_session, run
+
+MAX_FEEDS = 8
+_WARM_UP_RUNS = 3
+# Shorter models are run several times for one measurement, or Python's own jitter would be measured.
+_SHORTEST_S = 1e-3
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one model with ``threads`` threads: median, first and third quartile, least.
+
+    ``ratio``: median over rounds of its time over the first model's in the same round (below 1: faster), with the 95 %
+    confidence interval ``[ratio_low, ratio_high]``; 1 for the first model.
+    """
+
+    model: str
+    threads: int
+    rounds: int
+    median_ms: float
+    q1_ms: float
+    q3_ms: float
+    min_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than the first model."""
+        return 1.0 / self.ratio
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """``rows``: models in the order given, for each number of threads. ``footprints``: one for each model, or none."""
+
+    rows: tuple[Latency, ...]
+    footprints: tuple[Footprint, ...]
+    spinning: bool
+    seed: int
+
+    def of(self, *, threads: int) -> tuple[Latency, ...]:
+        """The rows measured with ``threads`` threads."""
+        return tuple(row for row in self.rows if row.threads == threads)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return dict(plain(self))
+
+
+def benchmark(
+    models: Sequence[Model],
+    feeds: Iterable[Feed],
+    *,
+    threads: Sequence[int] = (1,),
+    seconds: float = 5.0,
+    min_rounds: int = 20,
+    seed: int = 0,
+    memory: bool = True,
+) -> LatencyReport:
+    """The ``LatencyReport`` of ``models`` over the first ``MAX_FEEDS`` of ``feeds``, taken in turn.
+
+    ``seconds``: for each number of threads; at least ``min_rounds`` rounds are run. ``memory``: whether to start one
+    process for each model that measures load time and peak memory.
+
+    Raises ``ConfigError`` for no models or senseless counts, ``DataError`` for no feeds or one that does not fit.
+    """
+    if not models or not threads or min(threads) < 1 or min_rounds < 1:
+        raise ConfigError("a benchmark needs at least one model, one thread and one round")
+    kept = [dict(feed) for feed in itertools.islice(feeds, MAX_FEEDS)]
+    if not kept:
+        raise DataError("there is no data to run the models on: give at least one sample")
+    spinning = len(models) == 1 or max(threads) == 1
+    rng = np.random.default_rng(seed)
+    rows: list[Latency] = []
+    for count in threads:
+        times = _rounds(models, kept, count, seconds, min_rounds, spinning, rng)
+        rows += [_row(label(model), count, times[:, i], times[:, 0]) for i, model in enumerate(models)]
+    footprints = tuple(footprint(m, kept, threads=max(threads)) for m in models) if memory else ()
+    return LatencyReport(tuple(rows), footprints, spinning, seed)
+
+
+def _rounds(
+    models: Sequence[Model],
+    feeds: list[dict[str, npt.NDArray[Any]]],
+    threads: int,
+    seconds: float,
+    min_rounds: int,
+    spinning: bool,
+    rng: np.random.Generator,
+) -> npt.NDArray[np.float64]:
+    """Seconds of one run: ``[rounds, models]``."""
+    config: Mapping[str, str] = {} if spinning else {"session.intra_op.allow_spinning": "0"}
+    sessions = [open_session(model, threads=threads, config=config) for model in models]
+    shortest = math.inf
+    for session in sessions:
+        for feed in feeds:
+            run(session, feed)  # the shapes of all feeds are seen before any is timed
+        for _ in range(_WARM_UP_RUNS):
+            shortest = min(shortest, _time(session, feeds[0], 1))
+    repeats = max(1, math.ceil(_SHORTEST_S / max(shortest, 1e-9)))
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while len(rounds) < min_rounds or time.perf_counter() < end:
+        feed = feeds[len(rounds) % len(feeds)]
+        row = [0.0] * len(sessions)
+        for i in rng.permutation(len(sessions)).tolist():
+            row[i] = _time(sessions[i], feed, repeats)
+        rounds.append(row)
+    return np.asarray(rounds)
+
+
+def _time(session: Any, feed: dict[str, npt.NDArray[Any]], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        session.run(None, feed)
+    return (time.perf_counter() - start) / repeats
+
+
+def _row(name: str, threads: int, own: npt.NDArray[np.float64], first: npt.NDArray[np.float64]) -> Latency:
+    q1, median, q3 = (np.percentile(own, [25, 50, 75]) * 1e3).tolist()
+    ratio, low, high = median_interval(own / first)
+    return Latency(name, threads, len(own), median, q1, q3, float(own.min() * 1e3), ratio, low, high)
+
+
+def median_interval(values: npt.ArrayLike, *, confidence: float = _CONFIDENCE) -> tuple[float, float, float]:
+    """(median, low, high): the distribution-free interval of a median (sign test) from order statistics.
+
+    ``[x_(k), x_(n+1-k)]`` holds the median with probability ``1 - 2 P(Binomial(n, 1/2) < k)``; the largest ``k`` that
+    keeps at least ``confidence`` is taken, and the whole range where even ``k = 1`` does not (n <= 5 for 95 %).
+    """
+    x = np.sort(np.asarray(values, np.float64).ravel())
+    n = x.size
+    k, tail = 0, 0.0
+    while k < (n - 1) // 2:
+        tail += math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
+        if 2 * tail > 1 - confidence:
+            break
+        k += 1
+    k = max(k, 1)
+    return float(np.median(x)), float(x[k - 1]), float(x[n - k])

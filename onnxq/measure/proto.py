@@ -1,0 +1,85 @@
+"""Reading a model's graph without its weights: all that measuring needs, and cheap for models of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from onnxq.errors import ModelError, one_line
+
+if TYPE_CHECKING:
+    import onnx
+
+# A file (its external data lies beside it) or a serialised ModelProto.
+Model: TypeAlias = "Path | str | bytes"
+
+
+def label(model: Model) -> str:
+    """How messages and tables call ``model``: its file name, or a phrase for bytes."""
+    return "the model in memory" if isinstance(model, bytes) else Path(model).name
+
+
+def folder(model: Model) -> Path | None:
+    """The folder that external data is relative to; None for bytes."""
+    return None if isinstance(model, bytes) else Path(model).resolve().parent
+
+
+def load_proto(model: Model) -> onnx.ModelProto:
+    """The ``ModelProto`` of ``model``; weights in external files stay there.
+
+    Raises ``ModelError`` where the file is missing, unreadable or not ONNX.
+    """
+    import onnx
+
+    name = label(model)
+    try:
+        data = model if isinstance(model, bytes) else Path(model).read_bytes()
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise ModelError(f"cannot read {model!s}: {reason}; check the path") from error
+    try:
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
+    except Exception as error:  # protobuf's DecodeError lies in a module that moves between versions
+        raise ModelError(f"{name} is not an ONNX model or is truncated; export or download it again") from error
+    if not proto.HasField("graph"):
+        raise ModelError(f"{name} holds no graph: it is not an ONNX model; give the .onnx file itself")
+    return proto
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """(attribute name, body) of every graph that ``node`` (If, Loop, Scan) holds."""
+    import onnx
+
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.name, attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            for i, graph in enumerate(attribute.graphs):
+                yield f"{attribute.name}[{i}]", graph
+
+
+def scope_of(node: onnx.NodeProto, attribute: str) -> str:
+    """A name for the body ``attribute`` of ``node`` that onnxruntime's optimiser keeps."""
+    return f"{node.name or (node.output[0] if node.output else node.op_type)}/{attribute}"
+
+
+def walk(graph: onnx.GraphProto, *, scope: str = "") -> Iterator[tuple[str, onnx.GraphProto]]:
+    """(scope, graph) of ``graph`` and of all bodies below it, outer ones first; the main graph's scope is ``""``."""
+    yield scope, graph
+    for node in graph.node:
+        for attribute, body in subgraphs(node):
+            below = scope_of(node, attribute)
+            yield from walk(body, scope=f"{scope}/{below}" if scope else below)
+
+
+def used_names(node: onnx.NodeProto) -> set[str]:
+    """All values ``node`` reads, those captured by its bodies from outside among them."""
+    names = {name for name in node.input if name}
+    for _, body in subgraphs(node):
+        made = {v.name for v in body.input} | {t.name for t in body.initializer}
+        for inner in body.node:
+            names |= used_names(inner) - made
+            made |= set(inner.output)
+        names |= {v.name for v in body.output} - made
+    return names

@@ -1,0 +1,107 @@
+"""The report of one quantization: what it cost and what it gained. One value; table and JSON are two prints of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from onnxq.measure.compare import Comparison
+from onnxq.measure.kernels import KernelMap
+from onnxq.measure.latency import LatencyReport
+from onnxq.measure.layers import LayerNoise
+from onnxq.measure.plain import plain
+from onnxq.measure.size import ModelSize
+from onnxq.measure.trace import Fate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class LeftFloat:
+    """A compute node that does not run on integers: the float operator ``kernel`` it ended in, and why."""
+
+    node: str
+    op: str
+    kernel: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of a quantized model beside its float ``source``; parts that were not measured are None or empty.
+
+    ``latency``: the float model first, the quantized one second. ``fates``: of the compute nodes of the *result*.
+    ``reasons``: why a node was left float, by node name or, for unnamed nodes, by first output name; where it says
+    nothing, the cause found in the graph stands. ``provenance``: versions, options, data, as text.
+    """
+
+    source: ModelSize
+    result: ModelSize
+    comparison: Comparison | None = None
+    latency: LatencyReport | None = None
+    kernels: KernelMap | None = None
+    fates: tuple[Fate, ...] = ()
+    layers: tuple[LayerNoise, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def integer(self) -> tuple[Fate, ...]:
+        """The compute nodes that run on integers."""
+        return tuple(fate for fate in self.fates if fate.integer)
+
+    @property
+    def left_float(self) -> tuple[LeftFloat, ...]:
+        """The compute nodes that do not, each with its reason."""
+        return tuple(
+            LeftFloat(f.node or f.output, f.op, f.kernel, self.reasons.get(f.node or f.output) or f.why)
+            for f in self.fates
+            if not f.integer
+        )
+
+    @property
+    def smaller(self) -> float:
+        """How many times smaller the result is on disk."""
+        return self.source.file_bytes / max(self.result.file_bytes, 1)
+
+    @property
+    def slower(self) -> bool:
+        """Whether the quantized model is slower than the float one for some number of threads, beyond doubt.
+
+        Beyond doubt: the whole confidence interval of the paired ratio lies above 1.
+        """
+        rows = () if self.latency is None else self.latency.rows
+        return any(row.ratio_low > 1 for row in rows)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Model SQNR in dB (see ``Comparison.sqnr_db``)."""
+        return None if self.comparison is None else self.comparison.sqnr_db
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            **plain(self),
+            "comparison": None if self.comparison is None else self.comparison.to_dict(),
+            "kernels": None if self.kernels is None else self.kernels.to_dict(),
+            "left_float": plain(self.left_float),
+            "smaller": self.smaller,
+            "slower": self.slower,
+            "sqnr_db": plain(self.sqnr_db),
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """As JSON text; NaN and infinity are null."""
+        import json
+
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def render(self, console: Console) -> None:
+        """Print it as tables on ``console``, fit for 80 columns and more."""
+        from onnxq.measure.tables import show
+
+        show(self, console)

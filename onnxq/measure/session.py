@@ -1,0 +1,138 @@
+"""Sessions of onnxruntime on the CPU: the only place in onnxq that opens one, and the words for what it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.errors import DataError, OnnxqError, RuntimeFailure, one_line
+from onnxq.measure.proto import Model, label, load_proto
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Level: TypeAlias = Literal["none", "basic", "extended", "all"]
+Feed: TypeAlias = Mapping[str, npt.NDArray[Any]]
+
+_LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+_FATAL = 4
+# Above this size the weights of a saved optimised graph go to a file beside it: its reader wants the graph only.
+_EXTERNAL_BYTES = 1024
+
+
+def open_session(
+    model: Model,
+    *,
+    threads: int | None = None,
+    optimize: Level = "all",
+    save_optimized: Path | None = None,
+    config: Mapping[str, str] | None = None,
+    data_folder: Path | None = None,
+) -> InferenceSession:
+    """An ``InferenceSession`` of ``model`` on the CPU that prints nothing.
+
+    ``threads``: for one operator; None leaves onnxruntime's choice. Operators run one after another.
+    ``save_optimized``: where to write the graph that really runs, its weights in a ``.data`` file beside it.
+    ``config``: session configuration entries. ``data_folder``: where external data lies if ``model`` is bytes.
+
+    Raises ``RuntimeFailure`` where onnxruntime refuses the model and ``ModelError`` where the file is not ONNX.
+    """
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(_FATAL)
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimize])
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    entries = dict(config or {})
+    if save_optimized is not None:
+        options.optimized_model_filepath = str(save_optimized)
+        entries["session.optimized_model_external_initializers_file_name"] = save_optimized.name + ".data"
+        entries["session.optimized_model_external_initializers_min_size_in_bytes"] = str(_EXTERNAL_BYTES)
+    if data_folder is not None:
+        entries["session.model_external_initializers_file_folder_path"] = str(data_folder)
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors share no base class but Exception
+        _refuse_load(model, error)
+
+
+def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[npt.NDArray[Any]]:
+    """The ``outputs`` (all, in order, if None) of one run.
+
+    Raises ``DataError`` where ``feed`` does not fit the inputs, ``RuntimeFailure`` where the run itself fails.
+    """
+    try:
+        return [np.asarray(value) for value in session.run(outputs, dict(feed))]
+    except Exception as error:
+        text = one_line(error)
+        if any(sign in text for sign in _BAD_FEED):
+            wanted = ", ".join(f"{i.name}: {i.type}{i.shape}" for i in session.get_inputs())
+            reason = text.partition("INVALID_ARGUMENT : ")[2] or text
+            raise DataError(f"the data does not fit the model ({reason}); it takes {wanted}") from error
+        raise RuntimeFailure(f"onnxruntime failed while running the model: {text}; report it with the model") from error
+
+
+_BAD_FEED = (
+    "missing from input feed",
+    "Invalid input name",
+    "Invalid Feed Input Name",
+    "invalid dimensions for input",
+    "Invalid rank for input",
+    "Unexpected input data type",
+)
+
+
+def _refuse_load(model: Model, error: Exception) -> NoReturn:
+    """Raise the one-line error for what onnxruntime said when it refused to load ``model``."""
+    import onnxruntime as ort
+
+    name, runtime, text = label(model), f"onnxruntime {ort.__version__}", " ".join(str(error).split())
+    try:
+        proto = load_proto(model)  # a missing, truncated or foreign file is named as such
+    except OnnxqError as cause:
+        raise cause from error
+    newer = "upgrade onnxruntime or export the model again with an older"
+    if match := re.search(r"IR version: (\d+), max supported IR version: (\d+)", text):
+        raise RuntimeFailure(
+            f"{name} has IR version {match[1]} but {runtime} reads up to {match[2]}; {newer} IR version"
+        ) from error
+    if match := re.search(r"Opset (\d+) is under.*?for domain (\S+) is till opset (\d+)", text):
+        raise RuntimeFailure(
+            f"{name} has opset {match[1]} of {match[2]} but {runtime} knows up to {match[3]}; {newer} opset"
+        ) from error
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if match := re.search(r"Could not find an implementation for (\S+?)\((\d+)\)", text):
+        raise RuntimeFailure(
+            f"{name} (opset {opset}) needs {match[1]} of opset {match[2]}, for which {runtime} has no kernel "
+            f"with these types; {newer} opset"
+        ) from error
+    if match := re.search(r"Fatal error: (\S*?)\(-?\d+\) is not a registered function/op", text):
+        raise RuntimeFailure(
+            f"{name} uses {match[1]}, which {runtime} does not know; export the model with standard operators"
+        ) from error
+    if "xternal data" in text or "filesystem error" in text:
+        match = re.search(r'"([^"]+)"|\[([^\]]+)\]$', text)
+        missing = Path(match[1] or match[2]).name if match else "a file"
+        raise RuntimeFailure(
+            f"{name} keeps weights in {missing}, which cannot be read; put that file beside the model"
+        ) from error
+    reason = one_line(ValueError(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)))
+    raise RuntimeFailure(
+        f"{runtime} cannot load {name} (opset {opset}): {reason}; check the model with onnx.checker"
+    ) from error

@@ -1,0 +1,41 @@
+"""Numbers: integer types, granularity, quantization parameters, noise. numpy only; knows nothing of ONNX."""
+
+from onnxq.numerics.granularity import Granularity, PerAxis, PerBlock, PerTensor
+from onnxq.numerics.noise import MAX_SQNR_DB, Noise, agreement, centred, noise, sqnr_db, sqnr_db_of
+from onnxq.numerics.params import (
+    SMALLEST_SCALE,
+    QuantParams,
+    bias_params,
+    from_range,
+    params,
+    round_half_even,
+)
+from onnxq.numerics.qtype import INT4, INT7_NARROW, INT8, INT8_NARROW, INT32, UINT4, UINT8, QType
+
+__all__ = [
+    "INT4",
+    "INT7_NARROW",
+    "INT8",
+    "INT8_NARROW",
+    "INT32",
+    "MAX_SQNR_DB",
+    "SMALLEST_SCALE",
+    "UINT4",
+    "UINT8",
+    "Granularity",
+    "Noise",
+    "PerAxis",
+    "PerBlock",
+    "PerTensor",
+    "QType",
+    "QuantParams",
+    "agreement",
+    "bias_params",
+    "centred",
+    "from_range",
+    "noise",
+    "params",
+    "round_half_even",
+    "sqnr_db",
+    "sqnr_db_of",
+]

@@ -1,0 +1,19 @@
+"""Where QuantizeLinear and DequantizeLinear go, decided from the graph alone."""
+
+from onnxq.plan.planner import make_plan, settled_output
+from onnxq.plan.types import Bias, Constant, KeptFloat, Own, Plan, Point, SharedWith, Skipped, Storage, Weight
+
+__all__ = [
+    "Bias",
+    "Constant",
+    "KeptFloat",
+    "Own",
+    "Plan",
+    "Point",
+    "SharedWith",
+    "Skipped",
+    "Storage",
+    "Weight",
+    "make_plan",
+    "settled_output",
+]

@@ -1,0 +1,144 @@
+"""What onnxruntime's CPU kernels can do with integers, as tables: the only place where operators are named.
+
+Sources: onnxruntime's QDQ selectors (core/optimizer/qdq_transformer) and our own measurements of the kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.graph.query import attribute, constant, is_float, trailing_ones
+
+
+@dataclass(frozen=True)
+class WeightSlot:
+    """Where an operator with weights keeps them: input ``index``, output-channel axis ``axis``, bias input ``bias``."""
+
+    index: int
+    axis: int
+    bias: int | None
+
+
+def weight_slot(node: ir.Node) -> WeightSlot | None:
+    """Where the weight of ``node`` lies, or None for an operator that has no integer kernel with weights."""
+    if node.domain:
+        return None
+    if node.op_type == "Conv":
+        return WeightSlot(1, 0, 2)
+    if node.op_type == "MatMul":
+        return WeightSlot(1, -1, None)
+    if node.op_type == "Gemm":
+        return WeightSlot(1, 0 if attribute(node, "transB", 0) else 1, 2)
+    return None
+
+
+def anchor_obstacle(node: ir.Node) -> str | None:
+    """Why ``node``, which has a ``weight_slot``, cannot run in an integer kernel; None where it can."""
+    slot = weight_slot(node)
+    assert slot is not None
+    x, weight = node.inputs[0], constant(node.inputs[slot.index])
+    if x is None or not is_float(node.inputs[slot.index]):
+        return "its weight is not float32"
+    if weight is None:
+        if constant(x) is not None:
+            return "its constant is on the left, where no integer kernel takes weights"
+        return "it multiplies two activations: that integer kernel is no faster than float on x86"
+    if constant(x) is not None:
+        return "all its inputs are constants"
+    if node.op_type in ("MatMul", "Gemm") and len(weight.shape) != 2:
+        return f"its weight has rank {len(weight.shape)}; integer kernels take matrices"
+    if weight.size == 0:
+        return "its weight is empty"
+    if node.op_type == "Gemm":
+        if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+            return "alpha and beta are not 1"
+        if attribute(node, "transA", 0):
+            return "its input is transposed"
+    if slot.bias is not None and len(node.inputs) > slot.bias and node.inputs[slot.bias] is not None:
+        bias = constant(node.inputs[slot.bias])
+        if bias is None:
+            return "its bias is computed"
+        if bias.size != weight.shape[slot.axis]:
+            return f"its bias has shape {list(bias.shape)}, not one entry for each output channel"
+    return None
+
+
+# Operators with an integer kernel that is not slower than the float one. What only moves data keeps the parameters of
+# its input. AveragePool and Softmax have integer kernels that are slower than float: they are not here on purpose.
+_POINTWISE = frozenset({"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "GlobalAveragePool"})
+_MOVES_DATA = frozenset(
+    {"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "DepthToSpace", "Resize"}
+)
+
+
+def moves_data(node: ir.Node) -> bool:
+    """Whether ``node`` copies values without changing them, so that output and input share parameters."""
+    return not node.domain and node.op_type in _MOVES_DATA
+
+
+def can_follow(node: ir.Node) -> bool:
+    """Whether ``node``, which has no weights, has an integer kernel worth using between integer neighbours."""
+    if node.domain or not node.outputs:
+        return False
+    if node.op_type == "Resize":
+        mode = attribute(node, "mode", "nearest")
+        crops = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
+        return bool(mode == "nearest" and not crops)
+    if node.op_type == "MaxPool" and len([o for o in node.outputs if o.name and o.uses()]) > 1:
+        return False
+    return node.op_type in _POINTWISE or node.op_type in _MOVES_DATA
+
+
+def data_inputs(node: ir.Node) -> list[int]:
+    """Indices of the inputs of a ``can_follow`` node that carry activations (not shapes, axes or indices)."""
+    if node.op_type in ("Add", "Mul", "Concat"):
+        return [i for i, v in enumerate(node.inputs) if v is not None]
+    return [0]
+
+
+def constants_allowed(node: ir.Node) -> bool:
+    """Whether a constant operand may be quantized like an activation."""
+    return node.op_type in ("Add", "Mul", "Concat")
+
+
+def cheap_operand(node: ir.Node, value: ir.Value) -> bool:
+    """Whether quantizing ``value`` for ``node`` costs next to nothing: a per-channel factor next to a map.
+
+    That is the gate of squeeze-and-excite, ``[N, C, 1, 1]`` times ``[N, C, H, W]``.
+    """
+    return node.op_type in ("Add", "Mul") and trailing_ones(value, 2)
+
+
+def absorbed_ceiling(node: ir.Node) -> float | None:
+    """The upper end of an activation function that a quantizer with zero point ``qmin`` replaces exactly.
+
+    ``inf`` for Relu, ``max`` for Clip(0, max); None for everything else.
+    """
+    if node.domain:
+        return None
+    if node.op_type == "Relu":
+        return float("inf")
+    if node.op_type == "Clip" and len(node.inputs) >= 2:
+        low = constant(node.inputs[1])
+        high = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if low is None or low.size != 1 or float(low.numpy().item()) != 0.0:
+            return None
+        if len(node.inputs) > 2 and node.inputs[2] is not None and high is None:
+            return None
+        return float("inf") if high is None else float(high.numpy().item())
+    return None
+
+
+# Operators that stay float but whose weights may be stored as int8: {op: {input index: axis that has one scale each}}.
+# The file shrinks, the runtime expands the weight once when it loads the model.
+STORED: dict[str, dict[int, tuple[int, ...]]] = {
+    "LSTM": {1: (0, 1), 2: (0, 1)},
+    "GRU": {1: (0, 1), 2: (0, 1)},
+    "RNN": {1: (0, 1), 2: (0, 1)},
+    "ConvTranspose": {1: (1,)},
+}
+
+# A weight below this many elements saves nothing worth the extra nodes.
+STORED_MINIMUM = 1024

@@ -1,0 +1,143 @@
+"""The plan: which tensors carry QuantizeLinear/DequantizeLinear, which weights become integers, what stays float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from onnxq.numerics import Granularity, QType
+
+
+@dataclass(frozen=True)
+class Own:
+    """The point has parameters of its own, chosen from what was observed."""
+
+    def __str__(self) -> str:
+        return "own"
+
+
+@dataclass(frozen=True)
+class SharedWith:
+    """The point has exactly the parameters of another tensor (an operator that only moves data needs equal ones)."""
+
+    tensor: str
+
+    def __str__(self) -> str:
+        return f"as {self.tensor}"
+
+
+Source = Own | SharedWith
+
+
+@dataclass(frozen=True)
+class Point:
+    """A tensor that is quantized and dequantized.
+
+    | field       | meaning                                                                                        |
+    |-------------|------------------------------------------------------------------------------------------------|
+    | `tensor`    | name in the prepared float graph                                                               |
+    | `consumers` | names of the nodes that read the dequantized value; None: every reader, graph outputs included |
+    | `source`    | where its parameters come from                                                                 |
+    | `ceiling`   | upper end that the codes must not pass, so that a Clip is absorbed; None: no limit             |
+    """
+
+    tensor: str
+    qtype: QType
+    source: Source = field(default=Own())
+    consumers: tuple[str, ...] | None = None
+    ceiling: float | None = None
+
+
+class Storage(Enum):
+    """What a quantized weight becomes in the file."""
+
+    INTEGER = "integer kernel"  # DequantizeLinear in front of a node that runs in an integer kernel
+    PACKED = "stored int8, computed float"  # expanded once when the runtime loads the model
+    GATHERED = "int8 table, rows dequantized"  # embedding: only the rows that are read become float
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant input that is stored as integers."""
+
+    tensor: str
+    node: str
+    index: int
+    qtype: QType
+    granularity: Granularity
+    storage: Storage
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A constant bias that becomes int32 with ``scale = input scale * weight scale``."""
+
+    tensor: str
+    node: str
+    index: int
+    input: str
+    weight_node: str
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant operand of an integer elementwise node, quantized like an activation."""
+
+    tensor: str
+    node: str
+    index: int
+    qtype: QType
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A node that could carry integers but stays float, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class KeptFloat:
+    """Why a node must stay float. ``packed``: its weight may still be stored as int8 (computing stays in float)."""
+
+    reason: str
+    packed: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``emit`` writes. ``integer`` lists the nodes meant for integer kernels, in graph order."""
+
+    points: tuple[Point, ...] = ()
+    weights: tuple[Weight, ...] = ()
+    biases: tuple[Bias, ...] = ()
+    constants: tuple[Constant, ...] = ()
+    integer: tuple[str, ...] = ()
+    anchors: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    unused_rules: tuple[str, ...] = ()
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Names of the tensors whose values must be seen: those with parameters of their own."""
+        return tuple(p.tensor for p in self.points if isinstance(p.source, Own))
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.anchors)} weighted and {len(self.integer) - len(self.anchors)} other integer nodes"]
+        lines += [
+            f"point    {p.tensor}: {p.qtype} {p.source}"
+            + (f" <= {p.ceiling:g}" if p.ceiling is not None else "")
+            + ("" if p.consumers is None else f" -> {', '.join(p.consumers)}")
+            for p in self.points
+        ]
+        lines += [
+            f"weight   {w.node}[{w.index}] {w.tensor}: {w.qtype} {w.granularity} {w.storage.value}"
+            for w in self.weights
+        ]
+        lines += [f"bias     {b.node}[{b.index}] {b.tensor}" for b in self.biases]
+        lines += [f"constant {c.node}[{c.index}] {c.tensor}: {c.qtype}" for c in self.constants]
+        lines += [f"float    {s.node} ({s.op}): {s.reason}" for s in self.skipped]
+        lines += [f"unused   rule {r}" for r in self.unused_rules]
+        return "\n".join(lines)

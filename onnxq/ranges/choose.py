@@ -1,0 +1,77 @@
+"""Quantization parameters of a weight or an activation by any range method."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.errors import NumericsError
+from onnxq.numerics import Granularity, QType, QuantParams, params
+from onnxq.ranges.histogram import Histogram
+from onnxq.ranges.method import usable
+from onnxq.ranges.registry import find_method
+from onnxq.ranges.samples import F32, F64, by_granularity, of_histogram, of_rows
+
+# Elements that are worked on at once: bounds the memory, and what fits the cache is faster.
+CHUNK = 1 << 16
+
+
+def weight_params(
+    weight: F32,
+    *,
+    qtype: QType,
+    granularity: Granularity,
+    method: str = "mse",
+    importance: npt.NDArray[np.floating] | None = None,
+) -> QuantParams:
+    """Symmetric parameters (zero point 0) of ``weight: [..] float32``, one scale for each part of ``granularity``.
+
+    ``importance: [..]`` of the weight's shape weighs the squared error of each element (and the statistics of the other
+    methods), for example by a Hessian diagonal.
+
+    A part that is all zero gets the scale of the largest other part: its codes are 0 whatever the scale, but the step of its
+    int32 bias is this scale times the input's, and must be neither so small that the bias overflows nor much coarser than
+    its neighbours'. Where all parts are zero, the scale is that of values up to 1.
+
+    Raises ``ConfigError`` for an unknown method, ``NumericsError`` where weight or importance holds NaN or infinity, the
+    importance is negative or of another shape, or the granularity does not fit the shape.
+    """
+    found = find_method(method)
+    x = np.asarray(weight, np.float32)
+    shape = granularity.scale_shape(x.shape)
+    if not np.isfinite(x).all():
+        raise NumericsError("the weight holds NaN or infinity; no scale can represent it")
+    w = None if importance is None else _checked(importance, x.shape)
+
+    def scale_of(rows: F32, weights: F32 | None) -> F64:
+        step = max(1, CHUNK // rows.shape[1])
+        parts = [
+            found.weights(of_rows(rows[i : i + step], None if weights is None else weights[i : i + step]), qtype)
+            for i in range(0, rows.shape[0], step)
+        ]
+        return np.concatenate(parts)
+
+    scale = by_granularity(x, granularity, importance=w, scale_of=scale_of) if x.size else np.zeros(shape)
+    live = scale > 0
+    scale = np.where(live, usable(scale), scale.max(where=live, initial=0.0) if live.any() else 1.0 / qtype.qmax)
+    return params(qtype, usable(scale), granularity=granularity)
+
+
+def activation_params(histogram: Histogram, *, qtype: QType, method: str = "mse") -> QuantParams:
+    """Per-tensor parameters of an activation: asymmetric for unsigned types, symmetric for signed ones.
+
+    0 is always represented exactly. Data that is never negative gets ``zero_point = qmin`` (kernels absorb a ReLU only then),
+    data that is never positive ``qmax``. Data that is always zero, or was never seen, gets scale 1.
+
+    Raises ``ConfigError`` for an unknown method, ``NumericsError`` where the data's range is not finite.
+    """
+    return find_method(method).activations(of_histogram(histogram), qtype)
+
+
+def _checked(importance: npt.NDArray[np.floating], shape: tuple[int, ...]) -> F32:
+    w = np.asarray(importance)
+    if w.shape != shape:
+        raise NumericsError(f"importance has shape {list(w.shape)} but the weight {list(shape)}")
+    if not (np.isfinite(w).all() and (w >= 0).all()):
+        raise NumericsError("the importance of an element is finite and at least 0")
+    return w.astype(np.float32)

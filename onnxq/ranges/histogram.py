@@ -1,0 +1,49 @@
+"""What every range method reads of an activation tensor: a histogram on a dyadic grid and the exact ends.
+
+The grid is fixed by one integer: bin ``i`` covers ``[i, i + 1) * 2**exponent``. Widening a histogram merges whole bins
+(the exponent grows), so that the result of observing data does not depend on how it was cut into batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Counts of a tensor's values, and its exact ends.
+
+    | field      | meaning                                                                        |
+    |------------|--------------------------------------------------------------------------------|
+    | `counts`   | ``[n] int64``, sampled elements in each bin                                    |
+    | `first`    | index of the first bin: bin ``k`` covers ``[first + k, first + k + 1) * width`` |
+    | `exponent` | ``width = 2**exponent``                                                        |
+    | `low`, `high` | exact smallest and largest element seen (all elements, not only the sampled) |
+
+    ``counts`` may come from a deterministic sample of the elements; ``low`` and ``high`` never do.
+    """
+
+    counts: npt.NDArray[np.int64]
+    first: int
+    exponent: int
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """Width of a bin in the tensor's unit."""
+        return float(2.0**self.exponent)
+
+    @property
+    def centres(self) -> npt.NDArray[np.float64]:
+        """``[n]`` ascending: the middle of each bin, kept within ``[low, high]``."""
+        middle = (self.first + np.arange(self.counts.size) + 0.5) * self.width
+        return np.clip(middle, self.low, self.high)
+
+    @property
+    def total(self) -> int:
+        """Number of elements counted."""
+        return int(self.counts.sum())

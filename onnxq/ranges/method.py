@@ -1,0 +1,62 @@
+"""What a range method is: two functions of ``Samples`` and a type, one for weights and one for activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.numerics import QType, QuantParams, from_range, params
+from onnxq.ranges.samples import F64, Samples
+
+# [R] scales for zero point 0. At most 0, or NaN, where the row gives no reason for any scale (it is all zero).
+Scales = Callable[[Samples, QType], F64]
+# Per-tensor parameters from the one row of the samples; symmetric where the type is signed.
+Tensor = Callable[[Samples, QType], QuantParams]
+
+
+@dataclass(frozen=True)
+class RangeMethod:
+    """A named way to choose ranges: ``weights`` gives symmetric scales row by row, ``activations`` one tensor's parameters."""
+
+    name: str
+    weights: Scales
+    activations: Tensor
+
+
+def activations(*, signed: Scales, ends: Callable[[Samples, QType], tuple[float, float]]) -> Tensor:
+    """The usual way to choose activation parameters: ``signed`` for signed types, for unsigned ones the range ``ends``.
+
+    ``ends`` are widened to contain 0 and never exceed the data's own ends.
+    """
+
+    def choose(samples: Samples, qtype: QType) -> QuantParams:
+        if qtype.signed:
+            return symmetric(qtype, float(signed(samples, qtype)[0]))
+        low, high = ends(samples, qtype)
+        return from_range(qtype, max(low, float(samples.low[0])), min(high, float(samples.high[0])))
+
+    return choose
+
+
+def symmetric(qtype: QType, scale: float) -> QuantParams:
+    """Per-tensor parameters with zero point 0; scale 1 where ``scale`` is not positive (a tensor that is always zero)."""
+    return params(qtype, usable(np.float64(scale)) if scale > 0 else 1.0)
+
+
+def usable(scale: F64 | np.float64) -> F64:
+    """``scale`` kept where float32 is normal: a denormal scale would be flushed to zero by some runtimes."""
+    info = np.finfo(np.float32)
+    return np.asarray(np.clip(scale, info.tiny, info.max), np.float64)
+
+
+def at_threshold(threshold: F64, samples: Samples, qtype: QType) -> F64:
+    """``[R]`` the scale that puts the highest code at ``threshold: [R]``, or at ``max|x|`` where the threshold is useless.
+
+    Thresholds from fitted statistics can be 0, negative or NaN, and can lie beyond the data, where they only waste codes.
+    """
+    limit = samples.max_abs
+    sound = (threshold > 0) & (threshold < limit)
+    result: F64 = np.where(sound, threshold, limit) / qtype.qmax
+    return result

@@ -1,0 +1,136 @@
+"""The statistics that every range method reads: rows of sorted points with weights, whatever they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.errors import NumericsError
+from onnxq.numerics import Granularity, PerAxis, PerBlock
+from onnxq.ranges.histogram import Histogram
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """``R`` rows of ``n`` weighted points; each row gets a scale of its own.
+
+    | field          | shape    | meaning                                                               |
+    |----------------|----------|-----------------------------------------------------------------------|
+    | `values`       | [R, n]   | finite float64, ascending along a row, ``n >= 1``                     |
+    | `weights`      | [R, n]   | float64, at least 0, sum of a row above 0                             |
+    | `low`, `high`  | [R]      | exact ends of the data (a histogram knows them better than its points) |
+    """
+
+    values: F64
+    weights: F64
+    low: F64 = field(repr=False)
+    high: F64 = field(repr=False)
+
+    @property
+    def max_abs(self) -> F64:
+        """``[R]`` the largest magnitude of the data."""
+        result: F64 = np.maximum(np.abs(self.low), np.abs(self.high))
+        return result
+
+    def mean(self, of: F64) -> F64:
+        """``[R]`` weighted mean of ``of: [R, n]``, any function of the values."""
+        result: F64 = np.einsum("rn,rn->r", self.weights, of) / self.weights.sum(axis=1)
+        return result
+
+    def row(self, index: int) -> Samples:
+        """One row as ``Samples`` with ``R = 1``, without the points that have no weight."""
+        kept = self.weights[index] > 0
+        s = slice(index, index + 1)
+        return Samples(self.values[s, kept], self.weights[s, kept], self.low[s], self.high[s])
+
+    def magnitudes(self) -> Samples:
+        """The same points by magnitude: ``|values|`` ascending, so that ``low`` is the smallest magnitude."""
+        absolute = np.abs(self.values)
+        # Two sorted runs, one of them backwards: the stable sort merges them in linear time.
+        order = np.argsort(absolute, axis=1, kind="stable")
+        values = np.take_along_axis(absolute, order, axis=1)
+        return Samples(values, np.take_along_axis(self.weights, order, axis=1), values[:, 0], self.max_abs)
+
+
+def of_rows(rows: F32, importance: F32 | None) -> Samples:
+    """``Samples`` of ``rows: [R, n]`` with the weights ``importance: [R, n]``, or 1 each.
+
+    A row whose importance is zero throughout gets equal weights: it has no preference, and needs a scale all the same.
+    """
+    if importance is None:
+        values = np.sort(rows, axis=1).astype(np.float64)
+        weights = np.ones_like(values)
+    else:
+        order = np.argsort(rows, axis=1, kind="stable")
+        values = np.take_along_axis(rows, order, axis=1).astype(np.float64)
+        weights = np.take_along_axis(importance, order, axis=1).astype(np.float64)
+        weights[~weights.any(axis=1)] = 1.0
+    return Samples(values, weights, values[:, 0], values[:, -1])
+
+
+# Points that a histogram is spread over. Equally spaced points resonate with a scale that is a multiple of their spacing,
+# as if such a scale rounded better than it does; the effect falls with the square of spacing / scale. Measured on 8 bits
+# against the optimum of the raw data: 7e-3 of the error with 1,700 points, 6e-4 and mostly below 1e-4 with this many.
+POINTS = 1 << 13
+
+
+def of_histogram(histogram: Histogram) -> Samples:
+    """``Samples`` with one row; one point at 0 for an empty histogram.
+
+    Each bin that holds something becomes equally many points, spread evenly over it and kept within the exact ends.
+
+    Raises ``NumericsError`` where an end is NaN or infinite.
+    """
+    kept = histogram.counts > 0
+    if not kept.any():
+        zero = np.zeros((1, 1))
+        return Samples(zero, np.ones((1, 1)), zero[0], zero[0])
+    low, high = np.asarray([histogram.low], np.float64), np.asarray([histogram.high], np.float64)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise NumericsError(f"the data's range is [{histogram.low}, {histogram.high}]: it holds NaN or infinity")
+    bins = np.flatnonzero(kept)
+    parts = -(-POINTS // bins.size)
+    inside = (np.arange(parts) + 0.5) / parts
+    values = ((histogram.first + bins)[:, None] + inside).ravel() * histogram.width
+    weights = np.repeat(histogram.counts[bins] / parts, parts)
+    return Samples(np.clip(values, low, high)[None], weights[None], low, high)
+
+
+def by_granularity(
+    weight: F32,
+    granularity: Granularity,
+    *,
+    importance: F32 | None,
+    scale_of: Callable[[F32, F32 | None], F64],
+) -> F64:
+    """Scales of ``granularity.scale_shape(weight.shape)``, from ``scale_of(rows: [R, n], importance: [R, n]) -> [R]``."""
+    shape = weight.shape
+    if isinstance(granularity, PerBlock):
+        out_shape = granularity.scale_shape(shape)
+        axis = granularity.axis % len(shape)
+        parts = []
+        whole = shape[axis] - shape[axis] % granularity.size
+        # The last block may be shorter than the others; rows of one length are what vectorises.
+        for start, stop, size in ((0, whole, granularity.size), (whole, shape[axis], shape[axis] - whole)):
+            if stop > start:
+
+                def blocks(x: F32, start: int = start, stop: int = stop, size: int = size) -> F32:
+                    return np.moveaxis(x, axis, -1)[..., start:stop].reshape(-1, size)
+
+                found = scale_of(blocks(weight), None if importance is None else blocks(importance))
+                rest = (*shape[:axis], *shape[axis + 1 :], (stop - start) // size)
+                parts.append(np.moveaxis(found.reshape(rest), -1, axis))
+        return np.concatenate(parts, axis=axis) if parts else np.ones(out_shape)
+    axis = granularity.axis if isinstance(granularity, PerAxis) else None
+    out_shape = granularity.scale_shape(shape)
+
+    def rows(x: F32) -> F32:
+        return x.reshape(1, -1) if axis is None else np.moveaxis(x, axis, 0).reshape(out_shape[0], -1)
+
+    return scale_of(rows(weight), None if importance is None else rows(importance)).reshape(out_shape)

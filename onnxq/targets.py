@@ -1,0 +1,59 @@
+"""What each kind of CPU wants: integer types for weights and activations. Frozen tables, looked up by name.
+
+Sources: onnxruntime's dispatch tables (mlas/lib/platform.cpp) and its documentation on quantization data types.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from onnxq.errors import ConfigError
+from onnxq.numerics import INT7_NARROW, INT8_NARROW, UINT8, QType
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of CPU: the integer types that its kernels compute fast and exactly."""
+
+    name: str
+    activations: QType
+    weights: QType
+    why: str
+
+
+TARGETS: dict[str, Target] = {
+    t.name: t
+    for t in (
+        Target("x86-vnni", UINT8, INT8_NARROW, "AVX512-VNNI, AVX-VNNI and AMX multiply u8 by s8 without saturation"),
+        Target(
+            "x86-avx2",
+            UINT8,
+            INT7_NARROW,
+            "vpmaddubsw adds two u8*s8 products in 16 bits: with 7-bit weights the sum cannot saturate",
+        ),
+        Target("arm64", UINT8, INT8_NARROW, "u8 activations with s8 weights run on NEON, dot-product and i8mm kernels"),
+    )
+}
+
+
+def resolve_target(name: str) -> Target:
+    """The target called ``name``; ``auto`` is the CPU this runs on. Raises ``ConfigError`` for an unknown name."""
+    key = _this_cpu() if name == "auto" else name
+    if key not in TARGETS:
+        raise ConfigError(f"unknown target '{name}': choose auto, {', '.join(TARGETS)}")
+    return TARGETS[key]
+
+
+@lru_cache(maxsize=1)
+def _this_cpu() -> str:
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "arm64"
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        # Without a way to ask, the types that are right on every x86 CPU.
+        return "x86-avx2"
+    return "x86-vnni" if flags & {"avx512_vnni", "avx_vnni", "amx_int8"} else "x86-avx2"
