@@ -14,6 +14,9 @@ NAME = "preprocessor_config.json"
 _RESAMPLE: dict[int, Resample] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 # What changes the pixels and is not done here; ignoring one would calibrate on other inputs than the model sees.
 _REFUSED = ("do_thumbnail", "do_align_long_axis", "keep_aspect_ratio", "pad_size", "do_split_image")
+# Processors that read an old-style whole number as both edges although a crop follows.
+_SQUARE = ("DeiT", "Beit")
+_LEVIT_RATIO = 224 / 256  # LeViT's processor enlarges the shorter edge by its inverse, unasked
 _CONVNEXT_WHOLE = 384  # from this size on, ConvNeXt's processor resizes without a crop
 
 
@@ -76,10 +79,12 @@ def _geometry(config: dict[str, Any]) -> tuple[Pair | None, Resize, int | None, 
     size = config.get("size")
     if not config.get("do_resize", True) or size is None:
         return None, "none", None, crop
-    ratio = config.get("crop_pct")
+    kind = str(config.get("image_processor_type", config.get("feature_extractor_type", "")))
+    ratio = _LEVIT_RATIO if kind.startswith("Levit") else config.get("crop_pct")
     if isinstance(size, dict) and "shortest_edge" not in size:
         return _pair(size), "exact", None, crop
-    if isinstance(size, list) or (isinstance(size, int) and ratio is None and not cropping):
+    square = kind.startswith(_SQUARE) or (ratio is None and not cropping)
+    if isinstance(size, list) or (isinstance(size, int) and square):
         return _pair(size), "exact", None, crop
     # An old-style whole number is the shorter edge where a crop follows, else both edges (above).
     edge = int(size["shortest_edge"] if isinstance(size, dict) else size)

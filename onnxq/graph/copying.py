@@ -13,7 +13,10 @@ INFERRED = "onnxq.inferred"  # key of ``value.meta``: type and shape can be infe
 
 def copy_model(model: ir.Model) -> ir.Model:
     """A copy of ``model`` that shares only the memory of the weights; renaming in one never shows in the other."""
-    copy = model.clone()
+    try:
+        copy = model.clone()
+    except RuntimeError:  # nodes in the wrong order cannot be cloned, they can be written and read
+        copy = ir.from_proto(ir.to_proto(model))
     for graph in all_graphs(copy):
         for value in graph.initializers.values():
             if value.const_value is not None:

@@ -161,6 +161,8 @@ def bypass(node: ir.Node, *, keep: ir.Value) -> bool:
         name, output.name = output.name, None
         graph.outputs[index] = keep
         keep.name = name
+        keep.doc_string = output.doc_string
+        keep.metadata_props.update(output.metadata_props)
         keep.shape = output.shape if output.shape is not None else keep.shape
     graph.remove(node, safe=True)
     return True

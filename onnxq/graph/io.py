@@ -15,6 +15,7 @@ from onnxq.errors import ModelError, OutputError, one_line
 from onnxq.graph.atomic import staged, write_bytes, write_synced
 from onnxq.graph.copying import FILES, INFERRED, all_graphs, copy_model
 from onnxq.graph.external import embed_external, resolve_external
+from onnxq.graph.passes.order import sort_nodes
 
 # A protobuf message ends at 2^31 - 1 bytes; the rest of the model (nodes, names, shapes) needs room below that.
 EXTERNAL_ABOVE = 2_000_000_000
@@ -165,6 +166,7 @@ def _check(model: ir.Model, name: str) -> None:
         )
     if opset is not None and opset < _OLDEST_OPSET:
         raise ModelError(f"{name} has opset {opset}; export it again with opset 13 or newer")
+    sort_nodes(model)
     for graph in all_graphs(model):
         for node in graph:
             for value in node.inputs:

@@ -38,9 +38,9 @@ class OutputComparison:
     """One output; figures are None where the rules above give none.
 
     ``elements``: compared in all. ``sqnr_db``, ``centred_sqnr_db`` (row mean removed): dB. ``max_abs_error``: in the
-    output's unit. ``agreement``: share in [0, 1] of the ``rows`` judged by ``agreement_rule``. ``problem``: one line, or
-    None: NaN or infinity in either model (which one is named), or shapes that differ between the models (such feeds
-    are left out).
+    output's unit. ``agreement``: share in [0, 1] of the ``rows`` judged by ``agreement_rule``. ``problem``: one line,
+    or None: NaN or infinity in either model (which one is named), or shapes that differ between the models (such
+    feeds are left out).
     """
 
     name: str

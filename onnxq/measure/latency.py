@@ -122,20 +122,19 @@ def _rounds(
     """Seconds of one run: ``[rounds, models]``."""
     config: Mapping[str, str] = {} if spinning else {"session.intra_op.allow_spinning": "0"}
     sessions = [open_session(model, threads=threads, config=config) for model in models]
-    shortest = math.inf
+    repeats: list[int] = []
     for session in sessions:
         for feed in feeds:
             run(session, feed)  # the shapes of all feeds are seen before any is timed
-        for _ in range(_WARM_UP_RUNS):
-            shortest = min(shortest, _time(session, feeds[0], 1))
-    repeats = max(1, math.ceil(_SHORTEST_S / max(shortest, 1e-9)))
+        shortest = min(_time(session, feeds[0], 1) for _ in range(_WARM_UP_RUNS))
+        repeats.append(max(1, math.ceil(_SHORTEST_S / max(shortest, 1e-9))))
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
     while len(rounds) < min_rounds or time.perf_counter() < end:
         feed = feeds[len(rounds) % len(feeds)]
         row = [0.0] * len(sessions)
         for i in rng.permutation(len(sessions)).tolist():
-            row[i] = _time(sessions[i], feed, repeats)
+            row[i] = _time(sessions[i], feed, repeats[i])
         rounds.append(row)
     return np.asarray(rounds)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from onnxq.errors import DataError, RuntimeFailure
 from onnxq.measure.cut import boundary, cut, made_names, tapped
-from onnxq.measure.proto import Model, folder, load_proto
+from onnxq.measure.proto import Model, bring_weights, folder, load_proto
 from onnxq.measure.session import open_session, run
 from onnxq.numerics import Noise, noise
 
@@ -80,17 +81,18 @@ def layer_noise(
     names = list(dict.fromkeys(tensor_names))
     observed = {name: (observed or {}).get(name, name) for name in names}
     reference, test = load_proto(float_model), load_proto(quantized_model)
+    folders = [bring_weights(p, folder(m)) for p, m in ((reference, float_model), (test, quantized_model))]
     known = made_names(reference.graph)
     borders = {t: boundary(test, observed[t], known=known, own=t) for t in names}
     taps = list(dict.fromkeys([*names, *(b for t in names for b in borders[t] if b in known)]))
     # Basic for both: the layouts of higher levels would only be undone at every tap.
-    a = _open(tapped(reference, taps), float_model, threads=threads, simulate=False)
-    b = _open(tapped(test, observed.values()), quantized_model, threads=threads, simulate=True)
+    a = _open(tapped(reference, taps), folders[0], threads=threads, simulate=False)
+    b = _open(tapped(test, observed.values()), folders[1], threads=threads, simulate=True)
     infos = _typed_inputs(a)
     locals_: dict[str, tuple[InferenceSession, tuple[str, ...]]] = {}
     for t in names:
         part = cut(test, observed[t], inputs={name: infos[name] for name in borders[t]}, own=t)
-        locals_[t] = _open(part.model, quantized_model, threads=threads, simulate=True), part.inputs
+        locals_[t] = _open(part.model, folders[1], threads=threads, simulate=True), part.inputs
     accumulated, local = dict.fromkeys(names, Noise()), dict.fromkeys(names, Noise())
     count = 0
     for count, feed in enumerate(feeds, start=1):  # noqa: B007 - counts the feeds
@@ -117,13 +119,13 @@ def _noise(name: str, reference: Array, test: Array) -> Noise:
     return noise(reference, np.asarray(test))
 
 
-def _open(proto: onnx.ModelProto, source: Model, *, threads: int | None, simulate: bool) -> InferenceSession:
+def _open(proto: onnx.ModelProto, data: Path | None, *, threads: int | None, simulate: bool) -> InferenceSession:
     return open_session(
         proto.SerializeToString(),
         threads=threads,
         optimize="basic",
         config=_SIMULATE if simulate else None,
-        data_folder=folder(source),
+        data_folder=data,
     )
 
 

@@ -11,6 +11,9 @@ from onnxq.errors import ModelError, one_line
 if TYPE_CHECKING:
     import onnx
 
+# Far below the 2 GiB that protobuf can write: the graph and a copy come on top.
+_LARGEST_INLINE = 2**30
+
 # A file (its external data lies beside it) or a serialised ModelProto.
 Model: TypeAlias = "Path | str | bytes"
 
@@ -45,6 +48,30 @@ def load_proto(model: Model) -> onnx.ModelProto:
     if not proto.HasField("graph"):
         raise ModelError(f"{name} holds no graph: it is not an ONNX model; give the .onnx file itself")
     return proto
+
+
+def bring_weights(proto: onnx.ModelProto, base: Path | None) -> Path | None:
+    """Read external weights from ``base`` into ``proto`` where all of it still fits one message.
+
+    Returns the folder that is still needed: None where nothing external is left. Not every onnxruntime can find
+    external data of a model that is handed over as bytes, so the exception is made for large models only.
+
+    Raises ``ModelError`` for a missing file.
+    """
+    from onnx.external_data_helper import load_external_data_for_model
+
+    outside = [t for _, graph in walk(proto.graph) for t in graph.initializer if t.external_data]
+    if base is None or not outside:
+        return None
+    # Lengths are optional; a tensor without one is the rest of its file.
+    files = {e.value for t in outside for e in t.external_data if e.key == "location"}
+    missing = sorted(f for f in files if not (base / f).is_file())
+    if missing:
+        raise ModelError(f"the model keeps weights in {missing[0]}, which is not there; put that file beside the model")
+    if sum((base / f).stat().st_size for f in files) > _LARGEST_INLINE:
+        return base
+    load_external_data_for_model(proto, str(base))
+    return None
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:

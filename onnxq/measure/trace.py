@@ -2,10 +2,13 @@
 
 What survives (observed on onnxruntime 1.19 and 1.32): QLinearConv, QLinearMatMul, QGemm, FusedConv and MatMulNBits keep
 the *node name* of the float operator; Gemm made from MatMul + Add appends ``/MatMulAddFusion`` (a scaled MatMul
-``/MatMulScaleFusion``, 1.19 with a trailing slash). The NHWC copies append ``_token_N``; NCHWc convolutions are named
-``<output>_nchwc``; FusedGemm is always called ``fused gemm``. The *output* is that of the last node swallowed, mostly
-the QuantizeLinear's, but a Reshape may be put between. *Weights* keep their names (MatMulNBits appends ``_T``), except
-those that were folded from a constant subgraph. So: names first, then outputs, then weights.
+``/MatMulScaleFusion``, 1.19 with a trailing slash). The NHWC copies append ``_token_N`` (1.19 calls them all
+``QLinearConv``) and their output is named like the node; NCHWc convolutions are called ``<output>_nchwc`` and FusedGemm
+always ``fused gemm``. The *output* is that of the last node swallowed, mostly the QuantizeLinear's, but a Reshape may
+be put between. *Weights* keep their names (MatMulNBits appends ``_T``), except those that were folded from a constant
+subgraph. An If whose condition is constant is inlined: its nodes lose their names, its values get the prefix
+``_if_then_branch_``. Moving Q and DQ about appends ``_pre_q``, ``_q_to_dq`` or ``_post_dq`` to values. So: names first,
+then outputs, then weights.
 """
 
 from __future__ import annotations
@@ -57,8 +60,12 @@ def fates(model: Model, kernels: KernelMap) -> tuple[Fate, ...]:
     known = {o.node for o in originals} - ambiguous
     rules: tuple[_Rule, ...] = (
         ("name", lambda o: [o.node] if o.node in known else [], lambda k: [_plain_name(k.name, known)]),
-        ("output", lambda o: o.reached, lambda k: [*k.outputs, k.name.removesuffix("_nchwc")]),
-        ("weight", lambda o: o.weights, lambda k: [*k.weights, *(w.removesuffix("_T") for w in k.weights)]),
+        ("output", lambda o: o.reached, lambda k: [*map(_plain_value, k.outputs), k.name.removesuffix("_nchwc")]),
+        (
+            "weight",
+            lambda o: o.weights,
+            lambda k: [v for w in map(_plain_value, k.weights) for v in (w, w.removesuffix("_T"))],
+        ),
     )
     found: dict[int, tuple[Kernel, str]] = {}
     for rule, keys_of, kernel_keys in rules:
@@ -88,6 +95,11 @@ def _plain_name(name: str, known: set[str]) -> str:
             break
         name = shorter
     return name
+
+
+def _plain_value(name: str) -> str:
+    """A value's ``name`` less what inlining an If and moving QuantizeLinear and DequantizeLinear about add to it."""
+    return re.sub(r"^_if_(then|else)_branch_|(_pre_q|_q_to_dq|_post_dq)$", "", name)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ Banner et al., Post training 4-bit quantization of convolutional networks for ra
     Gauss(sigma):  (alpha^2 + sigma^2) erfc(alpha / (sqrt(2) sigma))
                    - sqrt(2 / pi) alpha sigma exp(-alpha^2 / (2 sigma^2))                      + alpha^2 / (3 * 4^M)
 
-Each law gets its best alpha; the law with the smaller expected error is taken, as in the authors' released code. Data on one
-side of 0 is taken as half of a symmetric law, quantized with one bit more.
+Each law gets its best alpha; the one that fits is taken, which the authors' released code decides by the error measured
+on the data. Data on one side of 0 is taken as half of a symmetric law, quantized with one bit more.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from functools import cache
 
 import numpy as np
 
-from onnxq.numerics import QType
-from onnxq.ranges.method import RangeMethod, activations, at_threshold
+from onnxq.numerics import QType, QuantParams
+from onnxq.ranges.error import squared_error, tensor_error
+from onnxq.ranges.method import RangeMethod, at_threshold, symmetric, within
 from onnxq.ranges.samples import F64, Samples
 
 
@@ -57,28 +58,34 @@ def _root(rising: Callable[[float], float]) -> float:
     return high
 
 
-def clipping(samples: Samples, centre: F64, bits: int) -> F64:
-    """``[R]`` alpha around ``centre: [R]``."""
+def clippings(samples: Samples, centre: F64, bits: int) -> tuple[F64, F64]:
+    """``[R]`` alpha around ``centre: [R]`` for a Laplace and for a Gauss law."""
     apart = np.abs(samples.values - centre[:, None])
-    b = samples.mean(apart)
-    variance = samples.mean(np.square(apart))
-    laplace, gauss = best_laplace(bits), best_gauss(bits)
-    pointed = b * b * laplace_error(laplace, bits) < variance * gauss_error(gauss, bits)
-    result: F64 = np.where(pointed, b * laplace, np.sqrt(variance) * gauss)
-    return result
+    sigma = np.sqrt(samples.mean(np.square(apart)))
+    return samples.mean(apart) * best_laplace(bits), sigma * best_gauss(bits)
 
 
 def scales(samples: Samples, qtype: QType) -> F64:
     """``[R]`` alpha / qmax."""
-    return at_threshold(clipping(samples, samples.mean(samples.values), qtype.bits), samples, qtype)
+    laplace, gauss = (
+        np.where(samples.max_abs > 0, at_threshold(alpha, samples, qtype), 1.0)
+        for alpha in clippings(samples, samples.mean(samples.values), qtype.bits)
+    )
+    errors = (squared_error(samples, s, lowest=qtype.qmin, highest=qtype.qmax) for s in (laplace, gauss))
+    return np.where(samples.max_abs > 0, np.where(np.less(*errors), laplace, gauss), 0.0)
 
 
-def ends(samples: Samples, qtype: QType) -> tuple[float, float]:
-    """``mean +- alpha``, or 0 and alpha on one side."""
+def tensor(samples: Samples, qtype: QType) -> QuantParams:
+    """``mean +- alpha``, or 0 to alpha on one side; around 0 for signed types."""
+    if qtype.signed:
+        return symmetric(qtype, float(scales(samples, qtype)[0]))
     one_sided = samples.low[0] >= 0 or samples.high[0] <= 0
     centre = np.zeros(1) if one_sided else samples.mean(samples.values)
-    alpha = float(clipping(samples, centre, qtype.bits + int(one_sided))[0])
-    return float(centre[0]) - alpha, float(centre[0]) + alpha
+    fits = [
+        within(samples, qtype, float((centre - alpha)[0]), float((centre + alpha)[0]))
+        for alpha in clippings(samples, centre, qtype.bits + int(one_sided))
+    ]
+    return min(fits, key=lambda p: tensor_error(samples, p))
 
 
-METHOD = RangeMethod("aciq", scales, activations(signed=scales, ends=ends))
+METHOD = RangeMethod("aciq", scales, tensor)

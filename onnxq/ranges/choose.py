@@ -29,12 +29,12 @@ def weight_params(
     ``importance: [..]`` of the weight's shape weighs the squared error of each element (and the statistics of the other
     methods), for example by a Hessian diagonal.
 
-    A part that is all zero gets the scale of the largest other part: its codes are 0 whatever the scale, but the step of its
-    int32 bias is this scale times the input's, and must be neither so small that the bias overflows nor much coarser than
-    its neighbours'. Where all parts are zero, the scale is that of values up to 1.
+    A part that is all zero gets the scale of the largest other part: its codes are 0 whatever the scale, but the step
+    of its int32 bias is this scale times the input's, and must be neither so small that the bias overflows nor much
+    coarser than its neighbours'. Where all parts are zero, the scale is that of values up to 1.
 
-    Raises ``ConfigError`` for an unknown method, ``NumericsError`` where weight or importance holds NaN or infinity, the
-    importance is negative or of another shape, or the granularity does not fit the shape.
+    Raises ``ConfigError`` for an unknown method, ``NumericsError`` where weight or importance holds NaN or infinity,
+    the importance is negative or of another shape, or the granularity does not fit the shape.
     """
     found = find_method(method)
     x = np.asarray(weight, np.float32)
@@ -60,8 +60,8 @@ def weight_params(
 def activation_params(histogram: Histogram, *, qtype: QType, method: str = "mse") -> QuantParams:
     """Per-tensor parameters of an activation: asymmetric for unsigned types, symmetric for signed ones.
 
-    0 is always represented exactly. Data that is never negative gets ``zero_point = qmin`` (kernels absorb a ReLU only then),
-    data that is never positive ``qmax``. Data that is always zero, or was never seen, gets scale 1.
+    0 is always represented exactly. Data that is never negative gets ``zero_point = qmin`` (kernels absorb a ReLU only
+    then), data that is never positive ``qmax``. Data that is always zero, or was never seen, gets scale 1.
 
     Raises ``ConfigError`` for an unknown method, ``NumericsError`` where the data's range is not finite.
     """

@@ -1,7 +1,8 @@
 """Rows of points by magnitude, and the two ways to find the codes nearest at a scale: by border and by point.
 
-Symmetric codes act on magnitudes, so that values are folded to ``|x|``: half the borders. The codes 1 .. ``short`` exist on
-both sides of 0; up to ``long`` only on one side (int4 has -8 but no +8, unsigned types have no negative code at all).
+Symmetric codes act on magnitudes, so that values are folded to ``|x|``: half the borders. The codes 1 .. ``short``
+exist on both sides of 0; up to ``long`` only on one side (int4 has -8 but no +8, unsigned types have no negative code
+at all).
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from onnxq.ranges.samples import F64, Samples
 Index = npt.NDArray[np.intp]
 
 # Points of a row, for each code, below which rounding every point is faster than searching every border.
-BY_POINT_PER_CODE = 8
+BY_POINT_PER_CODE = 16
 
 
 class Crossings(NamedTuple):
     """The borders between codes inside some intervals of scales, in no order.
 
-    ``interval, w, x, code: [T]`` say for each border which interval holds it and which point (weight, magnitude) goes there
-    from ``code + 1`` to ``code``; ``a, b: [I]`` are the sums A and B at the lower ends, with the same codes.
+    ``interval, w, x, code: [T]`` say for each border which interval holds it and which point (weight, magnitude) goes
+    there from ``code + 1`` to ``code``; ``a, b: [I]`` are the sums A and B at the lower ends, with the same codes.
     """
 
     interval: Index
@@ -69,44 +70,48 @@ class ByPoint:
     def __init__(self, signed: F64, w: F64, unit: F64, *, qmin: int, qmax: int) -> None:
         self.x, self.w, self.unit = np.abs(signed), w, unit
         self.highest = np.where(signed > 0, float(qmax), float(-qmin))
+        # What all points share need not be looked up for each: this is the inner loop, and the usual case.
+        self.same_weight, self.same_highest = bool((w == 1).all()), qmax == -qmin
         self.energy = np.einsum("rn,rn,rn->r", w, self.x, self.x)
         self.top = self.x.max(axis=1)
         self.width = signed.shape[1]
-        self.cost = max(2, self.width // 8)
+        self.cost = max(2, self.width // 16)
 
-    def _codes(self, row: Index, s: F64) -> F64:
-        x = self.x[row]
-        scaled = np.divide(x, s[:, None], out=np.full_like(x, np.inf), where=s[:, None] > 0)
-        codes = np.minimum(round_half_even(scaled), self.highest[row])
-        codes[x == 0] = 0.0
+    def _codes(self, row: Index, s: F64, x: F64) -> F64:
+        inverse = np.divide(1.0, s, out=np.full_like(s, np.inf), where=s > 0)
+        with np.errstate(invalid="ignore"):  # infinity times 0, mended below
+            codes = round_half_even(x * inverse[:, None])
+        np.minimum(codes, self.highest[:1, :1] if self.same_highest else self.highest[row], out=codes)
+        at_zero = np.flatnonzero(s == 0)
+        codes[at_zero] = np.where(x[at_zero] == 0, 0.0, codes[at_zero])
         return codes
 
+    def _sums(self, row: Index, q: F64, x: F64) -> tuple[F64, F64]:
+        weighted = q if self.same_weight else q * self.w[row]
+        return np.einsum("in,in->i", weighted, q), np.einsum("in,in->i", weighted, x)
+
     def assign(self, row: Index, s: F64) -> tuple[F64, F64, Index]:
-        q = self._codes(row, s)
-        weighted = q * self.w[row]
-        a = np.einsum("in,in->i", weighted, q)
-        b = np.einsum("in,in->i", weighted, self.x[row])
-        return a, b, q.sum(axis=1).astype(np.intp)
+        x = self.x[row]
+        q = self._codes(row, s, x)
+        return *self._sums(row, q, x), q.sum(axis=1).astype(np.intp)
 
     def crossings(self, row: Index, low: F64, high: F64) -> Crossings:
-        n = self.x.shape[1]
-        above, below = self._codes(row, low), self._codes(row, high)
-        x, w = self.x[row], self.w[row]
-        count = (above - below).astype(np.intp).ravel()
-        which, nth = _expand(count)
-        weighted = w * above
-        return Crossings(
-            which // n, w.ravel()[which], x.ravel()[which], below.ravel()[which] + nth,
-            np.einsum("in,in->i", weighted, above), np.einsum("in,in->i", weighted, x),
-        )  # fmt: skip
+        x = self.x[row]
+        above, below = self._codes(row, low, x), self._codes(row, high, x)
+        which, nth = _expand((above - below).astype(np.intp).ravel())
+        interval = which // self.width
+        w = np.ones(which.size) if self.same_weight else self.w[row].ravel()[which]
+        code = below.ravel()[which] + nth
+        return Crossings(interval, w, x.ravel()[which], code, *self._sums(row, above, x))
 
 
 class ByBorder:
     """Finds every border among the sorted points: O(codes log n) for a scale, whatever the number of points.
 
-    All rows lie in one flat array, so that one binary search serves them all: magnitudes of row r are shifted by 2 r. The
-    shift costs trailing bits of a position, so a point may be put on the wrong side of a border that it all but touches;
-    there both sides have the same error to 1e-11 of the row's largest value. The sums are of the values themselves.
+    All rows lie in one flat array, so that one binary search serves them all: magnitudes of row r are shifted by 2 r.
+    The shift costs trailing bits of a position, so a point may be put on the wrong side of a border that it all but
+    touches; there both sides have the same error to 1e-11 of the row's largest value. The sums are of the values
+    themselves.
     """
 
     def __init__(self, signed: F64, w: F64, unit: F64, *, qmin: int, qmax: int) -> None:
@@ -131,11 +136,11 @@ class ByBorder:
         self.sum_w_long, self.sum_wx_long = _sums_above(one_sided), _sums_above(one_sided * x)
 
     def _positions(self, row: Index, s: F64) -> Index:
-        """``[I, long]`` flat index of the first point above each border ``(k + 1/2) s``; at s = 0 of the first above 0."""
+        """``[I, long]`` flat index of the first point above each border ``(k + 1/2) s``; at s = 0 the first above 0."""
         borders = np.multiply.outer(s, np.arange(self.long) + 0.5)
         np.minimum(borders, 1.5, out=borders)
         borders += 2.0 * row[:, None]
-        at = self.keys.searchsorted(borders)
+        at: Index = self.keys.searchsorted(borders)
         at[s == 0] = self.first_above_0[row[s == 0], None]
         return at
 

@@ -1,30 +1,20 @@
 """``grid``: the best of 100 equally spaced clipping ranges, which other tools call MSE.
 
-As in BRECQ (Li et al., ICLR 2021, released code: 80 shrunken ranges), PPQ, AIMET and MQBench; every candidate quantizes all
-points. Both ends shrink together, so that neither the shape of the range nor its steps are free.
+As in BRECQ (Li et al., ICLR 2021, released code: 80 shrunken ranges), PPQ, AIMET and MQBench; every candidate
+quantizes all points. Both ends shrink together, so that neither the shape of the range nor its steps are free.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from onnxq.numerics import QType, QuantParams, from_range, round_half_even
+from onnxq.numerics import QType, QuantParams, from_range
 from onnxq.ranges import minmax
+from onnxq.ranges.error import squared_error, tensor_error
 from onnxq.ranges.method import RangeMethod, symmetric
 from onnxq.ranges.samples import F64, Samples
 
 CANDIDATES = 100
-
-
-def error(samples: Samples, scale: F64, *, lowest: int, highest: int) -> F64:
-    """``[R]`` weighted squared error at ``scale: [R]`` for codes from ``lowest`` to ``highest``, zero point 0."""
-    s = scale[:, None]
-    codes = round_half_even(samples.values / s)
-    np.clip(codes, lowest, highest, out=codes)
-    codes *= s
-    codes -= samples.values
-    result: F64 = np.einsum("rn,rn,rn->r", samples.weights, codes, codes)
-    return result
 
 
 def scales(samples: Samples, qtype: QType) -> F64:
@@ -33,7 +23,7 @@ def scales(samples: Samples, qtype: QType) -> F64:
     best, least = widest, np.full(widest.shape, np.inf)
     for i in range(1, CANDIDATES + 1):
         candidate = widest * (i / CANDIDATES)
-        found = error(samples, candidate, lowest=qtype.qmin, highest=qtype.qmax)
+        found = squared_error(samples, candidate, lowest=qtype.qmin, highest=qtype.qmax)
         best, least = np.where(found <= least, candidate, best), np.minimum(found, least)
     return np.where(samples.max_abs > 0, best, 0.0)
 
@@ -44,14 +34,7 @@ def tensor(samples: Samples, qtype: QType) -> QuantParams:
         return symmetric(qtype, float(scales(samples, qtype)[0]))
     low, high = minmax.ends(samples, qtype)
     tried = [from_range(qtype, low * i / CANDIDATES, high * i / CANDIDATES) for i in range(1, CANDIDATES + 1)]
-
-    def loss(p: QuantParams) -> float:
-        zero = int(p.zero_point)
-        return float(
-            error(samples, p.scale.astype(np.float64)[None], lowest=qtype.qmin - zero, highest=qtype.qmax - zero)[0]
-        )
-
-    return min(reversed(tried), key=loss)
+    return min(reversed(tried), key=lambda p: tensor_error(samples, p))
 
 
 METHOD = RangeMethod("grid", scales, tensor)

@@ -26,7 +26,7 @@ def lsq_tensor(samples: Samples, qtype: QType) -> QuantParams:
 
 
 def lsq_plus_scales(samples: Samples, qtype: QType) -> F64:
-    """``[R]`` ``max(|mean - 3 sigma|, |mean + 3 sigma|) / 2^(bits - 1)`` (Bhalgat et al., LSQ+, CVPRW 2020, section 3.2.1)."""
+    """``[R]`` ``max(|mean - 3 sigma|, |mean + 3 sigma|) / 2^(bits - 1)`` (Bhalgat et al., LSQ+, CVPRW 2020, 3.2.1)."""
     mean = samples.mean(samples.values)
     sigma = np.sqrt(samples.mean(np.square(samples.values - mean[:, None])))
     result: F64 = (np.abs(mean) + 3 * sigma) / 2 ** (qtype.bits - 1)

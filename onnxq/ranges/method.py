@@ -18,7 +18,7 @@ Tensor = Callable[[Samples, QType], QuantParams]
 
 @dataclass(frozen=True)
 class RangeMethod:
-    """A named way to choose ranges: ``weights`` gives symmetric scales row by row, ``activations`` one tensor's parameters."""
+    """A named way to choose ranges: ``weights`` gives scales of rows, ``activations`` one tensor's parameters."""
 
     name: str
     weights: Scales
@@ -34,14 +34,18 @@ def activations(*, signed: Scales, ends: Callable[[Samples, QType], tuple[float,
     def choose(samples: Samples, qtype: QType) -> QuantParams:
         if qtype.signed:
             return symmetric(qtype, float(signed(samples, qtype)[0]))
-        low, high = ends(samples, qtype)
-        return from_range(qtype, max(low, float(samples.low[0])), min(high, float(samples.high[0])))
+        return within(samples, qtype, *ends(samples, qtype))
 
     return choose
 
 
+def within(samples: Samples, qtype: QType, low: float, high: float) -> QuantParams:
+    """Asymmetric parameters for ``[low, high]``, cut to the ends of the one row of ``samples``."""
+    return from_range(qtype, max(low, float(samples.low[0])), min(high, float(samples.high[0])))
+
+
 def symmetric(qtype: QType, scale: float) -> QuantParams:
-    """Per-tensor parameters with zero point 0; scale 1 where ``scale`` is not positive (a tensor that is always zero)."""
+    """Per-tensor parameters with zero point 0; scale 1 where ``scale`` is not positive (an all-zero tensor)."""
     return params(qtype, usable(np.float64(scale)) if scale > 0 else 1.0)
 
 
@@ -52,9 +56,10 @@ def usable(scale: F64 | np.float64) -> F64:
 
 
 def at_threshold(threshold: F64, samples: Samples, qtype: QType) -> F64:
-    """``[R]`` the scale that puts the highest code at ``threshold: [R]``, or at ``max|x|`` where the threshold is useless.
+    """``[R]`` the scale that puts the highest code at ``threshold: [R]``, or at ``max|x|`` where that is useless.
 
-    Thresholds from fitted statistics can be 0, negative or NaN, and can lie beyond the data, where they only waste codes.
+    Thresholds from fitted statistics can be 0, negative or NaN, and can lie beyond the data, where they only waste
+    codes.
     """
     limit = samples.max_abs
     sound = (threshold > 0) & (threshold < limit)

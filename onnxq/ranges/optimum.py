@@ -5,25 +5,29 @@ For one row the objective is, over real ``s > 0`` and integer codes ``q_i`` in `
     f(s) = min_q sum_i w_i (x_i - s q_i)^2 = min_q  X - 2 s B_q + s^2 A_q,
     X = sum w x^2,  B_q = sum w x q,  A_q = sum w q^2:
 
-the lower envelope of parabolas, one for each assignment of codes. Three facts make its global minimum cheap.
+the lower envelope of parabolas, one for each assignment of codes. Four facts make its global minimum cheap.
 
-**Upper bound.** Whatever the assignment q, the scale ``B_q / A_q`` has ``f <= X - B_q^2 / A_q``. So every evaluation, at
-any s, also gives the best scale of its cell, and the minimum of f is ``X - max_q B_q^2 / A_q``.
+**Upper bound.** Whatever the assignment q, the scale ``B_q / A_q`` has ``f <= X - B_q^2 / A_q``. So every evaluation,
+at any s, also gives the best scale of its cell, and the minimum of f is ``X - max_q B_q^2 / A_q``.
 
-**Lower bound.** Let ``A(s)`` belong to the codes that are nearest at s. As s grows codes only move towards 0 (they change
-where ``|x| = (k + 1/2) s``), so A never grows. Take ``0 <= a < b``. On ``[a, b]`` the function ``g(s) = f(s) - A(a) s^2``
-is continuous; inside a cell ``g'' = 2 A(s) - 2 A(a) <= 0``; at a border between cells f is the smaller of two parabolas,
-so its slope falls. Hence g is concave and lies above its chord, which says, for t in [0, 1],
+**Lower bound.** Let ``A(s)`` belong to the codes that are nearest at s. As s grows codes only move towards 0 (they
+change where ``|x| = (k + 1/2) s``), so A never grows. Take ``0 <= a < b``. On ``[a, b]`` the function ``g(s) = f(s) -
+A(a) s^2`` is continuous; inside a cell ``g'' = 2 A(s) - 2 A(a) <= 0``; at a border between cells f is the smaller of
+two parabolas, so its slope falls. Hence g is concave and lies above its chord, which says, for t in [0, 1],
 
     f(a + t (b - a)) >= (1 - t) f(a) + t f(b) - A(a) (b - a)^2 t (1 - t).
 
-The right side is a parabola in t, its minimum has a closed form, and it equals f where no border lies inside. (For a = 0
-take the limit: f(0) = X and A(0) = codes saturated.) The gap to f shrinks with the square of ``b - a``.
+The right side is a parabola in t, its minimum has a closed form, and it equals f where no border lies inside. (For a =
+0 take the limit: f(0) = X and A(0) = codes saturated.) The gap to f shrinks with the square of ``b - a``.
 
 **Few borders.** An interval holding few borders is solved exactly by sweeping over them (sort, running sums).
 
-The search keeps intervals that may still beat the best value found, halves those with many borders, sweeps those with few.
-It covers ``(0, 2 max|x|]`` (beyond, all codes are 0), so what it returns is the global minimum up to ``TOLERANCE``.
+**No large scales.** Dividing s by an integer m only adds codes: ``s q = (s / m) (m q)``. So if s is so large that s / m
+still has a code for every point, ``f(s / m) <= f(s)``. Every ``s > 2 s0`` has an m with ``s0 <= s / m <= 2 s0``; with
+``s0 = max|x| / (codes on the smaller side + 1/2)`` nothing is clipped there, and the minimum lies in ``(0, 2 s0]``.
+
+The search keeps intervals that may still beat the best value found, halves those with many borders, sweeps those with
+few. What it returns is the global minimum up to ``TOLERANCE``.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ BATCH = 1 << 16
 
 
 def lower_bound(width: F64, f_a: F64, f_b: F64, a_a: F64) -> F64:
-    """The least that f can be on intervals of ``width`` with end values ``f_a, f_b`` and ``A(a) = a_a``; all broadcast."""
+    """The least that f can be on intervals of ``width`` with end values ``f_a, f_b`` and ``A(a) = a_a``."""
     bend = a_a * width * width
     rise = f_b - f_a
     inner = np.abs(rise) < bend
@@ -97,7 +101,7 @@ def optimal_scales(samples: Samples, *, qmin: int, qmax: int) -> F64:
     """
     data = fold(samples, qmin=qmin, qmax=qmax)
     search = _Search(data, _Best(samples.values.shape[0]), batch=max(1, BATCH // data.width))
-    waiting = search.cover(max(-qmin, qmax))
+    waiting = search.cover(min(-qmin, qmax) or max(-qmin, qmax))
     few = []
     while waiting.row.size:
         waiting = search.still_open(waiting)
@@ -117,20 +121,27 @@ class _Search:
     batch: int
 
     def cover(self, codes: int) -> _Intervals:
-        """Intervals that cover (0, 2 max|x|] of all rows: equally spaced in 1/s, as the bound's gap asks for."""
-        rows, count = self.data.energy.size, 12 + codes // 2
-        inverse = np.linspace(1.5 * codes, 0.5, count)
+        """Intervals that cover ``(0, 2 max|x| / (codes + 1/2)]`` of all rows, for ``codes`` on the smaller side."""
+        rows, count = self.data.energy.size, 6 + codes // 4
+        # Equally spaced in 1/s, as the bound's gap asks for, to just below the scale that clips nothing.
+        inverse = np.linspace(1.2 * codes + 0.5, 0.5 * (codes + 0.5), count)
         # Largest magnitudes are in [0.5, 1], or 0 where nothing is to be found.
         s = np.divide.outer(np.maximum(self.data.top, 0.25), inverse)
         s = np.concatenate([np.zeros((rows, 1)), s], axis=1)
-        row = np.repeat(np.arange(rows), count + 1)
-        f, a, borders = (v.reshape(rows, -1) for v in self.evaluate(row, s.ravel()))
+        row = np.broadcast_to(np.arange(rows)[:, None], s.shape)
+        found = self.evaluate(row.ravel(), s.ravel())
+        f, a, borders = found[0].reshape(s.shape), found[1].reshape(s.shape), found[2].reshape(s.shape)
         low, high = slice(None, -1), slice(1, None)
         return _Intervals(
-            np.repeat(np.arange(rows), count), *(
-                v.ravel() for v in (s[:, low], s[:, high], f[:, low], f[:, high], a[:, low], borders[:, low], borders[:, high])
-            )
-        )  # fmt: skip
+            row=row[:, low].ravel(),
+            a=s[:, low].ravel(),
+            b=s[:, high].ravel(),
+            f_a=f[:, low].ravel(),
+            f_b=f[:, high].ravel(),
+            a_a=a[:, low].ravel(),
+            borders_a=borders[:, low].ravel(),
+            borders_b=borders[:, high].ravel(),
+        )
 
     def evaluate(self, row: Index, s: F64) -> tuple[F64, F64, Index]:
         """(f, A, borders) at ``s: [I]``; offers every cell that it meets."""

@@ -1,16 +1,20 @@
-"""The exact minimum-MSE scale and integer zero point of weighted points: the search of ``optimum`` for all zero points at once.
+"""The exact minimum-MSE scale and integer zero point of weighted points: ``optimum`` for all zero points at once.
 
 With j negative codes (zero point ``qmin + j``, out of ``N = qmax - qmin`` steps) the objective is
 
     f_j(s) = min_q sum_i w_i (x_i - s q_i)^2,   q_i integer in [-j, N - j].
 
-For fixed j every fact in ``optimum`` holds: f_j is an envelope of parabolas, ``A_j(s)`` never grows with s, the chord bound
-is valid. What is shared: the borders ``(k + 1/2) s`` do not depend on j, only which of them count. So one pass over all
-borders at s, with running sums over k, gives A, B and f for every j at the price of two. The search halves intervals of s;
-an interval stays while any j may still win in it, and only the j that may win somewhere are carried along.
+For fixed j every fact in ``optimum`` holds: f_j is an envelope of parabolas, ``A_j(s)`` never grows with s, the chord
+bound is valid. What is shared: the borders ``(k + 1/2) s`` do not depend on j, only which of them count. So one pass
+over all borders at s, with running sums over k, gives A, B and f for every j at the price of two. The search halves
+intervals of s; an interval stays while any j may still win in it, and only the j that may win somewhere are carried
+along.
 
-Data on one side of 0 needs no search over j: for ``x >= 0`` the codes ``[0, N]`` contain every code nearest to x that the
-other choices offer, so j = 0 is optimal whatever s, and likewise j = N for ``x <= 0``.
+Nor are large scales needed: at ``s0 = span / (N - 1)``, with the span of the data and 0, some j clips nothing, and the
+argument of ``optimum`` shows that the minimum over s and j lies at ``s <= 2 s0``.
+
+Data on one side of 0 needs no search over j: for ``x >= 0`` the codes ``[0, N]`` contain every code nearest to x that
+the other choices offer, so j = 0 is optimal whatever s, and likewise j = N for ``x <= 0``.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from onnxq.ranges.samples import F64, Samples
 
 Ints = npt.NDArray[np.int64]
 
-# The search stops when no pair can lower the error by more than this share: two digits below what the choice of bins does.
+# The search stops when no pair can lower the error by more than this share: a digit below what spreading bins does.
 PAIR_TOLERANCE = 1e-5
 
 
@@ -42,6 +46,8 @@ def optimal_pair(samples: Samples, *, steps: int) -> Pair:
         return Pair(float(optimal_scales(samples, qmin=0, qmax=steps)[0]), 0)
     if samples.high[0] <= 0:
         return Pair(float(optimal_scales(samples, qmin=-steps, qmax=0)[0]), steps)
+    if not samples.values.any():
+        return Pair(0.0, 0)
     points = _Points(samples, steps)
     columns = np.arange(steps + 1)
     s = np.concatenate([[0.0], points.cover()])
@@ -68,10 +74,8 @@ class _Points:
 
     def __init__(self, samples: Samples, steps: int) -> None:
         values = samples.values[0]
-        self.top = float(max(-values[0], values[-1], 0.0))
-        self.unit = float(np.ldexp(1.0, int(np.frexp(self.top)[1])))
+        self.unit = float(np.ldexp(1.0, int(np.frexp(max(-values[0], values[-1]))[1])))
         self.x = values / self.unit
-        self.top = max(self.top / self.unit, 0.25)
         w = samples.weights[0] * (samples.values.shape[1] / samples.weights[0].sum())
         self.w = w
         self.above_w = np.concatenate([np.cumsum(w[::-1])[::-1], [0.0]])
@@ -81,9 +85,9 @@ class _Points:
         self.gain, self.scale, self.negative = 0.0, 0.0, 0
 
     def cover(self) -> F64:
-        """Ends of intervals up to ``2 max|x|``, equally spaced in 1/s as the bound's gap asks for; ascending."""
-        span = max(float(self.x[-1] - self.x[0]), self.top)
-        return 1.0 / np.linspace(1.5 * self.steps / span, 0.5 / self.top, 12 + self.steps // 4)
+        """Ascending ends of intervals up to ``2 span / (steps - 1)``, equally spaced in 1/s as the bound asks for."""
+        unclipped = (self.steps - 1) / (max(float(self.x[-1]), 0.0) - min(float(self.x[0]), 0.0))
+        return 1.0 / np.linspace(1.2 * unclipped, 0.5 * unclipped, 6 + self.steps // 8)
 
     def evaluate(self, s: F64, columns: Ints) -> tuple[F64, F64]:
         """(f, A), each ``[S, J]``, at ``s: [S]`` for the ``columns: [J]``, consecutive counts of negative codes."""

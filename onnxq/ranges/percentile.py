@@ -1,7 +1,7 @@
-"""``percentile``: the range that a share of the elements lies in (McKinstry et al. 2018, section 3.2; Wu et al. 2020, 3.2).
+"""``percentile``: the range that a share of the elements lies in (McKinstry et al. 2018, 3.2; Wu et al. 2020, 3.2).
 
-``percentile:P`` keeps P percent, ``percentile`` 99.99. Symmetric types cut the magnitudes, unsigned types half of the rest
-at each end of data that has two signs, all of it at the top of data that has one.
+``percentile:P`` keeps P percent, ``percentile`` 99.99. Symmetric types cut the magnitudes, unsigned types half of the
+rest at each end of data that has two signs, all of it at the top of data that has one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def method(percent: float = DEFAULT_PERCENT) -> RangeMethod:
 
 
 def quantile(samples: Samples, share: float) -> F64:
-    """``[R]`` the smallest value that at least ``share`` of the weight does not exceed; the exact high end for all of it."""
+    """``[R]`` the smallest value that ``share`` of the weight does not exceed; the exact high end for all of it."""
     sums = np.cumsum(samples.weights, axis=1)
     index = np.count_nonzero(sums < share * sums[:, -1:], axis=1)
     inside = np.take_along_axis(samples.values, np.minimum(index, sums.shape[1] - 1)[:, None], axis=1)[:, 0]

@@ -1,7 +1,7 @@
 """``sawb``: clipping as a linear function of the first two absolute moments.
 
-Choi et al., Accurate and efficient 2-bit quantized neural networks, MLSys 2019, section 3.1: ``alpha = c1 sqrt(E[x^2]) +
-c2 E|x|``, with coefficients regressed on the best clipping of six standard laws.
+Choi et al., Accurate and efficient 2-bit quantized neural networks, MLSys 2019, section 3.1: ``alpha = c1 sqrt(E[x^2])
++ c2 E|x|``, with coefficients regressed on the best clipping of six standard laws.
 """
 
 from __future__ import annotations
