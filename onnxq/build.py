@@ -13,9 +13,9 @@ from onnxq.choose import Parameters, choose
 from onnxq.config import Config
 from onnxq.emit import emit
 from onnxq.graph.handoff import hand_off
-from onnxq.measure.kernels import kernel_map
+from onnxq.measure.kernels import KernelMap, kernel_map
 from onnxq.measure.trace import Fate
-from onnxq.plan import KeptFloat, Plan, make_plan
+from onnxq.plan import KeptFloat, Plan, Storage, make_plan
 from onnxq.ranges.histogram import Histogram
 from onnxq.targets import Target
 
@@ -31,13 +31,18 @@ class Built:
     parameters: Parameters
     model: ir.Model
     handed: bytes | Path
+    kernels: KernelMap
     fates: tuple[Fate, ...]
     kept_float: Mapping[str, KeptFloat]
 
 
 @dataclass
 class Builder:
-    """Builds candidates for one prepared model; statistics and parameters, once computed, serve all of them."""
+    """Builds candidates for one prepared model; statistics and parameters, once computed, serve all of them.
+
+    ``watched`` is the model that is run to see tensors (None: ``prepared`` itself), ``trusted`` the names of those
+    whose values can be believed (None: all), ``unseen`` the reason given for nodes whose tensors were not seen.
+    """
 
     prepared: ir.Model
     config: Config
@@ -45,6 +50,9 @@ class Builder:
     feeds: Feeds
     folder: Path
     progress: Callable[[int], None] | None = None
+    watched: ir.Model | None = None
+    trusted: frozenset[str] | None = None
+    unseen: str = "the calibration data never reached it (a branch that did not run)"
     statistics: dict[str, Histogram] = field(default_factory=dict)
     parameters: Parameters | None = None
     _observed: set[str] = field(default_factory=set)
@@ -62,7 +70,8 @@ class Builder:
             self.parameters = parameters
             model = emit(self.prepared, plan, tensors=parameters.tensors, weights=parameters.weights)
             handed = hand_off(model, self.folder)
-            fates = kernel_map(handed).fates(handed)
+            kernels = kernel_map(handed)
+            fates = kernels.fates(handed)
             refused = {
                 f.node: KeptFloat(f"the runtime keeps it in a float kernel ({f.why or f.kernel})")
                 for f in fates
@@ -71,18 +80,19 @@ class Builder:
             if not refused:
                 break
             kept.update(refused)
-        return Built(plan, parameters, model, handed, fates, kept)
+        return Built(plan, parameters, model, handed, kernels, fates, kept)
 
     def _observe(self, plan: Plan) -> dict[str, KeptFloat]:
         """Sees the tensors of ``plan`` that no earlier plan had; the readers of those that were never computed."""
-        new = [t for t in plan.observed if t not in self._observed]
+        new = [t for t in plan.observed if t not in self._observed and (self.trusted is None or t in self.trusted)]
         if new:
-            self.statistics.update(run_observers(self.prepared, new, self.feeds, progress=self.progress))
+            watched = self.prepared if self.watched is None else self.watched
+            self.statistics.update(run_observers(watched, new, self.feeds, progress=self.progress))
             self._observed.update(new)
         missing = {t for t in plan.observed if t not in self.statistics}
         if not missing:
             return {}
-        reason = KeptFloat("the calibration data never reached it (a branch that did not run)", packed=True)
+        reason = KeptFloat(self.unseen, Storage.DYNAMIC)
         return {name: reason for name in plan.integer if touches(self.prepared, name, missing)}
 
 

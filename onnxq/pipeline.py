@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,17 +15,21 @@ import onnx_ir as ir
 from onnxq._version import __version__
 from onnxq.build import Builder, Built
 from onnxq.calibrate.feeds import Feed, FeedOptions, FeedSource, open_feed
+from onnxq.calibrate.synthetic import impose_moments, random_feed
 from onnxq.config import Config
-from onnxq.errors import DataError, ModelError
+from onnxq.errors import ModelError, OnnxqError
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.io import load, save, serialize
-from onnxq.graph.kinds import quantized_ops, require_float32
+from onnxq.graph.kinds import require_float32
 from onnxq.graph.prepare import prepare
-from onnxq.graph.signature import signature
+from onnxq.graph.signature import Signature, signature
 from onnxq.guard import Verdict, judge, repair, summary
 from onnxq.measure.compare import Comparison
-from onnxq.measure.trace import Fate
-from onnxq.plan import Plan, make_plan
+from onnxq.measure.latency import LatencyReport, benchmark
+from onnxq.measure.report import Report
+from onnxq.measure.session import open_session, run
+from onnxq.measure.size import model_size
+from onnxq.plan import KeptFloat, Plan, Storage, make_plan
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.targets import resolve_target
 
@@ -37,45 +41,48 @@ Progress: TypeAlias = Callable[[str, int, "int | None"], None]
 
 # Below so many samples none is held out: the judgement would rest on one or two of them.
 _FEW_SAMPLES = 8
-# The most held-out feeds that a judgement runs, and the fewer that rank layers (one run for each layer).
+# The most held-out feeds that a judgement runs, the fewer that rank layers (one run a layer), and those that are timed.
 _JUDGED_FEEDS = 64
 _RANKED_FEEDS = 8
+_TIMED_FEEDS = 4
 
 METADATA_KEY = "onnxq"
+NO_DATA = "no real data was seen: ranges come from the model alone, and accuracy was not checked"
 
 
 @dataclass(frozen=True)
 class Result:
     """A quantized model and what is known of it.
 
-    | field        | meaning                                                                        |
-    |--------------|--------------------------------------------------------------------------------|
-    | `model`      | the quantized ``onnx_ir.Model``                                                |
-    | `plan`       | what was quantized, what not and why                                           |
-    | `comparison` | with the float model, on held-out samples                                      |
-    | `fates`      | for each Conv, Gemm, MatMul, ...: the kernel that onnxruntime runs             |
-    | `good`       | whether the held-out samples bear out the promised agreement and SQNR          |
-    | `notes`      | one line each: what happened that the user should know                         |
-    | `warnings`   | one line each: what the user must know before trusting the model               |
+    | field        | meaning                                                                                 |
+    |--------------|-----------------------------------------------------------------------------------------|
+    | `model`      | the quantized ``onnx_ir.Model``                                                         |
+    | `plan`       | what was quantized, what not and why                                                    |
+    | `report`     | sizes, noise, agreement, kernels, latency; prints as a table or as JSON                 |
+    | `good`       | whether held-out samples bear out the promised agreement and SQNR (True if not checked) |
     """
 
     model: ir.Model
     plan: Plan
-    comparison: Comparison
-    fates: tuple[Fate, ...]
+    report: Report
     good: bool
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
 
-    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Writes the model atomically and returns the files written. Raises ``OutputError``; see ``graph.save``."""
-        return save(self.model, path)
+    @property
+    def comparison(self) -> Comparison | None:
+        """The comparison with the float model on held-out samples; None where there was no data."""
+        return self.report.comparison
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> tuple[Path, ...]:
+        """Writes the model atomically and returns the files written. Raises ``OutputError``; see ``graph.io.save``."""
+        return save(self.model, path, overwrite=overwrite)
 
     def proto(self) -> onnx.ModelProto:
         """The model as an ``onnx.ModelProto`` (below 2 GB)."""
         import onnx
 
-        return onnx.ModelProto.FromString(serialize(self.model))
+        proto = onnx.ModelProto()
+        proto.ParseFromString(serialize(self.model))
+        return proto
 
 
 def quantize(
@@ -91,7 +98,7 @@ def quantize(
     Args:
         model: a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; float32, opset 7 or newer.
         data: calibration inputs, unlabelled: anything that ``open_feed`` takes (a dict of arrays with samples along the
-            first axis, a list of feeds, an ``.npz``, a folder of images, ...).
+            first axis, a list of feeds, an ``.npz``, a folder of images, ...). None: the best that can be done without.
         config: the choices; see ``Config``.
         feed_options: how files become inputs; see ``FeedOptions``.
         progress: called as ``progress(stage, done, total)``; ``total`` is None where unknown.
@@ -105,61 +112,193 @@ def quantize(
     tell = progress or (lambda *_: None)
     tell("prepare", 0, None)
     original = load(model)
-    if ops := quantized_ops(original):
-        raise ModelError(f"the model is already quantized (it has {', '.join(ops)}): give the float model")
     require_float32(original)
     prepared = prepare(original)
-    target = resolve_target(config.target)
-    outline = make_plan(prepared.model, config, target)
+    outline = make_plan(prepared.model, config, resolve_target(config.target))
     if not outline.anchors and not outline.weights:
         raise ModelError(nothing_to_quantize(outline))
-    if data is None:
-        raise DataError("calibration data is needed: pass arrays, feeds or a path (see quantize's docstring)")
-    feed = open_feed(data, signature(original).inputs, options=feed_options)
-    calibration, held_out, notes = _divided(feed, config)
-    notes = [*prepared.notes, *notes]
     with tempfile.TemporaryDirectory(prefix="onnxq-") as name:
-        folder = Path(name)
-        reference = hand_off(original, folder)
-        total = calibration.len_hint
-        builder = Builder(
-            prepared.model, config, target, calibration, folder, lambda done: tell("observe", done, total)
-        )
-        first = builder.build()
-
-        def verdict_of(built: Built) -> Verdict:
-            return judge(reference, built.handed, held_out.limit(_JUDGED_FEEDS), config)
-
-        def noise_of(built: Built) -> float:
-            seen = judge(reference, built.handed, held_out.limit(_RANKED_FEEDS), config)
-            return float(10.0 ** (-seen.sqnr_db / 10.0))
-
-        tell("verify", 0, None)
-        best, verdict, given_back = repair(
-            first, builder.build, verdict_of, noise_of, progress=lambda done, total: tell("repair", done, total)
-        )
-    if given_back:
-        notes.append(summary(best.plan, given_back))
-    notes += [f"rule '{rule}' matched no node" for rule in best.plan.unused_rules]
-    warnings = [feed.warning] if feed.warning else []
-    if verdict.comparison.problems:
-        warnings += list(verdict.comparison.problems)
-    quantized = best.model
-    quantized.metadata_props[METADATA_KEY] = _provenance(config, feed)
-    return Result(quantized, best.plan, verdict.comparison, best.fates, verdict.good, tuple(notes), tuple(warnings))
+        job = _Job(prepared.model, original, hand_off(original, Path(name)), Path(name), config, tell)
+        if data is None:
+            outcome = _without_data(job, feed_options)
+        else:
+            outcome = _with_data(job, open_feed(data, signature(original).inputs, options=feed_options))
+        outcome = _never_slower(job, outcome)
+        return _result(job, outcome, (*prepared.notes, *outcome.notes))
 
 
-def _divided(feed: Feed, config: Config) -> tuple[Feed, Feed, list[str]]:
-    """The samples to calibrate on, those to judge by, and what to tell the user about the division."""
+@dataclass(frozen=True)
+class _Job:
+    """What all stages of one call share."""
+
+    prepared: ir.Model
+    original: ir.Model
+    reference: bytes | Path  # the original as the runtime loads it
+    folder: Path
+    config: Config
+    tell: Progress
+
+    @property
+    def signature(self) -> Signature:
+        return signature(self.original)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The candidate chosen so far. ``verdict`` is None without data; ``timed`` are feeds to measure latency on."""
+
+    built: Built
+    builder: Builder
+    verdict: Verdict | None
+    timed: Feed | None
+    made_from: str
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    latency: LatencyReport | None = None
+    held_out: Feed | None = None
+
+
+def _with_data(job: _Job, feed: Feed) -> _Outcome:
+    """The best static INT8 model that held-out samples bear out."""
+    config = job.config
     feed = feed.limit(config.samples)
     count = feed.samples
+    notes: list[str] = []
     if config.held_out == 0.0 or (count is not None and count < _FEW_SAMPLES):
-        return feed, feed, ["the result is judged on the calibration samples themselves: too few to hold any out"]
-    calibration, held_out = feed.split(config.held_out, seed=config.seed)
-    return calibration, held_out, []
+        calibration = held_out = feed
+        notes.append("judged on the calibration samples themselves: there are too few to hold any out")
+    else:
+        calibration, held_out = feed.split(config.held_out, seed=config.seed)
+    total = calibration.len_hint
+    builder = Builder(
+        job.prepared,
+        config,
+        resolve_target(config.target),
+        calibration,
+        job.folder,
+        progress=lambda done: job.tell("observe", done, total),
+    )
+    first = builder.build()
+    job.tell("verify", 0, None)
+    best, verdict, given_back = repair(
+        first,
+        builder.build,
+        lambda built: judge(job.reference, built.handed, held_out.limit(_JUDGED_FEEDS), config),
+        lambda built: _noise(judge(job.reference, built.handed, held_out.limit(_RANKED_FEEDS), config)),
+        progress=lambda done, total: job.tell("repair", done, total),
+    )
+    if given_back:
+        notes.append(summary(best.plan, given_back))
+    if feed.ignored:
+        notes.append(f"arrays that no input wants were ignored: {', '.join(feed.ignored)}")
+    warnings = (*([feed.warning] if feed.warning else []), *verdict.comparison.problems)
+    timed = held_out.limit(_TIMED_FEEDS)
+    return _Outcome(best, builder, verdict, timed, feed.description, tuple(notes), warnings, held_out=held_out)
 
 
-def _provenance(config: Config, feed: Feed) -> str:
-    """How the model was made, as JSON for its metadata."""
-    made = {"version": __version__, "calibration": feed.description, "config": asdict(config)}
-    return json.dumps(made, sort_keys=True)
+def _noise(verdict: Verdict) -> float:
+    return float(10.0 ** (-verdict.sqnr_db / 10.0))
+
+
+def _without_data(job: _Job, options: FeedOptions | None) -> _Outcome:
+    """Ranges from BatchNormalization where there is one; elsewhere ranges measured at run time, or none."""
+    watched, trusted = impose_moments(job.prepared)
+    feed = next((f for f in random_feed(job.signature.inputs, options) if _runs(job.reference, f)), None)
+    builder = Builder(
+        job.prepared,
+        job.config,
+        resolve_target(job.config.target),
+        feed if feed is not None else (),
+        job.folder,
+        watched=watched,
+        trusted=trusted if feed is not None else frozenset(),
+        unseen="without calibration data the range of its input is unknown",
+    )
+    built = builder.build()
+    timed = None if feed is None else feed.limit(_TIMED_FEEDS)
+    notes: tuple[str, ...] = ()
+    if timed is not None:
+        session = open_session(built.handed)
+        for one in timed:
+            run(session, one)
+        notes = (f"loaded and run on random inputs: {', '.join(f'{k} {list(v.shape)}' for k, v in one.items())}",)
+    return _Outcome(built, builder, None, timed, "none", notes, (NO_DATA,))
+
+
+def _runs(model: bytes | Path, feed: Feed) -> bool:
+    try:
+        run(open_session(model), next(iter(feed)))
+    except OnnxqError:
+        return False
+    return True
+
+
+def _never_slower(job: _Job, outcome: _Outcome) -> _Outcome:
+    """``outcome`` with its latency; where it is slower than float, the one that only stores its weights as integers."""
+    if job.config.latency_seconds <= 0 or outcome.timed is None:
+        return outcome
+    job.tell("latency", 0, None)
+    outcome = _timed(job, outcome)
+    if not _slower(outcome) or not outcome.built.plan.anchors:
+        return outcome
+    reason = KeptFloat("its integer kernel made the model slower than float on this machine", Storage.PACKED)
+    built = outcome.builder.build({**outcome.built.kept_float, **dict.fromkeys(outcome.built.plan.anchors, reason)})
+    verdict = None
+    if outcome.held_out is not None:
+        verdict = judge(job.reference, built.handed, outcome.held_out.limit(_JUDGED_FEEDS), job.config)
+    note = "integer kernels made this model slower on this machine: weights are stored as int8, the computing is float"
+    return _timed(
+        job,
+        _Outcome(
+            built,
+            outcome.builder,
+            verdict,
+            outcome.timed,
+            outcome.made_from,
+            (*outcome.notes, note),
+            outcome.warnings,
+            held_out=outcome.held_out,
+        ),
+    )
+
+
+def _timed(job: _Job, outcome: _Outcome) -> _Outcome:
+    assert outcome.timed is not None
+    threads = (1, os.cpu_count() or 1) if (os.cpu_count() or 1) > 1 else (1,)
+    report = benchmark(
+        [job.reference, outcome.built.handed],
+        list(outcome.timed),
+        threads=threads,
+        seconds=job.config.latency_seconds,
+        seed=job.config.seed,
+    )
+    return replace(outcome, latency=report)
+
+
+def _slower(outcome: _Outcome) -> bool:
+    return outcome.latency is not None and any(row.ratio_low > 1.0 for row in outcome.latency.rows)
+
+
+def _result(job: _Job, outcome: _Outcome, notes: tuple[str, ...]) -> Result:
+    built = outcome.built
+    unused = tuple(f"rule '{rule}' matched no node" for rule in built.plan.unused_rules)
+    provenance = {
+        "onnxq": __version__,
+        "calibration": outcome.made_from,
+        "config": json.dumps(asdict(job.config), sort_keys=True),
+    }
+    built.model.metadata_props[METADATA_KEY] = json.dumps(provenance, sort_keys=True)
+    final = hand_off(built.model, job.folder)
+    report = Report(
+        model_size(job.reference),
+        model_size(final),
+        comparison=None if outcome.verdict is None else outcome.verdict.comparison,
+        latency=outcome.latency,
+        kernels=built.kernels,
+        fates=built.fates,
+        reasons={s.node: s.reason for s in built.plan.skipped},
+        notes=(*notes, *unused),
+        warnings=outcome.warnings,
+        provenance=provenance,
+    )
+    return Result(built.model, built.plan, report, outcome.verdict is None or outcome.verdict.good)

@@ -1,4 +1,4 @@
-"""Running models as their users have them: ``run_model`` over a data set, ``benchmark`` for several models in one run."""
+"""Running models as their users have them: ``run_model`` over data, ``benchmark`` for several models in one run."""
 
 from __future__ import annotations
 
@@ -197,13 +197,8 @@ def benchmark(
             feed = open_feed("random", given[0].signature.inputs, options=replace(options, limit=options.batch_size))
         else:
             feed = open_feed(data, given[0].signature.inputs, options=options)
-        report = latency.benchmark(
-            [g.runnable for g in given], feed, **{key: value for key, value in chosen.items() if value is not None}
-        )
-    names = _distinct(models)
-    rows = tuple(replace(row, model=names[i % len(names)]) for i, row in enumerate(report.rows))
-    footprints = tuple(replace(f, model=name) for f, name in zip(report.footprints, names, strict=False))
-    return replace(report, rows=rows, footprints=footprints)
+        given_options = {key: value for key, value in chosen.items() if value is not None}
+        return latency.benchmark([g.runnable for g in given], feed, **given_options)
 
 
 def _require_same_inputs(models: Sequence[Opened]) -> None:
@@ -215,20 +210,3 @@ def _require_same_inputs(models: Sequence[Opened]) -> None:
                 f"{model.name} takes {found} but {models[0].name} takes {wanted}; measure models with the same inputs "
                 "together"
             )
-
-
-def _distinct(models: Sequence[ModelSource]) -> list[str]:
-    """Names for tables: of files as many trailing parts of the path as tell them apart, of others their number."""
-    paths = {
-        Path(os.path.abspath(m)) if isinstance(m, (str, os.PathLike)) else i: i for i, m in reversed([*enumerate(models)])
-    }
-    names = []
-    for i, model in enumerate(models):
-        if not isinstance(model, (str, os.PathLike)):
-            names.append(f"model {i + 1}")
-            continue
-        parts = Path(os.path.abspath(model)).parts
-        others = [p.parts for p in paths if isinstance(p, Path) and p.parts != parts]
-        count = next((n for n in range(1, len(parts)) if all(o[-n:] != parts[-n:] for o in others)), len(parts))
-        names.append(str(Path(*parts[-count:])))
-    return names

@@ -93,6 +93,9 @@ class _Writer:
         if weight.storage is Storage.GATHERED:
             self._gather(node, weight.tensor, data, chosen)
             return
+        if weight.storage is Storage.DYNAMIC:
+            self._dynamic(node, weight, chosen, data)
+            return
         if key not in self._made:
             codes = self._initializer(graph, f"{weight.tensor}_quantized", chosen.quantize(data))
             if weight.storage is Storage.PACKED:
@@ -125,6 +128,45 @@ class _Writer:
         for use in list(node.outputs[0].uses()):
             use.node.replace_input_with(use.idx, rows)
         self._take_over(node.outputs[0], rows)
+        graph.remove(node, safe=True)
+
+    def _dynamic(self, node: ir.Node, weight: Weight, chosen: QuantParams, data: npt.NDArray[np.float32]) -> None:
+        """``(q(x) W_q) * (s_x s_w) + bias``, the range of ``x`` measured at every run.
+
+        Spelled as onnxruntime's dynamic quantization is, so that it becomes one DynamicQuantizeMatMul.
+        """
+        graph, name, x = _graph(node), weight.tensor, node.inputs[0]
+        assert x is not None
+        key, scale_key = (id(graph), name, f"{weight.granularity} matrix"), (id(graph), name, "matrix scale")
+        zero_key = (id(graph), name, "matrix zero")
+        if key not in self._made:
+            codes = chosen.quantize(data)
+            rows = weight.granularity == PerAxis(0)  # a Gemm with transB: MatMulInteger takes columns
+            self._made[key] = self._initializer(
+                graph, f"{name}_quantized", np.ascontiguousarray(codes.T if rows else codes)
+            )
+            self._made[scale_key] = self._initializer(graph, f"{name}_scale", chosen.scale)
+            self._made[zero_key] = self._initializer(graph, f"{name}_zero_point", chosen.zero_point)
+        place = _Before(node)
+        quantized = (id(graph), x.name or "", "dynamic")
+        if quantized not in self._made:
+            parts = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, name=self._fresh(f"{x.name}_dynamic"))
+            for output, part in zip(parts.outputs, ("codes", "scale", "zero_point"), strict=True):
+                output.name = self._fresh(f"{x.name}_dynamic_{part}")
+                self._made[(id(graph), x.name or "", f"dynamic {part}")] = output
+            graph.insert_before(node, parts)
+            self._made[quantized] = parts.outputs[0]
+        scale, zero = (self._made[(id(graph), x.name or "", f"dynamic {part}")] for part in ("scale", "zero_point"))
+        inputs = [self._made[quantized], self._made[key], zero, self._made[zero_key]]
+        sums = self._node("MatMulInteger", inputs, f"{name}_sums", place=place)
+        floats = self._node("Cast", [sums], f"{name}_products", place=place, to=ir.DataType.FLOAT)
+        factor = self._node("Mul", [scale, self._made[scale_key]], f"{name}_factor", place=place)
+        result = self._node("Mul", [floats, factor], f"{name}_result", place=place)
+        if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            result = self._node("Add", [result, node.inputs[2]], f"{name}_biased", place=place)
+        for use in list(node.outputs[0].uses()):
+            use.node.replace_input_with(use.idx, result)
+        self._take_over(node.outputs[0], result)
         graph.remove(node, safe=True)
 
     def bias(self, bias: Bias) -> None:

@@ -51,8 +51,16 @@ def share(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """The main graph and every If/Loop/Scan body, outer graphs first (bodies of model-local functions not included)."""
-    yield model.graph
-    yield from model.graph.subgraphs()
+    waiting = [model.graph]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    waiting.append(attribute.value)
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    waiting.extend(attribute.value)
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -46,7 +46,7 @@ def new_constant(graph: ir.Graph, array: Array, *, name: str) -> ir.Value:
     while free in graph.initializers:
         count += 1
         free = f"{name}_{count}"
-    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=free)
+    tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=free)
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -53,7 +53,7 @@ def prepare(model: ir.Model) -> Prepared:
     infer_shapes(work)
     notes += fit_opset(work)
     unique_names(work)
-    evaluated = True
+    evaluated = False
     for _ in range(_ROUNDS):  # each pass may give the others more to do; this many rounds serve every model seen
         if evaluated:  # nothing else tells anything new about shapes
             infer_shapes(work)

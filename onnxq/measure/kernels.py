@@ -158,7 +158,9 @@ def kernel_map(model: Model, *, level: Level = "extended", config: Mapping[str, 
     """The ``KernelMap`` of ``model``.
 
     At ``extended`` the picture is the same on every CPU of one architecture; ``all`` adds the layouts (NCHWc, NHWC)
-    that this CPU prefers. Raises what ``open_session`` raises.
+    that this CPU prefers. The optimised model lies in the temporary folder for a moment, weights included.
+
+    Raises what ``open_session`` raises.
     """
     import tempfile
 

@@ -5,9 +5,10 @@ anew each round. Times are compared *within* a round: the median over rounds of 
 the order-statistic confidence interval of a median (sign test; no distribution assumed, but rounds independent).
 
 Idle threads of onnxruntime spin for a while before they sleep. With several sessions alive they steal the cores from
-the session that is being timed: on 2 cores with 2 threads each, three copies of one model interleaved took 3.2 times
-longer than alone, and 0.8 times with spinning off. So ``session.intra_op.allow_spinning`` is 0 whenever more than one
-session has more than one thread. A server that runs one model alone may be somewhat faster with it on.
+the session that is being timed: on 2 cores with 2 threads each, three copies of one model interleaved took two to
+three times longer than one alone, and no longer than alone with spinning off. So ``session.intra_op.allow_spinning``
+is 0 whenever several models are measured with several threads. A server that runs one model alone may be somewhat
+faster with it on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,12 +103,23 @@ def benchmark(
         raise DataError("there is no data to run the models on: give at least one sample")
     spinning = len(models) == 1 or max(threads) == 1
     rng = np.random.default_rng(seed)
+    names = distinct_labels(models)
     rows: list[Latency] = []
     for count in threads:
         times = _rounds(models, kept, count, seconds, min_rounds, spinning, rng)
-        rows += [_row(label(model), count, times[:, i], times[:, 0]) for i, model in enumerate(models)]
-    footprints = tuple(footprint(m, kept, threads=max(threads)) for m in models) if memory else ()
+        rows += [_row(name, count, times[:, i], times[:, 0]) for i, name in enumerate(names)]
+    footprints: tuple[Footprint, ...] = ()
+    if memory:
+        measured = (footprint(m, kept, threads=max(threads)) for m in models)
+        footprints = tuple(replace(f, model=name) for f, name in zip(measured, names, strict=True))
     return LatencyReport(tuple(rows), footprints, spinning, seed)
+
+
+def distinct_labels(models: Sequence[Model]) -> list[str]:
+    """A name for each model: its file name, with the folder and then its number where that alone is not unique."""
+    names = [label(m) for m in models]
+    full = [n if names.count(n) == 1 or isinstance(m, bytes) else str(m) for n, m in zip(names, models, strict=True)]
+    return [n if full.count(n) == 1 else f"{n} #{i}" for i, n in enumerate(full, start=1)]
 
 
 def _rounds(

@@ -117,7 +117,7 @@ def _refuse_load(model: Model, error: Exception) -> NoReturn:
             f"{name} has opset {match[1]} of {match[2]} but {runtime} knows up to {match[3]}; {newer} opset"
         ) from error
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    if match := re.search(r"Could not find an implementation for (\S+?)\((\d+)\)", text):
+    if match := re.search(r"(?:an implementation|find kernel) for (\S+?)\((\d+)\)", text):
         raise RuntimeFailure(
             f"{name} (opset {opset}) needs {match[1]} of opset {match[2]}, for which {runtime} has no kernel "
             f"with these types; {newer} opset"

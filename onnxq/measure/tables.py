@@ -28,6 +28,8 @@ def show(result: Showable, console: Console) -> None:
         _show_report(result, console)
     elif isinstance(result, LatencyReport):
         console.print(latency_table(result))
+        if result.footprints:
+            console.print(footprint_table(result))
         if not result.spinning:
             console.print("Threads do not spin while idle: several sessions would disturb each other.", markup=False)
     elif isinstance(result, Comparison):
@@ -44,16 +46,21 @@ def show(result: Showable, console: Console) -> None:
 
 
 def latency_table(report: LatencyReport) -> Table:
-    """A row for each model and number of threads; load time, memory and size where they were measured."""
-    headers = ["model", "threads", "median ms", "IQR ms", "vs first", "95 % interval"]
-    table = _table("Latency", headers + (["load ms", "peak MB", "file MB"] if report.footprints else []), left=1)
-    for i, row in enumerate(report.rows):
-        cells = [row.model, str(row.threads), ms(row.median_ms), f"{ms(row.q1_ms)}-{ms(row.q3_ms)}", f"{row.ratio:.3f}"]
-        cells.append(f"{row.ratio_low:.3f}-{row.ratio_high:.3f}")
-        if report.footprints:
-            foot = report.footprints[i % len(report.footprints)]
-            cells += [f"{foot.load_seconds * 1e3:.0f}", megabytes(foot.peak_bytes), megabytes(foot.file_bytes)]
-        _add(table, cells)
+    """A row for each model and number of threads."""
+    headers = ["model", "threads", "median ms", "IQR ms", "time / first", "95 % interval"]
+    table = _table("Latency", headers, left=1)
+    for row in report.rows:
+        spread, interval = f"{ms(row.q1_ms)}-{ms(row.q3_ms)}", f"{row.ratio_low:.3f}-{row.ratio_high:.3f}"
+        _add(table, [row.model, str(row.threads), ms(row.median_ms), spread, f"{row.ratio:.3f}", interval])
+    return table
+
+
+def footprint_table(report: LatencyReport) -> Table:
+    """A row for each model: load time, peak memory and size."""
+    table = _table("Footprint", ["model", "load ms", "peak memory MB", "file MB"], left=1)
+    for foot in report.footprints:
+        cells = [f"{foot.load_seconds * 1e3:.0f}", megabytes(foot.peak_bytes), megabytes(foot.file_bytes)]
+        _add(table, [foot.model, *cells])
     return table
 
 
@@ -123,7 +130,12 @@ def _summary_rows(report: Report) -> list[list[str]]:
             first, second = report.latency.footprints[:2]
             times = first.peak_bytes / max(second.peak_bytes, 1)
             rows.append(
-                ["peak memory MB", megabytes(first.peak_bytes), megabytes(second.peak_bytes), _factor(times, "less")]
+                [
+                    "peak memory MB",
+                    megabytes(first.peak_bytes),
+                    megabytes(second.peak_bytes),
+                    _factor(times, "less", "more"),
+                ]
             )
             load = [f"{f.load_seconds * 1e3:.0f}" for f in (first, second)]
             rows.append(["load time ms", *load, ""])
@@ -135,13 +147,21 @@ def _summary_rows(report: Report) -> list[list[str]]:
 
 
 def _size_row(source: ModelSize, result: ModelSize, smaller: float) -> list[str]:
-    return ["file size MB", megabytes(source.file_bytes), megabytes(result.file_bytes), _factor(smaller, "smaller")]
+    return [
+        "file size MB",
+        megabytes(source.file_bytes),
+        megabytes(result.file_bytes),
+        _factor(smaller, "smaller", "larger"),
+    ]
 
 
 def _latency_row(first: Latency, second: Latency) -> list[str]:
-    interval = f"{1 / second.ratio_high:.2f}-{1 / second.ratio_low:.2f}"
+    # The interval of the slowdown or speedup that is named, so that both are read the same way round.
+    slower = second.ratio > 1
+    low, high = (second.ratio_low, second.ratio_high) if slower else (1 / second.ratio_high, 1 / second.ratio_low)
+    gain = f"{_factor(second.speedup, 'faster', 'slower')} ({low:.2f}-{high:.2f})"
     name = f"latency ms, {first.threads} thread" + ("s" if first.threads > 1 else "")
-    return [name, ms(first.median_ms), ms(second.median_ms), f"{second.speedup:.2f}x faster ({interval})"]
+    return [name, ms(first.median_ms), ms(second.median_ms), gain]
 
 
 def _accuracy_rows(accuracy: Accuracy) -> list[list[str]]:
@@ -175,7 +195,7 @@ def _table(title: str, headers: Sequence[str], *, left: int) -> Table:
         if i < left:
             table.add_column(Text(header), justify="left", overflow="fold")
         else:
-            table.add_column(Text(header), justify="right")
+            table.add_column(Text(header), justify="right", no_wrap=True)
     return table
 
 
@@ -201,5 +221,5 @@ def db(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _factor(times: float, word: str) -> str:
-    return f"{times:.2f}x {word}"
+def _factor(times: float, gain: str, loss: str) -> str:
+    return f"{times:.2f}x {gain}" if times >= 1 else f"{1 / max(times, 1e-9):.2f}x {loss}"

@@ -65,6 +65,11 @@ def anchor_obstacle(node: ir.Node) -> str | None:
     return None
 
 
+def can_be_dynamic(node: ir.Node) -> bool:
+    """Whether ``node`` can measure the range of its input at every run: linear layers (MatMulInteger)."""
+    return not node.domain and node.op_type in ("MatMul", "Gemm") and anchor_obstacle(node) is None
+
+
 # Operators with an integer kernel that is not slower than the float one. What only moves data keeps the parameters of
 # its input. AveragePool and Softmax have integer kernels that are slower than float: they are not here on purpose.
 _POINTWISE = frozenset({"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "GlobalAveragePool"})

@@ -42,7 +42,9 @@ def make_plan(
     candidates: dict[str, ir.Node] = {}
     refused = dict(keep_float or {})
     for name in unobservable(model):
-        refused.setdefault(name, KeptFloat("inside a Loop or Scan body, whose tensors cannot be observed", packed=True))
+        refused.setdefault(
+            name, KeptFloat("inside a Loop or Scan body, whose tensors cannot be observed", Storage.DYNAMIC)
+        )
     for node in nodes(model):
         name = node.name or ""
         rule = rules.first(node)
@@ -50,7 +52,7 @@ def make_plan(
             refused[name] = KeptFloat(f"kept float by rule '{rule.match}'")
         if ops.weight_slot(node) is not None:
             if name not in refused and (obstacle := ops.anchor_obstacle(node)) is not None:
-                refused[name] = KeptFloat(obstacle, packed=True)
+                refused[name] = KeptFloat(obstacle, Storage.PACKED)
             if name not in refused:
                 anchors[name] = node
         elif name not in refused and ops.can_follow(node):
@@ -284,15 +286,21 @@ def _stored_weights(
     found: list[Weight] = []
     for node in nodes(model):
         name = node.name or ""
-        if name in anchors or node.domain or (name in refused and not refused[name].packed):
+        if name in anchors or node.domain or (name in refused and refused[name].weight is None):
             continue
         for index, axes in _stored_slots(node).items():
             value = node.inputs[index] if index < len(node.inputs) else None
             weight = constant(value)
             if value is None or weight is None or not is_float(value) or weight.size < ops.STORED_MINIMUM:
                 continue
-            storage = Storage.GATHERED if node.op_type == "Gather" else Storage.PACKED
-            granularity = _row_granularity(tuple(weight.shape.numpy()), axes)
+            storage = Storage.PACKED
+            if node.op_type == "Gather":
+                storage = Storage.GATHERED
+            elif name in refused and refused[name].weight is Storage.DYNAMIC and ops.can_be_dynamic(node):
+                storage = Storage.DYNAMIC
+            shape = tuple(weight.shape.numpy())
+            linear = ops.weight_slot(node) is not None
+            granularity = PerAxis(axes[0]) if linear else _row_granularity(shape, axes)
             found.append(Weight(value.name or "", name, index, target.weights, granularity, storage))
     return found
 

@@ -52,6 +52,7 @@ class Storage(Enum):
     """What a quantized weight becomes in the file."""
 
     INTEGER = "integer kernel"  # DequantizeLinear in front of a node that runs in an integer kernel
+    DYNAMIC = "integer kernel, activation range at run time"  # needs no calibration; linear layers only
     PACKED = "stored int8, computed float"  # expanded once when the runtime loads the model
     GATHERED = "int8 table, rows dequantized"  # embedding: only the rows that are read become float
 
@@ -100,10 +101,13 @@ class Skipped:
 
 @dataclass(frozen=True)
 class KeptFloat:
-    """Why a node must stay float. ``packed``: its weight may still be stored as int8 (computing stays in float)."""
+    """Why a node cannot have a fixed activation range, and what its weight may become all the same.
+
+    ``weight``: None leaves it float; ``DYNAMIC`` falls back to ``PACKED`` for nodes that are no linear layers.
+    """
 
     reason: str
-    packed: bool = False
+    weight: Storage | None = None
 
 
 @dataclass(frozen=True)

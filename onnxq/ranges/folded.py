@@ -128,12 +128,13 @@ class ByBorder:
         self.energy = np.einsum("rn,rn,rn->r", w, x, x)
         self.keys = (x + 2.0 * np.arange(self.rows)[:, None]).ravel()
         self.x, self.w = x.ravel(), w.ravel()
-        # The codes above ``short`` see only the points of the side that has them.
-        one_sided = w * ((signed > 0) if qmax >= -qmin else (signed < 0))
-        self.w_long = one_sided.ravel()
         # Sums over the points from an index to the end of the row, [R * (n + 1)].
         self.sum_w, self.sum_wx = _sums_above(w), _sums_above(w * x)
-        self.sum_w_long, self.sum_wx_long = _sums_above(one_sided), _sums_above(one_sided * x)
+        self.w_long, self.sum_w_long, self.sum_wx_long = self.w, self.sum_w, self.sum_wx
+        if self.short < self.long:  # the codes above ``short`` see only the points of the side that has them
+            one_sided = w * ((signed > 0) if qmax > -qmin else (signed < 0))
+            self.w_long = one_sided.ravel()
+            self.sum_w_long, self.sum_wx_long = _sums_above(one_sided), _sums_above(one_sided * x)
 
     def _positions(self, row: Index, s: F64) -> Index:
         """``[I, long]`` flat index of the first point above each border ``(k + 1/2) s``; at s = 0 the first above 0."""

@@ -13,7 +13,7 @@ from measure_models import Graph, conv_net, feeds
 
 from onnxq.errors import ConfigError, DataError, RuntimeFailure
 from onnxq.measure import benchmark, footprint
-from onnxq.measure.latency import MAX_FEEDS, median_interval
+from onnxq.measure.latency import MAX_FEEDS, distinct_labels, median_interval
 
 
 def test_rows_for_every_model_and_thread_count() -> None:
@@ -63,6 +63,12 @@ def test_only_some_feeds_are_drawn() -> None:
 
     benchmark([conv_net()], endless(), seconds=0.01, min_rounds=2, memory=False)
     assert drawn <= MAX_FEEDS
+
+
+def test_models_of_one_name_are_told_apart() -> None:
+    assert distinct_labels([Path("a/m.onnx"), Path("b/m.onnx"), Path("n.onnx")]) == ["a/m.onnx", "b/m.onnx", "n.onnx"]
+    assert distinct_labels(["m.onnx", "m.onnx"]) == ["m.onnx #1", "m.onnx #2"]
+    assert len(set(distinct_labels([b"1", b"2"]))) == 2
 
 
 def test_nothing_to_measure_is_refused() -> None:

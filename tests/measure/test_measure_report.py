@@ -84,7 +84,7 @@ def test_tables_fit_and_say_the_essentials(report: Report, width: int) -> None:
 
 
 def test_every_result_can_be_shown(report: Report) -> None:
-    assert "vs first" in printed(report.latency)
+    assert "time / first" in printed(report.latency)
     assert "row mean" in printed(report.comparison)
     assert "constants again on every run" in printed(report.kernels)
     assert "local dB" in printed(report.layers)
@@ -110,6 +110,14 @@ def test_slower_means_beyond_doubt() -> None:
     assert Report(*sizes, latency=latency(1.01, 1.2)).slower
     assert not Report(*sizes, latency=latency(0.9, 1.2)).slower
     assert not Report(*sizes, latency=latency(0.5, 0.6)).slower
+
+
+def test_losses_are_called_losses() -> None:
+    sizes = model_size(QUANTIZED), model_size(FLOAT)
+    text = printed(Report(*sizes, latency=latency(1.5, 2.5)))
+    assert "2.00x slower (1.50-2.50)" in text
+    assert "x larger" in text
+    assert "2.00x faster (1.67-2.50)" in printed(Report(*sizes, latency=latency(0.4, 0.6)))
 
 
 def test_plain_refuses_what_json_has_no_word_for() -> None:

@@ -124,3 +124,24 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError):
         run(open_session(conv_net()), feeds(1, 1, 3, 8, 8)[0])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for QuantizeLinear(28) node with "
+        "name 'x_q_node'",
+        "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Failed to find kernel for QuantizeLinear(28) (node:'q' ep:'CPU').",
+    ],
+    ids=["1.32", "1.19"],
+)
+def test_a_missing_kernel_names_the_operator(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded from the releases named, since which kernels are missing changes with every one of them."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    text = failure(one_node("Relu", [2], opset=28))
+    assert "(opset 28) needs QuantizeLinear of opset 28" in text
+    assert "upgrade onnxruntime" in text

@@ -100,7 +100,7 @@ def test_rows_that_share_a_batch_do_not_disturb_each_other() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(rows_of_numbers, st.floats(0, 3), st.floats(1e-3, 3), st.sampled_from(TYPES))
+@given(rows_of_numbers, st.just(0.0) | st.floats(1e-6, 3), st.floats(1e-3, 3), st.sampled_from(TYPES))
 def test_lower_bound_holds_on_the_whole_interval(row, low, width, qtype) -> None:
     data = folded.fold(of_rows(row[None], None), qmin=qtype.qmin, qmax=qtype.qmax)
     search = _Search(data, _Best(1), batch=1 << 16)

@@ -206,6 +206,9 @@ def _groupnorm21(node: ir.Node) -> None:
         set_input(node, index, new_constant(owner(node), wide, name=f"{label(node)}_{('scale', 'bias')[index - 1]}"))
 
 
+# Steps that change what a node means without a trace in its schema; they bar the way down.
+CHANGED = frozenset({("Mod", 28)})  # from 28 on, floats are allowed without fmod
+
 _AXES = _integers_to_input("axes", 1)
 
 ADAPTERS: dict[tuple[str, int], Adapter] = {

@@ -6,9 +6,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import bypass, can_bypass, is_op, label, rank, sole_consumer
+from onnxq.graph.edit import Array, bypass, can_bypass, float_constant, is_op, label, rank, sole_consumer
 from onnxq.graph.passes.affine import Affine, read_affine
 from onnxq.graph.passes.linear import Linear, fold_after, fold_before, linear_before, read_linear
+
+# ``value.meta[MOMENTS]`` of a normalised layer's output: (mean, deviation), [C] float64 each, as in training.
+MOMENTS = "moments"
 
 
 def fold_affine(model: ir.Model) -> int:
@@ -41,8 +44,20 @@ def _into_previous(node: ir.Node, affine: Affine) -> bool:
     keep = node.inputs[affine_index(node, affine)] if linear.add is None else affine.source
     if keep is None:
         raise AssertionError("an affine node has lost its input")
+    _remember_moments(node, keep, *flat)
     bypass(node, keep=keep)
     return True
+
+
+def _remember_moments(node: ir.Node, output: ir.Value, scale: Array, shift: Array) -> None:
+    """Notes on ``output`` what its distribution was in training: BatchNormalization gives mean beta, deviation |gamma|."""
+    if is_op(node, "BatchNormalization"):
+        gamma, beta = (float_constant(value) for value in node.inputs[1:3])
+        if gamma is not None and beta is not None:
+            output.meta[MOMENTS] = (beta.astype(np.float64), np.abs(gamma.astype(np.float64)))
+    elif MOMENTS in output.meta:
+        mean, deviation = output.meta[MOMENTS]
+        output.meta[MOMENTS] = (mean * scale + shift, deviation * np.abs(scale))
 
 
 def affine_index(node: ir.Node, affine: Affine) -> int:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import Array, constant, integer, is_op, new_constant, replace_value
+from onnxq.graph.passes.arrays import compute
 
 # A folded tensor may be this much larger than what it is made from, in bytes, and no larger than this at all.
 _GROWTH = 4096
@@ -30,7 +31,7 @@ _NEVER = frozenset(
         "RandomUniformLike",
     }
 )
-_RUNNABLE = frozenset("bBhHiIlLqQfd?")
+_RUNNABLE = frozenset("?bBhHiIlLqQefd")  # numpy type characters that onnxruntime takes as they are
 
 
 def fold_constants(model: ir.Model) -> int:
@@ -116,8 +117,12 @@ def _evaluate(node: ir.Node, model: ir.Model) -> tuple[Array, ...] | None:
     expected = _expected_bytes(node)
     if not feeds or expected is None or expected > min(budget, _LARGEST):
         return None
+    opset = model.opset_imports.get("", 13)
+    known = None if opset < 13 else compute(node, [constant(value) for value in node.inputs])
+    if known is not None:
+        return (known,)
     try:
-        return _run(node, model.opset_imports.get("", 13), feeds)
+        return _run(node, opset, feeds)
     except Exception:  # no kernel, or a node that fails for these values: leave it as it is
         return None
 
@@ -184,7 +189,7 @@ def _bytes(value: ir.Value) -> int:
 def _run(node: ir.Node, opset: int, feeds: Mapping[str, Array]) -> tuple[Array, ...]:
     import onnxruntime as ort
 
-    proto = ir.to_proto(node)
+    proto = ir.serde.serialize_node(node)
     del proto.input[:], proto.output[:]
     proto.input.extend("" if value is None else f"i{index}" for index, value in enumerate(node.inputs))
     proto.output.extend(f"o{index}" for index in range(len(node.outputs)))

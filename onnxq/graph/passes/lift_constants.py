@@ -46,7 +46,7 @@ def _tensor(node: ir.Node) -> ir.TensorProtocol | None:
     if attribute.is_ref():
         return None
     if attribute.name == "value" and attribute.type == ir.AttributeType.TENSOR:
-        tensor = attribute.as_tensor()
+        tensor = attribute.value
         return None if tensor.dtype == ir.DataType.STRING else share(tensor)
     if attribute.name in ("value_int", "value_ints"):
         return ir.tensor(np.array(attribute.value, dtype=np.int64), name=name)

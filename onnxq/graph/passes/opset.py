@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxq.errors import ModelError
 from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import label
-from onnxq.graph.passes.adapters import ADAPTERS, refuse
+from onnxq.graph.passes.adapters import ADAPTERS, CHANGED, refuse
 
 LOWEST = 13
 HIGHEST = 20
@@ -79,7 +79,8 @@ def _obstacle(node: ir.Node, start: int, target: int) -> str | None:
         return f"{where} is newer than opset {target}"
     if old.since_version == new.since_version:
         return None
-    if any((node.op_type, version) in ADAPTERS for version in range(target + 1, start + 1)):
+    steps = {(node.op_type, version) for version in range(target + 1, start + 1)}
+    if steps & (ADAPTERS.keys() | CHANGED):
         return f"{where} changed its meaning after opset {target}"
     for name, attribute in node.attributes.items():
         if name not in old.attributes and not _is_default(attribute, new.attributes.get(name)):

@@ -7,8 +7,7 @@ import logging
 import onnx
 import onnx_ir as ir
 
-from onnxq.graph.copying import INFERRED, all_graphs, copy_model
-from onnxq.graph.external import embed_external
+from onnxq.graph.copying import INFERRED, all_graphs
 
 _log = logging.getLogger(__name__)
 # Data propagation reads small tensors (shapes, axes, indices); larger ones are weights, whose values say nothing.
@@ -61,20 +60,35 @@ def recall_shapes(claims: dict[ir.Value, ir.Shape]) -> None:
 
 
 def _light(model: ir.Model) -> onnx.ModelProto:
-    """``model`` without the bytes of its weights: large initializers become inputs of the main graph."""
-    light = copy_model(model)
-    embed_external(light)
-    for graph in all_graphs(light):
-        for name, value in tuple(graph.initializers.items()):
-            tensor = value.const_value
-            if tensor is None or (tensor.dtype != ir.DataType.STRING and tensor.nbytes > _SMALL):
-                if tensor is not None:
-                    value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
-                graph.initializers.pop(name)
-                value.const_value = None
-                if not value.is_graph_input():
-                    light.graph.inputs.append(value)
-    return ir.to_proto(light)
+    """``model`` without the bytes of its weights: large initializers are inputs of the main graph there.
+
+    ``model`` is changed while it is written and restored after; copying all nodes for each inference takes longer than
+    the inference.
+    """
+    graphs = tuple(all_graphs(model))
+    inputs = tuple(model.graph.inputs)
+    held = [(graph, value, value.const_value) for graph in graphs for value in graph.initializers.values()]
+    try:
+        for graph, value, tensor in held:
+            if tensor is None or value.name is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            if value.shape is None or value.type is None:
+                value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+            if tensor.nbytes > _SMALL:
+                graph.initializers.pop(value.name)
+                if not any(value is other for other in inputs):
+                    model.graph.inputs.append(value)
+            elif isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), name=value.name)
+        return ir.serde.serialize_model(model)
+    finally:
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(inputs)
+        for graph in graphs:
+            graph.initializers.clear()
+        for graph, value, tensor in held:
+            value.const_value = tensor
+            graph.initializers.add(value)
 
 
 def _collect(graph: onnx.GraphProto, known: dict[str, onnx.TypeProto]) -> None:

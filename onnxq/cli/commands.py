@@ -1,0 +1,90 @@
+"""What all commands share: exit codes, one-line errors, and groups of options that are written once.
+
+| exit code | meaning                                                                                     |
+|-----------|---------------------------------------------------------------------------------------------|
+| 0         | done                                                                                        |
+| 1         | a bug in onnxq                                                                              |
+| 2         | bad input or usage; nothing was written                                                     |
+| 3         | ``quantize`` wrote a model that is slower than float, or less accurate than was asked for   |
+| 130       | interrupted                                                                                 |
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import typer
+
+from onnxq.errors import OnnxqError, one_line
+
+BUG, BAD_INPUT, NOT_GOOD, INTERRUPTED = 1, 2, 3, 130
+TRACEBACK = "ONNXQ_TRACEBACK"
+# Long enough for every message that lists names, short enough to stay readable.
+_LONGEST = 1000
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the command with ``error: message`` on stderr and exit code ``code``."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """``function`` with its exceptions turned into one line and an exit code."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (typer.Exit, BrokenPipeError):  # a closed pipe (``| head``) is typer's to end quietly
+            raise
+        except KeyboardInterrupt:
+            fail("interrupted", INTERRUPTED)
+        except OnnxqError as error:
+            _traceback()
+            fail(one_line(error, limit=_LONGEST), BAD_INPUT)
+        except Exception as error:
+            _traceback()
+            fail(
+                f"this is a bug in onnxq, please report it ({TRACEBACK}=1 shows where it happened): "
+                f"{type(error).__name__}: {one_line(error)}",
+                BUG,
+            )
+
+    return wrapper
+
+
+def _traceback() -> None:
+    if os.environ.get(TRACEBACK):
+        import traceback
+
+        traceback.print_exc(file=sys.stderr)
+
+
+def takes(build: Callable[..., Any], *, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator: instead of its parameter ``name``, a command has all parameters of ``build``, whose value it gets.
+
+    That is how options that several commands share are declared once.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function, eval_str=True).parameters
+        shared = inspect.signature(build, eval_str=True).parameters
+
+        @functools.wraps(function)
+        def wrapper(**given: Any) -> None:
+            given[name] = build(**{key: given.pop(key) for key in shared})
+            function(**given)
+
+        parameters = [p for key, p in own.items() if key != name] + list(shared.values())
+        # typer reads a command's options from its signature, and every parameter by name.
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        wrapper.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate

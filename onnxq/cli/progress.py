@@ -1,0 +1,64 @@
+"""A progress bar with the time left, on stderr and only where somebody can see it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+_WORDS = {
+    "prepare": "Preparing the graph",
+    "observe": "Observing ranges",
+    "verify": "Comparing with float",
+    "repair": "Finding noisy layers",
+    "measure": "Measuring latency",
+    "latency": "Measuring latency",
+    "compare": "Comparing outputs",
+    "layers": "Measuring layers",
+    "run": "Running",
+}
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, *, quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Yields ``progress(stage, done, total)``: one line for each stage, gone when the block ends."""
+    if quiet or not console.is_terminal:
+        yield lambda stage, done, total: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    tasks: dict[str, TaskID] = {}
+    current = ""
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+
+        def tell(stage: str, done: int, total: int | None) -> None:
+            nonlocal current
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(_WORDS.get(stage, stage.capitalize()), total=total)
+            elif stage != current:
+                bar.reset(tasks[stage], total=total)  # a stage that comes again is measured anew
+            if current and stage != current:
+                bar.stop_task(tasks[current])
+            current = stage
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield tell

@@ -1,0 +1,215 @@
+"""``onnxq quantize``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from onnxq.calibrate.options import FeedOptions
+from onnxq.cli.commands import NOT_GOOD, takes
+from onnxq.cli.options import Json, Model, Quiet, Samples, base_config, feed_options
+from onnxq.cli.progress import progress_bar
+from onnxq.config import Config
+from onnxq.errors import OutputError
+
+if TYPE_CHECKING:
+    from onnxq.pipeline import Result
+
+# What is tried beside the model when no data is named, in this order.
+BESIDE = (".calib.npz", ".calib", ".calib.jsonl", ".calib.txt")
+# Whoever runs the command wants to read the gain; a library call does not want to wait for it unasked.
+_LATENCY_SECONDS = 4.0
+
+
+@takes(feed_options, name="options")
+@takes(base_config, name="base")
+def quantize(
+    model: Model,
+    base: Config,
+    options: FeedOptions,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="What to write (default: NAME.int8.onnx beside the model)."),
+    ] = None,
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            "--calib",
+            "-c",
+            metavar="DATA",
+            help="Calibration data: .npz, .npy, a folder of them or of images, .txt, .jsonl, package.module:function; "
+            "'random' for speed tests only (default: NAME.calib.npz, NAME.calib/, ... beside the model).",
+        ),
+    ] = None,
+    samples: Samples = None,
+    ranges: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="METHOD",
+            help=f"How ranges are chosen: {Config.activation_range} (default), minmax, percentile:99.99, entropy, ...; "
+            "for one side only as weights=METHOD or activations=METHOD.",
+        ),
+    ] = None,
+    min_sqnr: Annotated[
+        float | None, typer.Option(metavar="DB", help="Exit with 3 if the outputs' SQNR is below this, in dB.")
+    ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help=f"Time for comparing latency with float; 0: none (default {_LATENCY_SECONDS:g}).",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help=f"Of all that is random (default {Config.seed}).")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Whether an output that exists is replaced.")] = True,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize MODEL to INT8, compare it with the float model, and say what it cost and what it gained.
+
+    Exit code 0: written and good. 2: bad input, nothing written. 3: written, but slower than float, below --min-sqnr,
+    or not as close to the float model as promised.
+    """
+    target = model.with_name(f"{model.stem}.int8.onnx") if output is None else output
+    check_output(target, model, overwrite=overwrite)
+    config = base if ranges is None else base.with_range(ranges)
+    seconds = (config.latency_seconds or _LATENCY_SECONDS) if latency is None else latency
+    config = replace(
+        config,
+        latency_seconds=seconds,
+        samples=config.samples if samples is None else samples,
+        seed=config.seed if seed is None else seed,
+        min_sqnr=config.min_sqnr if min_sqnr is None else min_sqnr,
+    )
+    # ``random`` makes as many samples as are wanted; other data is only limited by that.
+    options = replace(options, model=model, limit=samples, seed=config.seed)
+    data = calib if calib is not None else data_beside(model)
+
+    from rich.console import Console
+
+    from onnxq.pipeline import quantize as run_pipeline
+
+    notices = Console(stderr=True)
+    if calib is None and data is not None and not quiet:
+        notices.print(f"Calibrating on {data}, which lies beside the model.", markup=False, highlight=False)
+    with progress_bar(notices, quiet=quiet) as progress:
+        result = run_pipeline(model, data, config=config, feed_options=options, progress=progress)
+    written = result.save(target)
+    failures = shortcomings(result, config)
+    if as_json:
+        more = {"output": str(written[0]), "shortcomings": failures}
+        typer.echo(json.dumps({**result.report.to_dict(), **more}, indent=2, allow_nan=False))
+    elif not quiet:
+        _show(result, written, Console())
+    if data is None and not quiet:
+        typer.echo(advice_without_data(model, target, calib_name(model)), err=as_json)
+    if failures:
+        typer.echo(f"not good: {'; '.join(failures)} (written all the same: {written[0]})", err=True)
+        raise typer.Exit(NOT_GOOD)
+
+
+def check_output(target: Path, model: Path, *, overwrite: bool) -> None:
+    """Raises ``OutputError`` at once where saving to ``target`` would fail after all the work."""
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: it is a folder; give a file name with -o")
+    if not target.parent.is_dir():
+        raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist; create it first")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"cannot write {target}: no permission to write in {target.parent}; choose another with -o")
+    if os.path.realpath(target) == os.path.realpath(model):
+        raise OutputError(f"{target} is the input model and is not written over; choose another output with -o")
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists already; remove it, or leave out --no-overwrite")
+
+
+def data_beside(model: Path) -> str | None:
+    """The calibration data that lies beside ``model`` under its name, or None."""
+    return next((str(p) for s in BESIDE if (p := model.with_name(model.stem + s)).exists()), None)
+
+
+def calib_name(model: Path) -> Path:
+    """Where calibration data for ``model`` is found without being named."""
+    return model.with_name(model.stem + BESIDE[0])
+
+
+def shortcomings(result: Result, config: Config) -> list[str]:
+    """Why ``result`` is not good, one short phrase each; empty if it is."""
+    found = []
+    if result.report.slower:
+        found.append("it is slower than the float model")
+    sqnr = result.report.sqnr_db
+    if config.min_sqnr is not None and sqnr is not None and sqnr < config.min_sqnr:
+        found.append(f"its SQNR of {sqnr:.1f} dB is below --min-sqnr {config.min_sqnr:g}")
+    elif not result.good:
+        found.append("it is not as close to the float model as promised (min_agreement, guard_sqnr)")
+    return found
+
+
+def _show(result: Result, written: tuple[Path, ...], console: object) -> None:
+    from rich.console import Console
+
+    assert isinstance(console, Console)
+    result.report.render(console)
+    megabytes = sum(path.stat().st_size for path in written) / 1e6
+    names = " and ".join(str(path) for path in written)
+    console.print(f"Wrote {names} ({megabytes:.1f} MB).", markup=False, highlight=False, soft_wrap=True)
+
+
+def advice_without_data(model: Path, target: Path, data: Path) -> str:
+    """What to type to calibrate on real inputs, with the names, types and shapes of the inputs of ``model``."""
+    from onnxq.calibrate.layout import Layout
+    from onnxq.graph.io import load
+    from onnxq.graph.signature import signature
+    from onnxq.inspection import describe
+
+    inputs = signature(load(model)).inputs
+    layout = Layout.of(inputs, FeedOptions.batch_size)
+    lines, arrays = [], []
+    for i, spec in enumerate(inputs):
+        info = describe(spec)
+        # The first axis of a saved array counts samples; an input without a batch axis gets one more.
+        dims = list(info.shape or ())
+        dims = ["N", *(dims[1:] if spec.name in layout.batched else dims)]
+        shape = ", ".join("?" if d is None else str(d) for d in dims)
+        variable = spec.name if spec.name.isidentifier() else f"input_{i}"
+        arrays.append((spec.name, variable))
+        lines.append(f"  # {variable}: {info.dtype}[{shape}], N samples")
+    plain = all(name == variable and name != "file" for name, variable in arrays)
+    given = (
+        ", ".join(f"{name}={variable}" for name, variable in arrays)
+        if plain
+        else "**{" + ", ".join(f"{name!r}: {variable}" for name, variable in arrays) + "}"
+    )
+    return "\n".join(
+        [
+            "No calibration data was given, so nothing real was seen. With a few hundred real inputs it gets better:",
+            "",
+            "  import numpy as np",
+            *lines,
+            f"  np.savez({str(data)!r}, {given})",
+            "",
+            f"  onnxq quantize {model} --calib {data} -o {target}",
+        ]
+    )
+
+
+COMMANDS = (
+    (
+        "quantize",
+        quantize,
+        (
+            "onnxq quantize model.onnx --calib inputs.npz",
+            "onnxq quantize model.onnx -c photos/ --image-size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
+            "onnxq quantize bert.onnx -c sentences.txt --tokenizer tokenizer.json --max-length 128 -o bert.q.onnx",
+            "onnxq quantize model.onnx -c my_data:batches --exclude 'head.*' --min-sqnr 30 --json",
+        ),
+    ),
+)
