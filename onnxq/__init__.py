@@ -22,15 +22,20 @@ if TYPE_CHECKING:
         OutputError,
         RuntimeFailure,
     )
+    from onnxq.evaluation import Evaluation, evaluate
+    from onnxq.inspection import Inspection, inspect
     from onnxq.pipeline import Result, quantize
+    from onnxq.running import benchmark, run_model
 
 _HOME = {
     "Config": "config",
     "ConfigError": "errors",
     "DataError": "errors",
+    "Evaluation": "evaluation",
     "Feed": "calibrate.feeds",
     "FeedOptions": "calibrate.feeds",
     "ImageOptions": "calibrate.feeds",
+    "Inspection": "inspection",
     "ModelError": "errors",
     "NumericsError": "errors",
     "OnnxqError": "errors",
@@ -38,18 +43,24 @@ _HOME = {
     "Result": "pipeline",
     "Rule": "config",
     "RuntimeFailure": "errors",
+    "benchmark": "running",
+    "evaluate": "evaluation",
+    "inspect": "inspection",
     "load_config": "config",
     "open_feed": "calibrate.feeds",
     "quantize": "pipeline",
+    "run_model": "running",
 }
 
 __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "Evaluation",
     "Feed",
     "FeedOptions",
     "ImageOptions",
+    "Inspection",
     "ModelError",
     "NumericsError",
     "OnnxqError",
@@ -58,9 +69,13 @@ __all__ = [
     "Rule",
     "RuntimeFailure",
     "__version__",
+    "benchmark",
+    "evaluate",
+    "inspect",
     "load_config",
     "open_feed",
     "quantize",
+    "run_model",
 ]
 
 

@@ -24,13 +24,19 @@ _MOST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Built:
-    """A quantized model and how it came about. ``handed`` is the model as the runtime loads it."""
+class Draft:
+    """A quantized model that the runtime has not been asked about; ``handed`` is the model as the runtime loads it."""
 
     plan: Plan
     parameters: Parameters
     model: ir.Model
     handed: bytes | Path
+
+
+@dataclass(frozen=True)
+class Built(Draft):
+    """A quantized model whose planned kernels are confirmed; ``kept_float``: all nodes that had to be given up."""
+
     kernels: KernelMap
     fates: tuple[Fate, ...]
     kept_float: Mapping[str, KeptFloat]
@@ -62,29 +68,40 @@ class Builder:
         kept = dict(keep_float or {})
         for _ in range(_MOST_ROUNDS):
             plan = make_plan(self.prepared, self.config, self.target, keep_float=kept)
-            unseen = self._observe(plan)
-            if unseen:
+            while unseen := self._observe(plan):  # ends: each time more nodes stay float
                 kept.update(unseen)
-                continue
-            parameters = choose(self.prepared, plan, self.statistics, self.config, known=self.parameters)
-            self.parameters = parameters
-            model = emit(self.prepared, plan, tensors=parameters.tensors, weights=parameters.weights)
-            handed = hand_off(model, self.folder)
-            kernels = kernel_map(handed)
-            fates = kernels.fates(handed)
+                plan = make_plan(self.prepared, self.config, self.target, keep_float=kept)
+            draft = self._drafted(plan)
+            kernels = kernel_map(draft.handed)
+            fates = kernels.fates(draft.handed)
             refused = {
-                f.node: KeptFloat(f"the runtime keeps it in a float kernel ({f.why or f.kernel})")
+                f.node: KeptFloat(f"the runtime keeps it in a float kernel ({f.why or f.kernel})", Storage.DYNAMIC)
                 for f in fates
                 if f.node in plan.anchors and not f.integer and f.node not in kept
             }
             if not refused:
                 break
             kept.update(refused)
-        return Built(plan, parameters, model, handed, kernels, fates, kept)
+        return Built(plan, draft.parameters, draft.model, draft.handed, kernels, fates, kept)
+
+    def draft(self, keep_float: Mapping[str, KeptFloat]) -> Draft:
+        """As ``build``, for a look in passing, without asking the runtime about its kernels."""
+        plan = make_plan(self.prepared, self.config, self.target, keep_float=keep_float)
+        if unseen := self._observe(plan):
+            plan = make_plan(self.prepared, self.config, self.target, keep_float={**keep_float, **unseen})
+        return self._drafted(plan)
+
+    def _drafted(self, plan: Plan) -> Draft:
+        parameters = choose(self.prepared, plan, self.statistics, self.config, known=self.parameters)
+        self.parameters = parameters
+        model = emit(self.prepared, plan, tensors=parameters.tensors, weights=parameters.weights)
+        return Draft(plan, parameters, model, hand_off(model, self.folder))
 
     def _observe(self, plan: Plan) -> dict[str, KeptFloat]:
         """Sees the tensors of ``plan`` that no earlier plan had; the readers of those that were never computed."""
-        new = [t for t in plan.observed if t not in self._observed and (self.trusted is None or t in self.trusted)]
+        # Tensors with shared parameters are seen too: they need their own once a neighbour is given back to float.
+        tensors = [p.tensor for p in plan.points]
+        new = [t for t in tensors if t not in self._observed and (self.trusted is None or t in self.trusted)]
         if new:
             watched = self.prepared if self.watched is None else self.watched
             self.statistics.update(run_observers(watched, new, self.feeds, progress=self.progress))

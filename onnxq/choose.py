@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,10 +51,12 @@ def choose(
                 _histogram(_data(values, constant.tensor), constant.tensor), qtype=constant.qtype, method="minmax"
             )
     weights = dict(known.weights) if known else {}
-    for weight in plan.weights:
-        key = weight_key(weight)
-        if key not in weights:
-            weights[key] = _weight(weight, _data(values, weight.tensor), config)
+    missing = {weight_key(w): w for w in plan.weights if weight_key(w) not in weights}
+    # The sorting and summing in numpy leaves the interpreter free for other threads; large weights go first.
+    ordered = sorted(missing.values(), key=lambda w: -_data(values, w.tensor).size)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        found = pool.map(lambda w: _weight(w, _data(values, w.tensor), config), ordered)
+        weights.update(zip(map(weight_key, ordered), found, strict=True))
     _make_room_for_biases(plan, values, tensors, weights)
     return Parameters(tensors, weights)
 

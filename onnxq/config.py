@@ -54,7 +54,7 @@ class Config:
     samples: int = 512
     held_out: float = 0.125
     min_agreement: float = 0.99
-    guard_sqnr: float = 15.0
+    guard_sqnr: float = 10.0
     min_sqnr: float | None = None
     latency_seconds: float = 0.0
     seed: int = 0
@@ -66,6 +66,8 @@ class Config:
             raise ConfigError(f"held_out is a share from 0 to 0.5, not {self.held_out}")
         if not 0.0 <= self.min_agreement <= 1.0:
             raise ConfigError(f"min_agreement is a share from 0 to 1, not {self.min_agreement}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, not {self.seed}")
 
     def with_excluded(self, patterns: tuple[str, ...]) -> Config:
         """This configuration with ``patterns`` kept float, before all other rules."""
@@ -121,6 +123,9 @@ def _rules(value: Any, where: str) -> tuple[Rule, ...]:
     unknown = {k for r in value for k in r} - {f.name for f in fields(Rule)}
     if unknown:
         raise ConfigError(f"{where}: a rule has no key {', '.join(sorted(unknown))}; only 'match' and 'precision'")
+    for key, text in ((k, v) for r in value for k, v in r.items()):
+        if not isinstance(text, str):
+            raise ConfigError(f"{where}: '{key}' of a rule must be str, not {text!r}")
     return tuple(Rule(**r) for r in value)
 
 

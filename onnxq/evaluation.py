@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +13,13 @@ import numpy.typing as npt
 
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
 from onnxq.errors import ConfigError, RuntimeFailure, one_line
+from onnxq.graph.handoff import hand_off
+from onnxq.graph.prepare import prepare
 from onnxq.measure.compare import Comparison, compare
 from onnxq.measure.layers import LayerNoise, common_tensors, layer_noise
 from onnxq.measure.plain import plain
-from onnxq.running import opened, told
+from onnxq.pipeline import METADATA_KEY
+from onnxq.running import Opened, opened, told
 
 if TYPE_CHECKING:
     from onnxq.pipeline import ModelSource, Progress
@@ -79,7 +84,11 @@ def evaluate(
     """
     if layer_samples < 0:
         raise ConfigError(f"layer_samples must be at least 0, not {layer_samples}")
-    with opened(float_model, quantized_model) as (reference, test):
+    with (
+        opened(float_model, quantized_model) as (reference, test),
+        tempfile.TemporaryDirectory(prefix="onnxq-") as name,
+    ):
+        folder = Path(name)
         feed = open_feed(data, reference.signature.inputs, options=feed_options)
         targets = feed.labels(labels) if isinstance(labels, str) else labels
         comparison = compare(
@@ -92,15 +101,28 @@ def evaluate(
         layers: list[LayerNoise] = []
         notes: list[str] = []
         if layer_samples:
-            names = common_tensors(reference.runnable, test.runnable)
+            plain_float = _as_prepared(reference, test, folder)
+            names = common_tensors(plain_float, test.runnable)
             if not names:
                 notes.append("the two models have no layer of the same name, so noise cannot be told layer by layer")
             else:
                 feeds = told(feed.limit(layer_samples), progress, "layers")
                 try:
-                    layers = layer_noise(reference.runnable, test.runnable, names, feeds, threads=threads)
+                    layers = layer_noise(plain_float, test.runnable, names, feeds, threads=threads)
                 except RuntimeFailure as error:
                     # The comparison above is what was asked for; not every graph can be cut into layers.
                     notes.append(f"noise could not be told layer by layer: {one_line(error)}")
     warnings = (feed.warning,) if feed.warning else ()
     return Evaluation(comparison, tuple(layers), feed.description, tuple(notes), warnings)
+
+
+def _as_prepared(reference: Opened, test: Opened, folder: Path) -> Path | bytes:
+    """The float model whose tensors mean what those of the same name mean in the quantized model.
+
+    Where BatchNormalization was folded, the output of a Conv is another tensor than before, under the same name. So a
+    model of our own is compared with the float model as it was prepared for quantizing; those of other tools, which
+    fold as they please, with the float model as it is.
+    """
+    if METADATA_KEY not in test.model.metadata_props:
+        return reference.runnable
+    return hand_off(prepare(reference.model).model, folder)

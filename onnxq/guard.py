@@ -12,15 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from onnxq.build import Built
 from onnxq.config import Config
 from onnxq.measure.compare import Comparison, compare
-from onnxq.plan import KeptFloat, Plan
+from onnxq.measure.session import open_session, run
+from onnxq.numerics import Noise, centred, noise
+from onnxq.plan import KeptFloat, Plan, Storage
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Build = Callable[[Mapping[str, KeptFloat]], Built]
+
+# Above this many dB an entry that is no longer the largest of its row was as good as tied: such rows are no evidence,
+# and for outputs that are features rather than scores the largest entry means nothing anyway.
+CLEAN_SQNR = 30.0
 
 # With fewer disagreements than chance explains at this level, the held-out data does not contradict the promise.
 _SIGNIFICANCE = 0.05
@@ -28,7 +35,11 @@ _SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True)
 class Verdict:
-    """What held-out data says of a candidate. ``agreement`` and ``sqnr_db`` are the worst over the outputs."""
+    """What held-out data says of a candidate.
+
+    ``agreement`` is that of the primary output (the largest entry of a hidden state decides nothing); ``sqnr_db`` the
+    worst over all outputs.
+    """
 
     comparison: Comparison
     agreement: float
@@ -39,11 +50,13 @@ class Verdict:
 def judge(float_model: bytes | Path, quantized: bytes | Path, held_out: Feeds, config: Config) -> Verdict:
     """The ``Verdict`` on ``quantized`` over ``held_out``, data that calibration never saw."""
     comparison = compare(float_model, quantized, held_out)
-    agreement, sqnr, good = 1.0, math.inf, not comparison.problems
+    sqnr, good = math.inf, not comparison.problems
+    primary = comparison.primary
+    agreement = 1.0 if primary.agreement is None else primary.agreement
+    level = primary.sqnr_db if primary.centred_sqnr_db is None else primary.centred_sqnr_db
+    if level is None or level < CLEAN_SQNR:
+        good &= not _contradicts(agreement, primary.rows, config.min_agreement)
     for output in comparison.outputs:
-        if output.agreement is not None:
-            agreement = min(agreement, output.agreement)
-            good &= not _contradicts(output.agreement, output.rows, config.min_agreement)
         level = output.sqnr_db if output.centred_sqnr_db is None else output.centred_sqnr_db
         if level is not None:
             sqnr = min(sqnr, level)
@@ -76,54 +89,93 @@ def repair(
     first: Built,
     build: Build,
     verdict_of: Callable[[Built], Verdict],
-    noise_of: Callable[[Built], float],
+    noise_alone: Callable[[Mapping[str, KeptFloat]], float],
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Built, Verdict, tuple[str, ...]]:
     """The candidate with the fewest float layers that is good, its verdict, and the names of the layers given back.
 
-    Where none is good, the best one by (agreement, SQNR). ``noise_of`` is the relative noise energy at the outputs.
+    A layer given back first keeps its weights as int8, since it is mostly activations that 8 bits are too few for; if
+    that is good for no number of layers, they get their float weights back too. Where nothing is good, the best one by
+    (agreement, SQNR). ``noise_alone`` gives the relative noise energy at the outputs of a draft with the given nodes
+    kept float.
     """
     verdict = verdict_of(first)
     if verdict.good or not first.plan.anchors:
         return first, verdict, ()
-    ranking = _ranking(first, build, noise_of, progress)
-    tried: dict[int, tuple[Built, Verdict]] = {0: (first, verdict)}
+    ranking = _ranking(first, noise_alone, progress)
+    tried: dict[tuple[int, Storage | None], tuple[Built, Verdict]] = {(0, None): (first, verdict)}
 
-    def attempt(count: int) -> bool:
-        if count not in tried:
-            given_back = {n: KeptFloat("given back to float: it cost too much accuracy") for n in ranking[:count]}
-            candidate = build({**first.kept_float, **given_back})
-            tried[count] = (candidate, verdict_of(candidate))
-        return tried[count][1].good
+    def attempt(count: int, weight: Storage | None) -> bool:
+        if (count, weight) not in tried:
+            back = KeptFloat("given back to float: it cost too much accuracy", weight)
+            candidate = build({**first.kept_float, **dict.fromkeys(ranking[:count], back)})
+            tried[count, weight] = (candidate, verdict_of(candidate))
+        return tried[count, weight][1].good
 
-    limit = len(ranking)
+    for weight in (Storage.PACKED, None):
+        count = _fewest(len(ranking), lambda n, weight=weight: attempt(n, weight))  # type: ignore[misc]
+        if count is not None:
+            return (*tried[count, weight], tuple(ranking[:count]))
+    best = max(tried, key=lambda key: (tried[key][1].agreement, tried[key][1].sqnr_db))
+    return (*tried[best], tuple(ranking[: best[0]]))
+
+
+def _fewest(limit: int, good: Callable[[int], bool]) -> int | None:
+    """The smallest number from 1 to ``limit`` that is ``good``, by doubling and halving; None if ``limit`` is not."""
     high = 1
-    while high < limit and not attempt(high):
+    while high < limit and not good(high):
         high *= 2
     high = min(high, limit)
-    if attempt(high):
-        low = high // 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if attempt(middle) else (middle, high)
-        best = high
-    else:
-        best = max(tried, key=lambda c: (tried[c][1].agreement, tried[c][1].sqnr_db))
-    return (*tried[best], tuple(ranking[:best]))
+    if not good(high):
+        return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if good(middle) else (middle, high)
+    return high
 
 
 def _ranking(
-    first: Built, build: Build, noise_of: Callable[[Built], float], progress: Callable[[int, int], None] | None
+    first: Built,
+    noise_alone: Callable[[Mapping[str, KeptFloat]], float],
+    progress: Callable[[int, int], None] | None,
 ) -> list[str]:
     """The anchors of ``first``, the noisiest one first."""
     noise: dict[str, float] = {}
     for done, name in enumerate(first.plan.anchors, start=1):
         others = {n: KeptFloat("quantized alone") for n in first.plan.anchors if n != name}
-        noise[name] = noise_of(build({**first.kept_float, **others}))
+        noise[name] = noise_alone({**first.kept_float, **others})
         if progress is not None:
             progress(done, len(first.plan.anchors))
     return sorted(noise, key=lambda n: -noise[n])
+
+
+@dataclass(frozen=True)
+class References:
+    """What the float model answers to a few feeds, kept to compare many drafts with."""
+
+    feeds: tuple[Mapping[str, npt.NDArray[Any]], ...]
+    outputs: tuple[list[npt.NDArray[Any]], ...]
+
+    def noise(self, model: bytes | Path) -> float:
+        """Relative noise energy of ``model``: the worst of its float outputs, row means removed from wide ones."""
+        session = open_session(model)
+        sums: dict[int, Noise] = {}
+        for feed, references in zip(self.feeds, self.outputs, strict=True):
+            for index, (reference, test) in enumerate(zip(references, run(session, feed), strict=True)):
+                if np.issubdtype(reference.dtype, np.floating) and reference.shape == test.shape:
+                    wide = reference.ndim > 1 and reference.shape[-1] > 1
+                    pair = (centred(reference), centred(test)) if wide else (reference, test)
+                    sums[index] = sums.get(index, Noise()) + noise(*pair)
+        return max((10.0 ** (-s.sqnr_db / 10.0) for s in sums.values()), default=0.0)
+
+
+def references(float_model: bytes | Path, feeds: Feeds) -> References:
+    """The ``References`` of ``float_model`` on ``feeds``, which should be few."""
+    session = open_session(float_model)
+    kept = tuple(feeds)
+    return References(kept, tuple(run(session, feed) for feed in kept))
 
 
 def summary(plan: Plan, given_back: tuple[str, ...]) -> str:

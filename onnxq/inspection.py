@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -128,7 +129,9 @@ class Inspection:
     @property
     def left_float(self) -> tuple[LeftGroup, ...]:
         """With ``kernels``: the compute nodes that onnxruntime does not run on integers, grouped by reason."""
-        return _grouped([(f.op, f.why, f.node or f.output) for f in self.fates if not f.integer])
+        # Most causes name a tensor, which only its own node shares: without it alike ones come together.
+        causes = [(f, re.sub(r"^its (input|weight) \S+ does", r"its \1 does", f.why)) for f in self.fates]
+        return _grouped([(f.op, why, f.node or f.output) for f, why in causes if not f.integer])
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -23,7 +24,7 @@ from onnxq.graph.io import load, save, serialize
 from onnxq.graph.kinds import require_float32
 from onnxq.graph.prepare import prepare
 from onnxq.graph.signature import Signature, signature
-from onnxq.guard import Verdict, judge, repair, summary
+from onnxq.guard import References, Verdict, judge, references, repair, summary
 from onnxq.measure.compare import Comparison
 from onnxq.measure.latency import LatencyReport, benchmark
 from onnxq.measure.report import Report
@@ -180,11 +181,16 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
     )
     first = builder.build()
     job.tell("verify", 0, None)
+
+    @cache
+    def ranked() -> References:
+        return references(job.reference, held_out.limit(_RANKED_FEEDS))
+
     best, verdict, given_back = repair(
         first,
         builder.build,
         lambda built: judge(job.reference, built.handed, held_out.limit(_JUDGED_FEEDS), config),
-        lambda built: _noise(judge(job.reference, built.handed, held_out.limit(_RANKED_FEEDS), config)),
+        lambda kept: ranked().noise(builder.draft(kept).handed),
         progress=lambda done, total: job.tell("repair", done, total),
     )
     if given_back:
@@ -194,10 +200,6 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
     warnings = (*([feed.warning] if feed.warning else []), *verdict.comparison.problems)
     timed = held_out.limit(_TIMED_FEEDS)
     return _Outcome(best, builder, verdict, timed, feed.description, tuple(notes), warnings, held_out=held_out)
-
-
-def _noise(verdict: Verdict) -> float:
-    return float(10.0 ** (-verdict.sqnr_db / 10.0))
 
 
 def _without_data(job: _Job, options: FeedOptions | None) -> _Outcome:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from onnxq.calibrate.feeds import Feed, FeedOptions, open_feed
 from onnxq.errors import ConfigError, OnnxqError
+from onnxq.graph.copying import copy_model
 from onnxq.graph.passes.fold_affine import MOMENTS
 from onnxq.graph.query import constant
 from onnxq.graph.signature import TensorSpec
@@ -37,15 +38,15 @@ def impose_moments(model: ir.Model) -> tuple[ir.Model, frozenset[str]]:
 
     The standardised tensor has the name of the original one. Only the main graph is looked at.
     """
-    copy = model.clone()
+    copy = copy_model(model)
     matched: set[str] = set()
     for node in list(copy.graph):
         for value in node.outputs:
             moments = value.meta.get(MOMENTS)
             if moments is not None and value.name:
                 mean, deviation = moments
+                matched.add(value.name)  # its name now: standardising gives it to another value
                 _standardise(copy, value, np.asarray(mean), np.asarray(deviation))
-                matched.add(value.name)
     return copy, frozenset(_downstream(copy.graph, matched)) if matched else frozenset()
 
 

@@ -31,7 +31,6 @@ def progress_bar(console: Console, *, quiet: bool) -> Iterator[Callable[[str, in
         return
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeElapsedColumn,
@@ -39,11 +38,12 @@ def progress_bar(console: Console, *, quiet: bool) -> Iterator[Callable[[str, in
     )
 
     tasks: dict[str, TaskID] = {}
+    order: list[str] = []
     current = ""
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}", justify="right"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -52,13 +52,17 @@ def progress_bar(console: Console, *, quiet: bool) -> Iterator[Callable[[str, in
 
         def tell(stage: str, done: int, total: int | None) -> None:
             nonlocal current
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(_WORDS.get(stage, stage.capitalize()), total=total)
-            elif stage != current:
-                bar.reset(tasks[stage], total=total)  # a stage that comes again is measured anew
             if current and stage != current:
+                # A stage of unknown length would go on pulsing.
+                finished = bar.tasks[order.index(current)]
+                bar.update(tasks[current], total=finished.completed or 1, completed=finished.completed or 1)
                 bar.stop_task(tasks[current])
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(_WORDS.get(stage, stage.capitalize()), total=total, count="")
+                order.append(stage)
+            elif stage != current:
+                bar.reset(tasks[stage], total=total, count="")  # a stage that comes again is measured anew
             current = stage
-            bar.update(tasks[stage], completed=done, total=total)
+            bar.update(tasks[stage], completed=done, total=total, count=f"{done}/{total}" if total else "")
 
         yield tell

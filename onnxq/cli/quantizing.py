@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # What is tried beside the model when no data is named, in this order.
 BESIDE = (".calib.npz", ".calib", ".calib.jsonl", ".calib.txt")
 # Whoever runs the command wants to read the gain; a library call does not want to wait for it unasked.
-_LATENCY_SECONDS = 4.0
+_LATENCY_SECONDS = 2.0
 
 
 @takes(feed_options, name="options")
@@ -63,7 +63,8 @@ def quantize(
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help=f"Time for comparing latency with float; 0: none (default {_LATENCY_SECONDS:g}).",
+            help="Time for comparing latency with float, for each number of threads; 0: none "
+            f"(default {_LATENCY_SECONDS:g}).",
         ),
     ] = None,
     seed: Annotated[
@@ -95,6 +96,7 @@ def quantize(
 
     from rich.console import Console
 
+    from onnxq.measure.size import model_size
     from onnxq.pipeline import quantize as run_pipeline
 
     notices = Console(stderr=True)
@@ -102,17 +104,21 @@ def quantize(
         notices.print(f"Calibrating on {data}, which lies beside the model.", markup=False, highlight=False)
     with progress_bar(notices, quiet=quiet) as progress:
         result = run_pipeline(model, data, config=config, feed_options=options, progress=progress)
-    written = result.save(target)
+    written = result.save(target, overwrite=overwrite)
     failures = shortcomings(result, config)
+    # Of the files, not of what was in memory: names, and the bytes that the user has on disk.
+    report = replace(result.report, source=model_size(model), result=model_size(written[0]))
     if as_json:
-        more = {"output": str(written[0]), "shortcomings": failures}
-        typer.echo(json.dumps({**result.report.to_dict(), **more}, indent=2, allow_nan=False))
+        more = {"output": str(target), "shortcomings": failures}
+        typer.echo(json.dumps({**report.to_dict(), **more}, indent=2, allow_nan=False))
     elif not quiet:
-        _show(result, written, Console())
+        report.render(Console())
+        # The name that was typed; a data file, if there is one, lies beside it.
+        typer.echo(f"Wrote {' and '.join([str(target), *(path.name for path in written[1:])])}.")
     if data is None and not quiet:
-        typer.echo(advice_without_data(model, target, calib_name(model)), err=as_json)
+        typer.echo(advice_without_data(model, calib_name(model), output), err=as_json)
     if failures:
-        typer.echo(f"not good: {'; '.join(failures)} (written all the same: {written[0]})", err=True)
+        typer.echo(f"not good: {'; '.join(failures)} (written all the same: {target})", err=True)
         raise typer.Exit(NOT_GOOD)
 
 
@@ -153,17 +159,7 @@ def shortcomings(result: Result, config: Config) -> list[str]:
     return found
 
 
-def _show(result: Result, written: tuple[Path, ...], console: object) -> None:
-    from rich.console import Console
-
-    assert isinstance(console, Console)
-    result.report.render(console)
-    megabytes = sum(path.stat().st_size for path in written) / 1e6
-    names = " and ".join(str(path) for path in written)
-    console.print(f"Wrote {names} ({megabytes:.1f} MB).", markup=False, highlight=False, soft_wrap=True)
-
-
-def advice_without_data(model: Path, target: Path, data: Path) -> str:
+def advice_without_data(model: Path, data: Path, output: Path | None) -> str:
     """What to type to calibrate on real inputs, with the names, types and shapes of the inputs of ``model``."""
     from onnxq.calibrate.layout import Layout
     from onnxq.graph.io import load
@@ -181,8 +177,8 @@ def advice_without_data(model: Path, target: Path, data: Path) -> str:
         shape = ", ".join("?" if d is None else str(d) for d in dims)
         variable = spec.name if spec.name.isidentifier() else f"input_{i}"
         arrays.append((spec.name, variable))
-        lines.append(f"  # {variable}: {info.dtype}[{shape}], N samples")
-    plain = all(name == variable and name != "file" for name, variable in arrays)
+        lines.append(f"  # {variable}: {info.dtype}[{shape}]")
+    plain = all(name == variable for name, variable in arrays)
     given = (
         ", ".join(f"{name}={variable}" for name, variable in arrays)
         if plain
@@ -190,13 +186,13 @@ def advice_without_data(model: Path, target: Path, data: Path) -> str:
     )
     return "\n".join(
         [
-            "No calibration data was given, so nothing real was seen. With a few hundred real inputs it gets better:",
+            "To calibrate on real inputs, save N of them (a few hundred) and run again:",
             "",
             "  import numpy as np",
             *lines,
             f"  np.savez({str(data)!r}, {given})",
             "",
-            f"  onnxq quantize {model} --calib {data} -o {target}",
+            f"  onnxq quantize {model} --calib {data}" + ("" if output is None else f" -o {output}"),
         ]
     )
 

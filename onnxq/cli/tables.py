@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onnxq.measure.tables import layer_table, megabytes, show
+from onnxq.measure.tables import db, megabytes, show
+from onnxq.numerics.noise import MAX_SQNR_DB
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,9 +50,10 @@ def show_inspection(found: Inspection, console: Console) -> None:
 def _show_outlook(outlook: Outlook, console: Console) -> None:
     _print(console, "")
     busy = [o for o in outlook.ops if o.integer or o.absorbed or o.stored]
-    table = _table("What INT8 changes", [("operator", 1), ("nodes", 0), ("integer", 0), ("absorbed", 0), ("float", 0)])
+    columns = ("nodes", "integer", "absorbed", "float", "of them stored int8")
+    table = _table("What INT8 changes", [("operator", 1), *((c, 0) for c in columns)])
     for o in busy:
-        _add(table, [o.op, *(str(n or "-") for n in (o.nodes, o.integer, o.absorbed, o.left_float))])
+        _add(table, [o.op, *(str(n or "-") for n in (o.nodes, o.integer, o.absorbed, o.left_float, o.stored))])
     console.print(table)
     rest = [f"{o.op} {o.nodes}" for o in outlook.ops if o not in busy]
     if rest:
@@ -74,13 +76,17 @@ def show_evaluation(result: Evaluation, console: Console) -> None:
     """Print ``result`` on ``console``: outputs, accuracy, and the layers with the most noise of their own."""
     show(result.comparison, console)
     if result.layers:
-        noisiest = sorted(result.layers, key=lambda layer: layer.local_db)[:_LAYERS_SHOWN]
-        shown = [layer for layer in result.layers if layer in noisiest]
-        console.print(layer_table(shown))
+        # Layers left float make no noise of their own.
+        noisy = [layer for layer in result.layers if layer.local_db < MAX_SQNR_DB]
+        noisiest = sorted(noisy, key=lambda layer: layer.local_db)[:_LAYERS_SHOWN]
+        shown = [layer for layer in noisy if layer in noisiest]
+        table = _table("Noise by layer", [("layer", 1), ("op", 1), ("accumulated dB", 0), ("local dB", 0)])
+        for layer in shown:
+            _add(table, [layer.node or layer.tensor, layer.op, db(layer.accumulated_db), db(layer.local_db)])
+        if shown:
+            console.print(table)
         if len(shown) < len(result.layers):
-            _print(
-                console, f"The {len(shown)} noisiest of {len(result.layers)} layers, in graph order; --json has all."
-            )
+            _print(console, f"{len(shown)} of {len(result.layers)} layers: the noisiest, in graph order (--json: all).")
     _print(console, f"Measured on {result.data}.")
     for note in result.notes:
         _print(console, f"Note: {note}")

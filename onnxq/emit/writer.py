@@ -14,8 +14,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
-from onnxq.graph.query import array, nodes, values_by_name
-from onnxq.numerics import PerAxis, QuantParams, bias_params
+from onnxq.graph.copying import copy_model
+from onnxq.graph.query import array, attribute, nodes, values_by_name
+from onnxq.numerics import INT32, PerAxis, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Point, SharedWith, Storage, Weight
 
 WeightKey = tuple[str, str]  # tensor and granularity: nodes that agree in both share one integer tensor
@@ -42,6 +43,9 @@ class _After:
 
 _Place = _Before | _After
 
+# Operators whose float weights onnxruntime may quantize on its own when it loads a model.
+_ROUNDED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
 
 def emit(
     model: ir.Model,
@@ -55,7 +59,7 @@ def emit(
     ``tensors`` holds the parameters of every point that owns some and of every constant operand; ``weights`` those of
     every weight, by ``weight_key``. Raises ``ModelError`` naming the tensor where one is missing.
     """
-    writer = _Writer(model.clone(), tensors, weights, plan)
+    writer = _Writer(copy_model(model), tensors, weights, plan)
     for weight in plan.weights:
         writer.weight(weight)
     for bias in plan.biases:
@@ -80,6 +84,7 @@ class _Writer:
         self._names = set(self._values) | set(self._nodes)
         self._source = {p.tensor: p.source.tensor for p in plan.points if isinstance(p.source, SharedWith)}
         self._weight_of = {w.node: w for w in plan.weights if w.storage is Storage.INTEGER}
+        self._packed: dict[str, npt.NDArray[np.float32]] = {}
         self._made: dict[tuple[int, str, str], ir.Value] = {}
 
     # -- the parts of a plan ---------------------------------------------------------------------------------------
@@ -110,6 +115,8 @@ class _Writer:
             else:
                 self._made[key] = self._dequantize(codes, chosen, weight.tensor, place=_Before(node))
         shared = self._made[key]
+        if weight.storage is Storage.PACKED:
+            self._packed[weight.node] = data
         node.replace_input_with(weight.index, shared)
 
     def _gather(self, node: ir.Node, tensor: str, data: npt.NDArray[np.float32], chosen: QuantParams) -> None:
@@ -201,10 +208,52 @@ class _Writer:
             quantizer = codes.producer()
             assert quantizer is not None
             real = self._dequantize(codes, chosen, point.tensor, place=_After(quantizer))
+        # Kernels are fused only with a DequantizeLinear of their own graph: every If or Loop body gets one.
+        reals = {id(real.graph): real}
         for use in uses:
-            use.node.replace_input_with(use.idx, real)
+            channels = self._guarded_channels(use.node, use.idx)
+            body = _graph(use.node)
+            if channels is not None:
+                found = self._spread(codes, chosen, point.tensor, use.node, channels)
+            elif id(body) in reals:
+                found = reals[id(body)]
+            else:
+                found = self._dequantize(codes, chosen, point.tensor, place=_Before(next(iter(body))))
+                reals[id(body)] = found
+            use.node.replace_input_with(use.idx, found)
         if point.consumers is None and value.is_graph_output():
             self._take_over(value, real)
+        elif not real.uses():
+            idle = real.producer()
+            assert idle is not None
+            graph.remove(idle, safe=True)
+
+    def _guarded_channels(self, node: ir.Node, index: int) -> tuple[int, int] | None:
+        """(axis, size) of the channels of input ``index`` where the runtime must not quantize the weight of ``node``.
+
+        From 1.21 on onnxruntime's WeightBiasQuantization rounds the float weight of a Conv, ConvTranspose or Gemm to
+        int8 per tensor where it lies between a DequantizeLinear with one scale and a QuantizeLinear.
+        """
+        if index != 0 or node.domain or node.op_type not in _ROUNDED_AT_LOAD or node.name in self._weight_of:
+            return None
+        weight = array(node.inputs[1])
+        if weight is None:
+            weight = self._packed.get(node.name or "")
+        if weight is None or weight.ndim < 2:
+            return None
+        if node.op_type == "Gemm":
+            return 1 - int(attribute(node, "transA", 0)), weight.shape[1 if attribute(node, "transB", 0) else 0]
+        group = int(attribute(node, "group", 1)) if node.op_type == "Conv" else 1
+        return 1, weight.shape[1 if node.op_type == "Conv" else 0] * group
+
+    def _spread(
+        self, codes: ir.Value, chosen: QuantParams, name: str, reader: ir.Node, channels: tuple[int, int]
+    ) -> ir.Value:
+        """``codes`` dequantized by one scale for each channel, all equal: the same numbers, yet no pattern to fuse."""
+        axis, size = channels
+        scale, zero = np.full(size, chosen.scale), np.full(size, chosen.zero_point)
+        each = QuantParams(chosen.qtype, scale, zero, PerAxis(axis))
+        return self._dequantize(codes, each, name, place=_Before(reader))
 
     # -- pieces ------------------------------------------------------------------------------------------------------
 
@@ -231,15 +280,18 @@ class _Writer:
 
     def _dequantize(self, codes: ir.Value, chosen: QuantParams, name: str, *, place: _Place) -> ir.Value:
         scale, zero = self._parameters(_graph(place.node), chosen, name)
+        # An absent zero point means 0. For int32 biases every fusion accepts that: four bytes a channel saved.
+        inputs = [codes, scale] if zero is None else [codes, scale, zero]
         axis = {"axis": chosen.granularity.axis} if isinstance(chosen.granularity, PerAxis) else {}
-        return self._node("DequantizeLinear", [codes, scale, zero], f"{name}_dequantized", place=place, **axis)
+        return self._node("DequantizeLinear", inputs, f"{name}_dequantized", place=place, **axis)
 
-    def _parameters(self, graph: ir.Graph, chosen: QuantParams, name: str) -> tuple[ir.Value, ir.Value]:
+    def _parameters(self, graph: ir.Graph, chosen: QuantParams, name: str) -> tuple[ir.Value, ir.Value | None]:
         key, zero_key = (id(graph), name, f"{hash(chosen)} scale"), (id(graph), name, f"{hash(chosen)} zero")
         if key not in self._made:
             self._made[key] = self._initializer(graph, f"{name}_scale", chosen.scale)
-            self._made[zero_key] = self._initializer(graph, f"{name}_zero_point", chosen.zero_point)
-        return self._made[key], self._made[zero_key]
+            if chosen.qtype != INT32:
+                self._made[zero_key] = self._initializer(graph, f"{name}_zero_point", chosen.zero_point)
+        return self._made[key], self._made.get(zero_key)
 
     def _initializer(self, graph: ir.Graph, name: str, data: npt.NDArray[np.generic]) -> ir.Value:
         name = self._fresh(name)

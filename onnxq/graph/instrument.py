@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.graph.copying import copy_model
 from onnxq.graph.query import nodes
 
 
@@ -47,7 +48,7 @@ def expose(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str,
     An empty array of shape ``[0]`` means that the branch of the If which holds the tensor did not run. Names that do
     not exist are left out of the mapping.
     """
-    copy = model.clone()
+    copy = copy_model(model)
     owner = owners(copy)
     wanted = set(tensors)
     found: dict[str, ir.Value] = {}
@@ -80,7 +81,8 @@ def _lift(value: ir.Value, outer: ir.Node, name: str) -> ir.Value:
             continue
         branch = attr.as_graph()
         if branch is inner:
-            branch.outputs.append(value)
+            # onnxruntime leaves the second of two outputs of one name empty: an output of the branch needs a twin.
+            branch.outputs.append(_twin(value, branch, name) if value.is_graph_output() else value)
             continue
         empty = ir.tensor(np.zeros(0, dtype.numpy()), name=f"{name}_absent")
         stand_in = ir.node("Constant", [], {"value": empty}, name=f"{name}_{attr.name}_absent")
@@ -94,3 +96,12 @@ def _lift(value: ir.Value, outer: ir.Node, name: str) -> ir.Value:
     lifted.name = name
     lifted.dtype = dtype
     return lifted
+
+
+def _twin(value: ir.Value, branch: ir.Graph, name: str) -> ir.Value:
+    """``value`` under another name, at the end of ``branch``."""
+    node = ir.node("Identity", [value], name=f"{name}_twin")
+    node.outputs[0].name = f"{name}_twin"
+    node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+    branch.append(node)
+    return node.outputs[0]

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
 
 from onnxq.errors import ModelError, OutputError, one_line
 from onnxq.graph.atomic import staged, write_bytes, write_synced
@@ -228,7 +228,10 @@ def _to_bytes(model: ir.Model) -> bytes:
         infos = [info for info in graph.value_info if info.name not in names]
         del graph.value_info[:]
         graph.value_info.extend(infos)
-    content: bytes = proto.SerializeToString()
+    try:
+        content: bytes = proto.SerializeToString()
+    except (EncodeError, ValueError) as error:  # 2 GB outside the initializers: tensors in attributes
+        raise OutputError(f"the model does not fit one ONNX file: {one_line(error)}") from error
     return content
 
 

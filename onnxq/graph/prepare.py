@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.graph.copying import copy_model
+from onnxq.graph.passes.exporter_traces import drop_exporter_traces
 from onnxq.graph.passes.fold_affine import fold_affine
 from onnxq.graph.passes.fold_constants import fold_constants
 from onnxq.graph.passes.fold_if import fold_if
@@ -67,6 +68,7 @@ def prepare(model: ir.Model) -> Prepared:
         if not changes:
             break
     share_constants(work)
+    drop_exporter_traces(work)
     remove_unused(work)
     infer_shapes(work)
     recall_shapes(claims)

@@ -51,6 +51,8 @@ def anchor_obstacle(node: ir.Node) -> str | None:
         return f"its weight has rank {len(weight.shape)}; integer kernels take matrices"
     if weight.size == 0:
         return "its weight is empty"
+    if node.op_type == "MatMul" and x.shape is not None and len(x.shape) < 2:
+        return "its input is a vector; integer kernels take matrices"
     if node.op_type == "Gemm":
         if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
             return "alpha and beta are not 1"
@@ -60,7 +62,8 @@ def anchor_obstacle(node: ir.Node) -> str | None:
         bias = constant(node.inputs[slot.bias])
         if bias is None:
             return "its bias is computed"
-        if bias.size != weight.shape[slot.axis]:
+        # A column of Gemm's C, [M, 1], would have the right size and be one entry for each row.
+        if bias.size != weight.shape[slot.axis] or (bias.size > 1 and bias.shape[-1] != bias.size):
             return f"its bias has shape {list(bias.shape)}, not one entry for each output channel"
     return None
 
@@ -132,7 +135,10 @@ def absorbed_ceiling(node: ir.Node) -> float | None:
             return None
         if len(node.inputs) > 2 and node.inputs[2] is not None and high is None:
             return None
-        return float("inf") if high is None else float(high.numpy().item())
+        if high is None:
+            return float("inf")
+        ceiling = float(high.numpy().item())
+        return ceiling if ceiling > 0.0 else None  # no scale fits an empty range
     return None
 
 

@@ -5,8 +5,9 @@
    are taken only between integer neighbours: all inputs already integers, at least one reader that wants integers.
    That is the greatest fixed point of two monotone conditions, so the order of visiting does not matter.
 3. *Points*: an integer kernel reads quantized inputs; a convolution or a follower must also write a quantized output
-   (onnxruntime fuses only where every edge of the output goes to a QuantizeLinear). Gemm and MatMul may write float:
-   the residual stream, normalisation and softmax of a transformer so keep their precision.
+   (onnxruntime fuses only where every edge of the output goes to a QuantizeLinear). Gemm and MatMul may write float,
+   unless a Relu or Clip follows that a quantizer must absorb: the residual stream, normalisation and softmax of a
+   transformer so keep their precision.
 """
 
 from __future__ import annotations
@@ -115,6 +116,12 @@ def settled_output(node: ir.Node) -> ir.Value:
     if follower is not None and ops.absorbed_ceiling(follower) is not None and follower.inputs[0] is out:
         return follower.outputs[0]
     return out
+
+
+def _ends_in_activation(node: ir.Node) -> bool:
+    """Whether a Relu or Clip follows ``node``: onnxruntime then fuses only where a quantizer absorbs it."""
+    producer = settled_output(node).producer()
+    return producer is not None and ops.absorbed_ceiling(producer) is not None
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
@@ -232,7 +239,7 @@ def _points(
             # A linear layer whose activation is absorbed must not leak an unquantized copy of it.
             through = producer is not None and ops.absorbed_ceiling(producer) is not None
             add(value, None if through else (name,))
-        if name in anchors and node.op_type != "Conv":
+        if name in anchors and node.op_type != "Conv" and not _ends_in_activation(node):
             continue
         source = SharedWith(node.inputs[0].name or "") if ops.moves_data(node) and node.inputs[0] is not None else None
         for value in _written(node):

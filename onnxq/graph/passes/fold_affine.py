@@ -50,7 +50,7 @@ def _into_previous(node: ir.Node, affine: Affine) -> bool:
 
 
 def _remember_moments(node: ir.Node, output: ir.Value, scale: Array, shift: Array) -> None:
-    """Notes on ``output`` what its distribution was in training: BatchNormalization gives mean beta, deviation |gamma|."""
+    """Notes on ``output`` what training left of its distribution: mean beta, deviation |gamma|, channel by channel."""
     if is_op(node, "BatchNormalization"):
         gamma, beta = (float_constant(value) for value in node.inputs[1:3])
         if gamma is not None and beta is not None:

@@ -1,0 +1,145 @@
+"""One candidate after another: what the runtime or the data refuses stays float, and nothing is computed twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from zoo import Net, batchnorm_cnn, feeds, gemm, if_body, prepared, residual
+
+from onnxq import build as build_module
+from onnxq.build import Builder, touches
+from onnxq.config import Config
+from onnxq.measure.trace import Fate
+from onnxq.plan import KeptFloat, Storage
+from onnxq.targets import TARGETS
+
+
+def builder(proto: onnx.ModelProto, folder: Path, data: list[dict[str, Any]] | None = None, **how: Any) -> Builder:
+    chosen = feeds(proto, 4) if data is None else data
+    return Builder(prepared(proto), Config(), TARGETS["x86-vnni"], chosen, folder, **how)
+
+
+def test_a_candidate_is_complete(tmp_path: Path) -> None:
+    built = builder(residual(), tmp_path).build()
+    assert {f.node for f in built.fates if f.integer} == set(built.plan.anchors) == {"stem", "conv1", "conv2", "fc"}
+    assert built.kept_float == {}
+    assert isinstance(built.handed, bytes)
+
+
+def test_data_is_run_only_for_tensors_that_are_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[str]] = []
+    real = build_module.run_observers
+
+    def spy(model: Any, tensors: Any, *rest: Any, **how: Any) -> Any:
+        asked.append(set(tensors))
+        return real(model, tensors, *rest, **how)
+
+    monkeypatch.setattr(build_module, "run_observers", spy)
+    b = builder(residual(), tmp_path)
+    first = b.build()
+    assert set(first.plan.observed) <= asked[0]
+    b.build()
+    b.build({"conv1": KeptFloat("test")})
+    b.build({"gap": KeptFloat("test")})  # the Gemm's input is no longer its pool's: a tensor with a range of its own
+    last = b.build({"conv2": KeptFloat("test")})
+    assert "flatten_out" in last.plan.observed
+    assert sum(map(len, asked)) == len(set().union(*asked))  # no tensor was seen twice
+
+
+def test_a_branch_that_did_not_run_is_not_guessed(tmp_path: Path) -> None:
+    proto = if_body()
+    data = [{**f, "flag": np.array(True)} for f in feeds(proto, 4)]
+    n, then, other = Net(15), Net(16), Net(17)
+    other("Gemm", other("Tanh", "x", name="tanh"), other.weight("w", 48, 16), name="unreached", transB=1, out="e")
+    then("Gemm", "x", then.weight("w2", 48, 16), name="reached", transB=1, out="t")
+    dims = ["n", 48]
+    n(
+        "If",
+        "flag",
+        name="if",
+        out="y",
+        then_branch=then.body("t", [], {"t": dims}),
+        else_branch=other.body("e", [], {"e": dims}),
+    )
+    proto = n.model({"x": ["n", 16], "flag": (onnx.TensorProto.BOOL, [])}, {"y": dims})
+    built = builder(proto, tmp_path, data).build()
+    assert built.plan.anchors == ("reached",)
+    reason = next(s.reason for s in built.plan.skipped if s.node == "unreached")
+    assert reason == "the calibration data never reached it (a branch that did not run)"
+
+
+def test_what_the_runtime_refuses_stays_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime that does not fuse ``conv1``: the next round leaves it float and says why."""
+    real = build_module.kernel_map
+
+    class Map:
+        def __init__(self, model: Any) -> None:
+            self.model = model
+
+        def fates(self, model: Any) -> tuple[Fate, ...]:
+            found = real(model).fates(model)
+            return tuple(
+                Fate(f.node, f.op, f.scope, f.output, "Conv", False, f.found_by, "no kernel")
+                if f.node == "conv1"
+                else f
+                for f in found
+            )
+
+    monkeypatch.setattr(build_module, "kernel_map", Map)
+    built = builder(residual(), tmp_path).build()
+    assert set(built.plan.anchors) == {"stem", "conv2", "fc"}
+    assert built.kept_float["conv1"].reason == "the runtime keeps it in a float kernel (no kernel)"
+
+
+def test_without_trust_no_activation_is_quantized(tmp_path: Path) -> None:
+    b = builder(gemm(), tmp_path, [], trusted=frozenset(), unseen="nobody saw it")
+    built = b.build()
+    assert built.plan.points == ()
+    assert {s.reason for s in built.plan.skipped} == {"nobody saw it"}
+
+
+def test_any_number_of_rounds_of_unseen_tensors_ends(tmp_path: Path) -> None:
+    """Each round can lay bare tensors that only the next one asks for; more rounds than the runtime is given."""
+    n = Net()
+    y = n.conv("x", 4, 4, name="conv0")
+    for i in range(1, 9):
+        y = n("MaxPool", y, name=f"pool{i}", kernel_shape=[1, 1])
+        y = n("Transpose", y, name=f"turn{i}", perm=[0, 1, 3, 2])
+        y = n.conv(y, 4, 4, name=f"conv{i}")
+    n("Relu", y, name="relu", out="y")
+    proto = n.model({"x": [1, 4, 4, 4]}, {"y": [1, 4, 4, 4]})
+    built = builder(proto, tmp_path, trusted=frozenset({"x"})).build()
+    assert built.plan.anchors == ()
+
+
+def test_a_trusted_part_is_quantized_with_fixed_ranges(tmp_path: Path) -> None:
+    from onnxq.calibrate.synthetic import impose_moments
+
+    proto = batchnorm_cnn()
+    watched, trusted = impose_moments(prepared(proto))
+    built = builder(proto, tmp_path, watched=watched, trusted=trusted, unseen="unknown").build()
+    assert built.plan.anchors == ("conv1", "conv2", "fc")  # conv0 reads the input, of which nothing is known
+    assert "x" not in built.parameters.tensors
+
+
+def test_what_a_node_touches() -> None:
+    model = prepared(residual())
+    assert touches(model, "conv1", {"stem_relu_out"})
+    assert touches(model, "conv1", {"relu1_out"})  # where its output settles
+    assert touches(model, "conv1", {"conv1_out"})
+    assert not touches(model, "conv1", {"conv2_out"})
+    assert not touches(model, "nowhere", {"x"})
+
+
+def test_large_candidates_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxq.graph import handoff
+
+    monkeypatch.setattr(handoff, "IN_MEMORY_BYTES", 0)
+    built = builder(gemm(), tmp_path).build()
+    assert isinstance(built.handed, Path)
+    assert all(f.integer for f in built.fates)
+    assert Storage.INTEGER in {w.storage for w in built.plan.weights}

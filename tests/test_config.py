@@ -1,0 +1,125 @@
+"""The user's choices: defaults, checks, rules, TOML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxq.config import Config, Rule, config_from, load_config
+from onnxq.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("choice", "complaint"),
+    [
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"held_out": 0.6}, "held_out is a share from 0 to 0.5"),
+        ({"held_out": -0.1}, "held_out"),
+        ({"min_agreement": 1.1}, "min_agreement is a share"),
+        ({"min_agreement": -0.1}, "min_agreement"),
+        ({"seed": -1}, "seed must be at least 0"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(choice: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        Config(**choice)
+
+
+def test_the_ends_of_the_ranges_are_allowed() -> None:
+    Config(samples=1, held_out=0.0, min_agreement=0.0)
+    Config(held_out=0.5, min_agreement=1.0)
+
+
+def test_rules_match_names_and_types_with_wildcards() -> None:
+    assert Rule("conv*").matches("conv1", "Conv")
+    assert Rule("Conv").matches("anything", "Conv")
+    assert Rule("/layer.[12]/*").matches("/layer.2/mm", "MatMul")
+    assert not Rule("conv").matches("conv1", "Conv")  # the whole name, and case counts
+    assert not Rule("CONV1").matches("conv1", "Conv")
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"rule 'a': precision is 'float' or 'int8', not 'int4'"):
+        Rule("a", "int4")
+
+
+def test_exclusions_come_before_other_rules() -> None:
+    config = Config(rules=(Rule("a", "int8"),)).with_excluded(("a", "b*"))
+    assert config.rules == (Rule("a"), Rule("b*"), Rule("a", "int8"))
+
+
+@pytest.mark.parametrize(
+    ("text", "weights", "activations"),
+    [
+        ("minmax", "minmax", "minmax"),
+        ("weights=minmax", "minmax", "mse"),
+        ("activations=entropy", "mse", "entropy"),
+        ("weights=a,activations=b", "a", "b"),
+        ("minmax,activations=b", "minmax", "b"),
+    ],
+)
+def test_ranges_as_written_on_the_command_line(text: str, weights: str, activations: str) -> None:
+    config = Config().with_range(text)
+    assert (config.weight_range, config.activation_range) == (weights, activations)
+
+
+def test_a_role_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not 'bias='"):
+        Config().with_range("bias=minmax")
+
+
+def test_toml_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "onnxq.toml"
+    path.write_text(
+        'weight_range = "minmax"\nsamples = 64\nheld_out = 0\nmin_sqnr = 20\nseed = 3\ntarget = "x86-avx2"\n'
+        '[[rules]]\nmatch = "head*"\n[[rules]]\nmatch = "Conv"\nprecision = "int8"\n',
+        encoding="utf-8",
+    )
+    config = load_config(path)
+    rules = (Rule("head*"), Rule("Conv", "int8"))
+    expected = Config(
+        weight_range="minmax", samples=64, held_out=0.0, min_sqnr=20.0, seed=3, target="x86-avx2", rules=rules
+    )
+    assert config == expected
+    assert isinstance(config.min_sqnr, float)
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").write_text("", encoding="utf-8")
+    assert load_config(str(tmp_path / "empty.toml")) == Config()
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ({"sample": 3}, "here: unknown key 'sample'; known are weight_range"),
+        ({"samples": 3.5}, "here: samples must be int"),
+        ({"samples": True}, "here: samples must be int"),
+        ({"samples": "3"}, "here: samples must be int"),
+        ({"held_out": "little"}, "here: held_out must be float"),
+        ({"held_out": True}, "here: held_out must be float"),
+        ({"weight_range": 3}, "here: weight_range must be str"),
+        ({"rules": "a"}, "here: rules is a list"),
+        ({"rules": [{"precision": "float"}]}, "here: rules is a list"),
+        ({"rules": [{"match": "a", "bits": 4}]}, "here: a rule has no key bits"),
+        ({"rules": [{"match": "a", "precision": "int3"}]}, "precision is 'float' or 'int8'"),
+        ({"rules": [{"match": 3}]}, "here: 'match' of a rule must be str"),
+        ({"rules": [{"match": "a", "precision": ["int8"]}]}, "here: 'precision' of a rule must be str"),
+    ],
+)
+def test_mistakes_in_a_file_name_the_place(table: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        config_from(table, where="here")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read configuration .*none.toml"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("samples = = 3", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"bad.toml is not valid TOML"):
+        load_config(tmp_path / "bad.toml")
+    (tmp_path / "latin.toml").write_bytes(b'target = "\xe4"')
+    with pytest.raises(ConfigError, match=r"latin.toml is not valid TOML"):
+        load_config(tmp_path / "latin.toml")

@@ -1,0 +1,93 @@
+"""``onnxq.inspect``: facts, the outlook for float models, the kernels of quantized ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import toys
+
+import onnxq
+from onnxq.errors import ConfigError
+
+
+def test_facts_of_a_float_model(tmp_path: Path) -> None:
+    found = onnxq.inspect(toys.write(toys.classifier(), tmp_path / "net.onnx"))
+    assert found.name == "net.onnx"
+    assert not found.quantized
+    assert [f"{t.name} {t}" for t in (*found.inputs, *found.outputs)] == [
+        "image float32[batch, 3, 8, 8]",
+        "logits float32[batch, 6]",
+    ]
+    assert found.opsets == {"ai.onnx": 17}
+    assert found.ir_version == 8
+    assert found.nodes == 5
+    assert found.size.parameters == 16 * 27 + 16 + 6 * 16 + 6
+    assert found.kernels is None
+
+
+def test_outlook_counts_integers_and_what_they_absorb() -> None:
+    outlook = onnxq.inspect(toys.classifier()).outlook
+    assert outlook is not None
+    ops = {o.op: o for o in outlook.ops}
+    assert ops["Conv"].integer == ops["Gemm"].integer == 1
+    assert ops["Relu"].absorbed == 1
+    assert sum(o.left_float for o in outlook.ops) == 0
+    assert outlook.integer_bytes == 4 * (16 * 27 + 6 * 16)
+    assert outlook.weight_bytes == outlook.integer_bytes + 4 * (16 + 6)
+
+
+def test_rules_show_in_the_outlook() -> None:
+    outlook = onnxq.inspect(toys.classifier(), config=onnxq.Config().with_excluded(("fc", "nosuch"))).outlook
+    assert outlook is not None
+    (group,) = outlook.left
+    assert group.nodes == ("fc",)
+    assert "rule 'fc'" in group.reason
+    assert any("nosuch" in note for note in outlook.notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [(toys.adder(), "nothing to quantize"), (toys.classifier(dtype=np.float16), "float16")],
+    ids=["no weights", "half"],
+)
+def test_a_model_that_cannot_be_quantized_is_described_all_the_same(model: object, says: str) -> None:
+    found = onnxq.inspect(model)  # type: ignore[arg-type]
+    assert found.outlook is None
+    assert says in (found.refusal or "")
+
+
+def test_quantized_model_shows_the_kernels_that_run() -> None:
+    result = onnxq.quantize(toys.classifier(), {"image": toys.images()})
+    found = onnxq.inspect(result.model)
+    assert found.quantized
+    assert found.outlook is None
+    assert found.kernels is not None
+    assert {k.op for k in found.kernels.integer_compute} == {"QLinearConv", "QGemm"}
+    assert not found.left_float
+    assert json.loads(found.to_json())["kernels"]["counts"]["integer compute"] == {"QGemm": 1, "QLinearConv": 1}
+    assert onnxq.inspect(result.model, kernels="never").kernels is None
+
+
+def test_float_kernels_are_told_with_their_reason() -> None:
+    found = onnxq.inspect(toys.classifier(), kernels="always")
+    assert {g.op for g in found.left_float} == {"Conv", "Gemm"}
+    assert all(g.reason for g in found.left_float)
+
+
+def test_all_kinds_of_models_are_taken_and_left_as_they_are(tmp_path: Path) -> None:
+    proto = toys.classifier()
+    before = proto.SerializeToString()
+    value = ir.from_proto(proto)
+    path = toys.write(proto, tmp_path / "net.onnx")
+    found = [onnxq.inspect(m) for m in (proto, value, path, str(path))]
+    assert len({f.outlook for f in found}) == 1
+    assert proto.SerializeToString() == before
+
+
+def test_unknown_target() -> None:
+    with pytest.raises(ConfigError, match="z80"):
+        onnxq.inspect(toys.classifier(), config=onnxq.Config(target="z80"))
