@@ -51,6 +51,8 @@ class OutputComparison:
     agreement: float | None
     agreement_rule: str  # "arg-max", "above 0.5", "above 0", "equal", "mixed" or ""
     rows: int
+    rank: int  # dimensions
+    probability: bool  # whether all floats of the float model lie in [0, 1]
     problem: str | None
 
 
@@ -137,6 +139,7 @@ class _Sums:
     elements: int = 0
     same: int = 0
     rows: int = 0
+    rank: int = 0
     same_side: list[int] = field(default_factory=lambda: [0, 0])  # of 0.5, of 0
     probability: bool = True
     rule: str = ""
@@ -148,6 +151,7 @@ class _Sums:
             self._flag(f"output {self.name} has shape {shapes} for feed {feed}")
             return
         self.elements += reference.size
+        self.rank = reference.ndim
         if reference.dtype.kind != "f":
             self._follow("equal")
             self.same += int(np.count_nonzero(reference == test))
@@ -160,6 +164,7 @@ class _Sums:
 
     def _add_floats(self, reference: Array, test: Array) -> None:
         self.raw = (self.raw or Noise()) + noise(reference, test)
+        self.probability &= bool(((reference >= 0) & (reference <= 1)).all())
         with np.errstate(invalid="ignore"):
             error = np.abs(reference.astype(np.float64) - test.astype(np.float64))
         worst = float(error.max(initial=0.0, where=~np.isnan(error)))
@@ -174,7 +179,6 @@ class _Sums:
             self.same, self.rows = self.same + same, self.rows + rows
         elif last == 1:
             self._follow("threshold")
-            self.probability &= bool(((reference >= 0) & (reference <= 1)).all())
             for i, threshold in enumerate((0.5, 0.0)):
                 self.same_side[i] += int(np.count_nonzero((reference > threshold) == (test > threshold)))
             self.rows += reference.size
@@ -199,5 +203,7 @@ class _Sums:
             same / self.rows if self.rows and rule != "mixed" else None,
             rule,
             self.rows,
+            self.rank,
+            self.probability,
             self.problem,
         )

@@ -30,6 +30,8 @@ from onnxq.measure.proto import Model, label
 from onnxq.measure.session import Feed, open_session, run
 
 MAX_FEEDS = 8
+# A slowdown counts where even the lower end of its confidence interval is above this.
+NOTICEABLE = 1.02
 _WARM_UP_RUNS = 3
 # Shorter models are run several times for one measurement, or Python's own jitter would be measured.
 _SHORTEST_S = 1e-3

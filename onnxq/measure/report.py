@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
-from onnxq.measure.latency import LatencyReport
+from onnxq.measure.latency import NOTICEABLE, LatencyReport
 from onnxq.measure.layers import LayerNoise
 from onnxq.measure.plain import plain
 from onnxq.measure.size import ModelSize
@@ -72,10 +72,10 @@ class Report:
     def slower(self) -> bool:
         """Whether the quantized model is slower than the float one for some number of threads, beyond doubt.
 
-        Beyond doubt: the whole confidence interval of the paired ratio lies above 1.
+        Beyond doubt: the whole confidence interval of the paired ratio lies noticeably above 1.
         """
         rows = () if self.latency is None else self.latency.rows
-        return any(row.ratio_low > 1 for row in rows)
+        return any(row.ratio_low > NOTICEABLE for row in rows)
 
     @property
     def sqnr_db(self) -> float | None:

@@ -107,7 +107,8 @@ def latency(low: float, high: float) -> LatencyReport:
 
 def test_slower_means_beyond_doubt() -> None:
     sizes = model_size(FLOAT), model_size(QUANTIZED)
-    assert Report(*sizes, latency=latency(1.01, 1.2)).slower
+    assert Report(*sizes, latency=latency(1.03, 1.2)).slower
+    assert not Report(*sizes, latency=latency(1.01, 1.2)).slower
     assert not Report(*sizes, latency=latency(0.9, 1.2)).slower
     assert not Report(*sizes, latency=latency(0.5, 0.6)).slower
 
