@@ -17,9 +17,9 @@ from onnxq.graph.handoff import hand_off
 from onnxq.graph.prepare import prepare
 from onnxq.measure.compare import Comparison, compare
 from onnxq.measure.layers import LayerNoise, common_tensors, layer_noise
-from onnxq.measure.plain import plain
 from onnxq.pipeline import METADATA_KEY
 from onnxq.running import Opened, opened, told
+from onnxq.runtime.plain import plain
 
 if TYPE_CHECKING:
     from onnxq.pipeline import ModelSource, Progress

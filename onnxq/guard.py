@@ -18,9 +18,9 @@ import numpy.typing as npt
 from onnxq.build import Built
 from onnxq.config import Config
 from onnxq.measure.compare import Comparison, OutputComparison, compare
-from onnxq.measure.session import open_session, run
 from onnxq.numerics import Noise, centred, noise
 from onnxq.plan import KeptFloat, Plan, Storage
+from onnxq.runtime.session import open_session, run
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Build = Callable[[Mapping[str, KeptFloat]], Built]
@@ -56,7 +56,10 @@ def judge(float_model: bytes | Path, quantized: bytes | Path, held_out: Feeds, c
     primary = comparison.primary
     agreement = 1.0 if primary.agreement is None else primary.agreement
     level = primary.sqnr_db if primary.centred_sqnr_db is None else primary.centred_sqnr_db
-    if level is None or level < CLEAN_SQNR[min(primary.rank, 3)] or primary.probability:
+    if primary.agreement is None and level is not None:
+        # Maps and boxes: there is no decision to count.
+        good &= config.min_agreement == 0.0 or level >= CLEAN_SQNR[3]
+    elif level is None or level < CLEAN_SQNR[min(primary.rank, 3)] or primary.probability:
         good &= not _contradicts(agreement, primary.rows, promised(primary, config))
     for output in comparison.outputs:
         level = output.sqnr_db if output.centred_sqnr_db is None else output.centred_sqnr_db

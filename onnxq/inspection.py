@@ -18,12 +18,12 @@ from onnxq.graph.prepare import prepare
 from onnxq.graph.query import is_float, nodes
 from onnxq.graph.signature import TensorSpec
 from onnxq.measure.kernels import FLOAT_COMPUTE, KernelMap, kernel_map
-from onnxq.measure.plain import plain
 from onnxq.measure.size import ModelSize, model_size
 from onnxq.measure.trace import Fate, fates
 from onnxq.plan import Plan, Storage, make_plan, settled_output
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.running import opened
+from onnxq.runtime.plain import plain
 from onnxq.targets import resolve_target
 
 if TYPE_CHECKING:

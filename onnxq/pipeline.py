@@ -28,10 +28,10 @@ from onnxq.guard import References, Verdict, judge, references, repair, summary
 from onnxq.measure.compare import Comparison
 from onnxq.measure.latency import NOTICEABLE, LatencyReport, benchmark
 from onnxq.measure.report import Report
-from onnxq.measure.session import open_session, run
 from onnxq.measure.size import model_size
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
 from onnxq.plan.planner import nothing_to_quantize
+from onnxq.runtime.session import open_session, run
 from onnxq.targets import resolve_target
 
 if TYPE_CHECKING:

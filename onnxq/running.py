@@ -22,7 +22,7 @@ from onnxq.graph.handoff import hand_off
 from onnxq.graph.io import load
 from onnxq.graph.signature import Signature, signature
 from onnxq.measure import latency
-from onnxq.measure.session import open_session, run
+from onnxq.runtime.session import open_session, run
 
 if TYPE_CHECKING:
     from onnxq.pipeline import ModelSource, Progress

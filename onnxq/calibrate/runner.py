@@ -15,8 +15,8 @@ from onnxq.calibrate.observers import merge, observe
 from onnxq.errors import DataError
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.instrument import expose
-from onnxq.measure.session import open_session, run
 from onnxq.ranges.histogram import Histogram
+from onnxq.runtime.session import open_session, run
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[int], None]

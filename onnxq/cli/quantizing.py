@@ -101,7 +101,8 @@ def quantize(
 
     notices = Console(stderr=True)
     if calib is None and data is not None and not quiet:
-        notices.print(f"Calibrating on {data}, which lies beside the model.", markup=False, highlight=False)
+        text = f"Calibrating on {data}, which lies beside the model."
+        notices.print(text, markup=False, highlight=False, soft_wrap=True)
     with progress_bar(notices, quiet=quiet) as progress:
         result = run_pipeline(model, data, config=config, feed_options=options, progress=progress)
     written = result.save(target, overwrite=overwrite)

@@ -6,7 +6,6 @@ from onnxq.measure.kernels import Kernel, KernelMap, kernel_map
 from onnxq.measure.latency import Latency, LatencyReport, benchmark
 from onnxq.measure.layers import LayerNoise, common_tensors, layer_noise
 from onnxq.measure.report import LeftFloat, Report
-from onnxq.measure.session import open_session, run
 from onnxq.measure.size import ModelSize, model_size
 from onnxq.measure.tables import show
 from onnxq.measure.trace import Fate, fates
@@ -32,7 +31,5 @@ __all__ = [
     "kernel_map",
     "layer_noise",
     "model_size",
-    "open_session",
-    "run",
     "show",
 ]

@@ -25,10 +25,10 @@ import numpy.typing as npt
 
 from onnxq.errors import DataError, ModelError
 from onnxq.measure.accuracy import Accuracy, Scorer
-from onnxq.measure.plain import plain
-from onnxq.measure.proto import Model, label
-from onnxq.measure.session import open_session, run
 from onnxq.numerics import Noise, agreement, centred, noise
+from onnxq.runtime.plain import plain
+from onnxq.runtime.proto import Model, label
+from onnxq.runtime.session import open_session, run
 
 Array = npt.NDArray[Any]
 

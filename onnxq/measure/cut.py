@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxq.errors import ModelError
-from onnxq.measure.proto import used_names
+from onnxq.runtime.proto import used_names
 
 if TYPE_CHECKING:
     import onnx

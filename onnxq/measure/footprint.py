@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import RuntimeFailure, one_line
-from onnxq.measure.proto import Model, label
-from onnxq.measure.session import open_session, run
 from onnxq.measure.size import model_size
+from onnxq.runtime.proto import Model, label
+from onnxq.runtime.session import open_session, run
 
 _TIMEOUT_S = 600
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from onnxq.measure.plain import plain
-from onnxq.measure.proto import Model, label, load_proto, scope_of, subgraphs
-from onnxq.measure.session import Level, open_session
+from onnxq.runtime.plain import plain
+from onnxq.runtime.proto import Model, label, load_proto, scope_of, subgraphs
+from onnxq.runtime.session import Level, open_session
 
 if TYPE_CHECKING:
     import onnx

@@ -25,9 +25,9 @@ import numpy.typing as npt
 
 from onnxq.errors import ConfigError, DataError
 from onnxq.measure.footprint import Footprint, footprint
-from onnxq.measure.plain import plain
-from onnxq.measure.proto import Model, label
-from onnxq.measure.session import Feed, open_session, run
+from onnxq.runtime.plain import plain
+from onnxq.runtime.proto import Model, label
+from onnxq.runtime.session import Feed, open_session, run
 
 MAX_FEEDS = 8
 # A slowdown counts where even the lower end of its confidence interval is above this.

@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from onnxq.errors import DataError, RuntimeFailure
 from onnxq.measure.cut import boundary, cut, made_names, tapped
-from onnxq.measure.proto import Model, bring_weights, folder, load_proto
-from onnxq.measure.session import open_session, run
 from onnxq.numerics import Noise, noise
+from onnxq.runtime.proto import Model, bring_weights, folder, load_proto
+from onnxq.runtime.session import open_session, run
 
 if TYPE_CHECKING:
     import onnx

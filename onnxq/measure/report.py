@@ -10,9 +10,9 @@ from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import NOTICEABLE, LatencyReport
 from onnxq.measure.layers import LayerNoise
-from onnxq.measure.plain import plain
 from onnxq.measure.size import ModelSize
 from onnxq.measure.trace import Fate
+from onnxq.runtime.plain import plain
 
 if TYPE_CHECKING:
     from rich.console import Console

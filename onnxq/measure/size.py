@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxq.measure.proto import Model, folder, label, load_proto, walk
+from onnxq.runtime.proto import Model, folder, label, load_proto, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from onnxq.measure.kernels import FLOAT_COMPUTE, INTEGER_COMPUTE, Kernel, KernelMap
-from onnxq.measure.proto import Model, load_proto, walk
+from onnxq.runtime.proto import Model, load_proto, walk
 
 if TYPE_CHECKING:
     import onnx

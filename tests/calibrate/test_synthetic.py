@@ -14,7 +14,7 @@ from onnxq.graph.instrument import expose
 from onnxq.graph.io import serialize
 from onnxq.graph.passes.fold_affine import MOMENTS
 from onnxq.graph.signature import TensorSpec, signature
-from onnxq.measure.session import open_session, run
+from onnxq.runtime.session import open_session, run
 
 
 def values_of(model: ir.Model, names: list[str], feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

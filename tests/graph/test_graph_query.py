@@ -17,7 +17,7 @@ from onnxq.graph.instrument import expose, owners, unobservable
 from onnxq.graph.io import serialize
 from onnxq.graph.query import array, attribute, constant, escapes, is_float, nodes, trailing_ones, values_by_name
 from onnxq.graph.signature import TensorSpec, signature
-from onnxq.measure.session import open_session, run
+from onnxq.runtime.session import open_session, run
 
 
 def test_constants_are_initializers_only() -> None:

@@ -12,8 +12,9 @@ import pytest
 from measure_models import Graph, feeds, linear_net, value
 
 from onnxq.errors import DataError, ModelError
-from onnxq.measure import compare, open_session, run
+from onnxq.measure import compare
 from onnxq.numerics import sqnr_db
+from onnxq.runtime.session import open_session, run
 
 FLOAT, QUANTIZED = linear_net(quantized=False), linear_net(quantized=True)
 

@@ -11,8 +11,9 @@ import pytest
 from measure_models import Graph, conv_net, feeds, if_net, linear_net
 
 from onnxq.errors import DataError, ModelError
-from onnxq.measure import common_tensors, layer_noise, open_session, run
+from onnxq.measure import common_tensors, layer_noise
 from onnxq.numerics import INT8, UINT8, PerAxis, params, sqnr_db
+from onnxq.runtime.session import open_session, run
 
 F64 = npt.NDArray[np.float64]
 

@@ -23,7 +23,7 @@ from onnxq.measure import (
     show,
 )
 from onnxq.measure.latency import Latency, LatencyReport
-from onnxq.measure.plain import plain
+from onnxq.runtime.plain import plain
 
 FLOAT, QUANTIZED = conv_net(quantized=False), conv_net(broken=True)
 DATA = feeds(3, 1, 4, 8, 8)

@@ -11,7 +11,8 @@ import pytest
 from measure_models import Graph, conv_net, feeds, linear_net, one_node
 
 from onnxq.errors import DataError, ModelError, OnnxqError, RuntimeFailure
-from onnxq.measure import model_size, open_session, run
+from onnxq.measure import model_size
+from onnxq.runtime.session import open_session, run
 
 
 def failure(model: Path | bytes) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import DataError, OnnxqError, RuntimeFailure, one_line
-from onnxq.measure.proto import Model, label, load_proto
+from onnxq.runtime.proto import Model, label, load_proto
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

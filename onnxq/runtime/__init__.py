@@ -1,0 +1,1 @@
+"""onnxruntime, as the rest of onnxq sees it: sessions, files as protobuf messages, and results as plain JSON types."""
