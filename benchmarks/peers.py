@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import version_converter
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
 from onnxruntime.quantization import quantize_static as _quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -60,7 +62,7 @@ def quantize_static(model: Path, out: Path, feeds: Iterable[Feed], *, percentile
     quiet = contextlib.redirect_stdout(io.StringIO())  # the histogram calibrators print
     with tempfile.TemporaryDirectory(prefix="onnxq-peer-") as folder, quiet:
         prepared = Path(folder) / "prepared.onnx"
-        preprocessing = _prepare(model, prepared)
+        preprocessing = _prepare(_raised(model, Path(folder)), prepared)
         _quantize_static(
             str(prepared),
             str(out),
@@ -73,6 +75,17 @@ def quantize_static(model: Path, out: Path, feeds: Iterable[Feed], *, percentile
             extra_options={} if percentile is None else {"CalibPercentile": percentile},
         )
     return Static(out, time.perf_counter() - start, preprocessing)
+
+
+def _raised(model: Path, folder: Path) -> Path:
+    """`model` at an opset with per-channel DequantizeLinear, without which the tool writes files that do not load."""
+    loaded = onnx.load(model)
+    if all(entry.version >= 13 for entry in loaded.opset_import if entry.domain in ("", "ai.onnx")):
+        return model
+    raised = version_converter.convert_version(loaded, 13)
+    raised.ir_version = 8
+    onnx.save(raised, folder / "raised.onnx")
+    return folder / "raised.onnx"
 
 
 def _prepare(model: Path, prepared: Path) -> str:
