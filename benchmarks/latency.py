@@ -1,7 +1,8 @@
 """Latency of INT8 on the models in `models/` and the eleven networks: float, onnxq and `quantize_static` (min-max).
 
 For each model the three files run in one process, interleaved in random order (`onnxq.benchmark`'s loop), with one
-thread and with all. Prints a markdown table and writes `benchmarks/results/latency.json`.
+thread and with all. On the eleven, whose weights are random, onnxq gives no layer back to float (`harness.UNGUARDED`).
+Prints a markdown table and writes `benchmarks/results/latency.json`.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     tools: dict[str, dict[str, Any]] = {}
 
     def by_onnxq() -> tuple[str, ...]:
-        result = onnxq.quantize(model, calibration, config=onnxq.Config(samples=options.samples))
+        config = onnxq.Config(samples=options.samples, **(harness.UNGUARDED if name.startswith("net:") else {}))
+        result = onnxq.quantize(model, calibration, config=config)
         result.save(folder / f"{ONNXQ}.onnx")
         return (*result.report.notes, *result.report.warnings)
 
