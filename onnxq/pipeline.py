@@ -45,7 +45,10 @@ _FEW_SAMPLES = 8
 # The most held-out feeds that a judgement runs, the fewer that rank layers (one run a layer), and those that are timed.
 _JUDGED_FEEDS = 64
 _RANKED_FEEDS = 8
+# Calibration samples that witness disagreement: at most so many, and of large models only what this many counted
+# elements of activations allow, for each costs a run of both models.
 _WITNESSES = 256
+_WITNESSED_ELEMENTS = 1 << 25
 _TIMED_FEEDS = 4
 
 METADATA_KEY = "onnxq"
@@ -189,7 +192,9 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
             return verdict
         # A few held-out samples show one wrong decision in a hundred too seldom. Ranges fit hundreds of samples with
         # two numbers a tensor, so that those are almost as good witnesses of disagreement; the report leaves them out.
-        wider = judge(job.reference, built.handed, calibration.limit(_WITNESSES), config)
+        seen = sum(h.total for h in builder.statistics.values()) / (calibration.len_hint or _JUDGED_FEEDS)
+        witnesses = int(min(_WITNESSES, max(1.0, _WITNESSED_ELEMENTS / max(seen, 1.0))))
+        wider = judge(job.reference, built.handed, calibration.limit(witnesses), config)
         return replace(verdict, good=wider.good)
 
     @cache

@@ -19,8 +19,8 @@ from onnxq.ranges.histogram import Histogram
 # range, so that treating a bin as its centre changes the error of a candidate range by less than two percent.
 RESOLUTION_BITS = 12
 
-# Elements counted of one array. Ranges of 8 bits depend on a few thousand; the exact ends come from all elements.
-SAMPLE_LIMIT = 1 << 16
+# Elements counted of one array: over a few dozen samples they add up to a million. The exact ends come from all of it.
+SAMPLE_LIMIT = 1 << 14
 
 _SMALLEST_EXPONENT = -120
 

@@ -28,7 +28,7 @@ from onnxq.measure.accuracy import Accuracy, Scorer
 from onnxq.numerics import Noise, agreement, centred, noise
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model, label
-from onnxq.runtime.session import open_session, run
+from onnxq.runtime.session import QUIET, open_session, run
 
 Array = npt.NDArray[Any]
 
@@ -103,8 +103,9 @@ def compare(
 
     Raises ``DataError`` for empty feeds or labels that do not fit, ``ModelError`` where output names differ.
     """
-    a = open_session(float_model, threads=threads)
-    b = open_session(quantized_model, threads=threads)
+    # Idle threads of one session that spin would slow the other one down (see ``latency``).
+    a = open_session(float_model, threads=threads, config=QUIET)
+    b = open_session(quantized_model, threads=threads, config=QUIET)
     names = [o.name for o in a.get_outputs()]
     if missing := sorted(set(names) - {o.name for o in b.get_outputs()}):
         raise ModelError(

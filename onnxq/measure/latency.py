@@ -27,7 +27,7 @@ from onnxq.errors import ConfigError, DataError
 from onnxq.measure.footprint import Footprint, footprint
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model, label
-from onnxq.runtime.session import Feed, open_session, run
+from onnxq.runtime.session import QUIET, Feed, open_session, run
 
 MAX_FEEDS = 8
 # A slowdown counts where even the lower end of its confidence interval is above this.
@@ -134,7 +134,7 @@ def _rounds(
     rng: np.random.Generator,
 ) -> npt.NDArray[np.float64]:
     """Seconds of one run: ``[rounds, models]``."""
-    config: Mapping[str, str] = {} if spinning else {"session.intra_op.allow_spinning": "0"}
+    config: Mapping[str, str] = {} if spinning else QUIET
     sessions = [open_session(model, threads=threads, config=config) for model in models]
     repeats: list[int] = []
     for session in sessions:

@@ -26,6 +26,8 @@ _LEVELS = {
     "all": "ORT_ENABLE_ALL",
 }
 _FATAL = 4
+# Configuration under which idle threads sleep at once: for sessions that live side by side.
+QUIET = {"session.intra_op.allow_spinning": "0"}
 # Above this size the weights of a saved optimised graph go to a file beside it: its reader wants the graph only.
 _EXTERNAL_BYTES = 1024
 

@@ -1,0 +1,192 @@
+"""Writes the tables of the main README from the JSON in `benchmarks/results/`: `python benchmarks/readme.py`.
+
+Each table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; nothing else of the README is touched. This
+is the only way a figure gets there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+Rows = list[list[str]]
+
+
+def markdown(header: list[str], rows: Rows) -> str:
+    """A markdown table, first column left, the others right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
+
+
+def accuracy(data: dict[str, Any]) -> str:
+    """One line a model: score of float, onnxq and the peer's best; agreement and SQNR of the two; size."""
+    rows: Rows = []
+    for row in data["models"]:
+        ours, peer = row["onnxq"], row["static"].get(row["static_best"] or "minmax", {})
+        if row["static_best"] and row["static"]["minmax"].get("sqnr_db", -1e9) > peer.get("sqnr_db", -1e9):
+            peer = row["static"]["minmax"]
+        digits = ".2f" if row["metric"] == "top-1" else ".4f"
+        unit = "" if row["metric"] == "top-1" else " bits/byte"
+        rows.append(
+            [
+                row["model"],
+                *(_number(way.get("score"), digits) + unit for way in (row["float"], ours, peer)),
+                *(_number(_percent(way.get("agreement")), ".2f") for way in (ours, peer)),
+                *(_number(way.get("sqnr_db"), ".1f") for way in (ours, peer)),
+                _number(ours["bytes"] / row["float"]["bytes"], ".2f"),
+            ]
+        )
+    return markdown(
+        [
+            "model",
+            "float top-1 %",
+            "onnxq",
+            "quantize_static",
+            "agreement %, onnxq",
+            "quantize_static",
+            "SQNR dB, onnxq",
+            "quantize_static",
+            "onnxq size / float",
+        ],
+        rows,
+    )
+
+
+def latency(data: dict[str, Any]) -> str:
+    """One line a network: float milliseconds, how many times faster both tools are, with one and with all threads."""
+    rows: Rows = []
+    counts = sorted({threads for row in data["models"] for threads in row["latency"]}, key=int)
+    for row in data["models"]:
+        line = [row["model"].removeprefix("net:"), _number(row["latency"][counts[0]]["float"]["median_ms"], ".2f")]
+        for threads in counts:
+            for tool in ("onnxq", "quantize_static"):
+                cell = row["latency"][threads].get(tool)
+                line.append("fails" if cell is None else _number(1 / cell["ratio"], ".2f"))
+        line += [_number(row["tools"][tool].get("sqnr_db"), ".1f") for tool in ("onnxq", "quantize_static")]
+        rows.append(line)
+    means = {(m["tool"], str(m["threads"])): m["speedup"] for m in data["geometric_means"]}
+    mean = [_number(means.get((tool, threads)), ".2f") for threads in counts for tool in ("onnxq", "quantize_static")]
+    rows.append(["**geometric mean, eleven networks**", "", *mean, "", ""])
+    header = ["network", "float ms"]
+    for threads in counts:
+        header += [f"onnxq x, {threads} thread{'s' if threads != '1' else ''}", "quantize_static x"]
+    return markdown([*header, "SQNR dB, onnxq", "quantize_static"], rows)
+
+
+def applications(data: dict[str, Any]) -> str:
+    """One line an application: points lost, size and speed of onnxq, and points lost by the peer's two placements."""
+    titles = {
+        "file_types": "file-type detector (magika), labels",
+        "ocr_rec": "text recogniser (PP-OCRv4), character errors",
+        "ocr_det": "text detector (PP-OCRv4), overlap",
+        "ocr_cls": "text direction (PP-OCR), labels",
+        "voice": "voice detector (silero, If branches), frames",
+        "voice_16k": "voice detector (silero, 16 kHz), frames",
+        "sentences": "sentence embedding (MiniLM-L6), cosine",
+    }
+    rows: Rows = []
+    for name, title in titles.items():
+        if name not in data:
+            continue
+        variants = data[name]
+        ours = variants.get("onnxq", {})
+        peers = [variants.get(v, {}).get("figures", {}).get("loss") for v in ("ort_default", "ort_linear")]
+        rows.append(
+            [
+                title,
+                _number(ours.get("figures", {}).get("loss"), ".2f"),
+                _number(ours.get("size_ratio"), ".2f"),
+                _number(ours.get("speedup"), ".2f"),
+                *(_number(loss, ".2f") for loss in peers),
+            ]
+        )
+    return markdown(
+        [
+            "application",
+            "points lost, onnxq",
+            "size / float",
+            "times faster",
+            "points lost, quantize_static",
+            "its Conv, MatMul, Gemm only",
+        ],
+        rows,
+    )
+
+
+def cost(data: dict[str, Any]) -> str:
+    """One line a network and number of samples: seconds and peak memory of both tools."""
+    rows: Rows = []
+    for run in data["runs"]:
+        medians = {
+            (tool, key): sorted(r[key] for r in run["runs"][tool])[len(run["runs"][tool]) // 2]
+            for tool in ("onnxq", "quantize_static")
+            for key in ("seconds", "peak_mb")
+            if run["runs"][tool]
+        }
+        rows.append(
+            [
+                run["network"],
+                str(run["samples"]),
+                *(_number(medians.get((t, "seconds")), ".1f") for t in ("onnxq", "quantize_static")),
+                *(_number(medians.get((t, "peak_mb")), ".0f") for t in ("onnxq", "quantize_static")),
+            ]
+        )
+    header = ["network", "samples", "seconds, onnxq", "quantize_static", "peak MB, onnxq", "quantize_static"]
+    return markdown(header, rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "accuracy": accuracy,
+    "latency": latency,
+    "applications": applications,
+    "cost": cost,
+}
+
+
+def main() -> None:
+    """Fill every table whose JSON is there."""
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for name, render in TABLES.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            text = replaced(text, f"table:{name}", render(json.loads(path.read_text())))
+    path = RESULTS / "latency.json"
+    if path.exists():
+        text = replaced(text, "machine", machine(json.loads(path.read_text())["machine"]))
+    readme.write_text(text)
+
+
+def machine(taken: dict[str, Any]) -> str:
+    """One sentence about where the latency was measured."""
+    extensions = [name for name, there in taken["instructions"].items() if there]
+    return (
+        f"Measured on {taken['cores']} cores of an {taken['cpu']} ({', '.join(extensions)}), onnxruntime "
+        f"{taken['onnxruntime']}, {taken['date'][:10]}."
+    )
+
+
+def replaced(text: str, mark: str, content: str) -> str:
+    """`text` with what stands between the comments of `mark` replaced by `content`."""
+    pattern = re.compile(rf"(<!-- {re.escape(mark)} -->\n).*?(<!-- /{re.escape(mark)} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"README.md has no <!-- {mark} -->")
+    return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100.0 * share
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    main()
