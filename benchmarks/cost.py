@@ -47,8 +47,16 @@ def main() -> None:
             for count, samples in data.items():
                 rows.append(measure(name, model, samples, count, options.repeats))
                 print(table(rows[-1:]), flush=True)
+    rows = [*_kept(names), *rows]
     path = harness.write("cost", vars(options), {"runs": rows, "growth": growth(rows)})
     print(f"\n{table(rows)}\n\nwritten: {path.relative_to(harness.ROOT)}")
+
+
+def _kept(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs of networks other than `names` that the JSON holds already."""
+    path = harness.RESULTS / "cost.json"
+    before = json.loads(path.read_text())["runs"] if path.exists() else []
+    return [row for row in before if row["network"] not in names]
 
 
 def write_samples(name: str, counts: Sequence[int], folder: Path) -> dict[int, Path]:

@@ -53,7 +53,7 @@ def with_onnxq(model: Path, feeds: list[Feed], out: Path) -> list[str]:
     """onnxq with its defaults."""
     import onnxq
 
-    result = onnxq.quantize(model, feeds, config=onnxq.Config())
+    result = onnxq.quantize(model, feeds, config=onnxq.Config(latency_seconds=2.0))
     result.save(out)
     return [*result.report.notes, *result.report.warnings]
 
