@@ -7,6 +7,7 @@ one is decompressed again in every pass, from front to back.
 
 from __future__ import annotations
 
+import lzma
 import math
 import struct
 import zipfile
@@ -26,7 +27,16 @@ from onnxq.errors import DataError, one_line
 RESIDENT_BYTES = 64 * 2**20
 UNNAMED = "arr_0"  # what np.savez calls an array without a name; an .npy is one such
 _CHUNK = 2**20
-_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 class FileArray:

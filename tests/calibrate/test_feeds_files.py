@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -175,3 +176,17 @@ def test_onnxruntime_runs_what_comes_out(tmp_path):
     x = floats(3, 3, 4, 4)
     feed = open_feed(save(tmp_path / "a.npz", x=x), [IMAGE], options=FeedOptions(batch_size=2))
     np.testing.assert_array_equal(np.concatenate([session.run(None, f)[0] for f in feed]), x + x)
+
+
+def test_a_broken_lzma_archive_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    buffer = io.BytesIO()
+    np.save(buffer, np.random.default_rng(0).random((64, 4), np.float32))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x.npy", buffer.getvalue())
+    broken = bytearray(path.read_bytes())
+    broken[200:600] = bytes(byte ^ 0x5A for byte in broken[200:600])
+    path.write_bytes(broken)
+    with pytest.raises(DataError, match=r"data\.npz") as caught:
+        list(open_feed(path, [TensorSpec("x", np.dtype(np.float32), ("batch", 4))]))
+    assert "\n" not in str(caught.value)
