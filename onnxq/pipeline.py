@@ -48,7 +48,7 @@ _RANKED_FEEDS = 8
 # Calibration samples that witness disagreement: at most so many, and of large models only what this many counted
 # elements of activations allow, for each costs a run of both models.
 _WITNESSES = 256
-_WITNESSED_ELEMENTS = 1 << 25
+_WITNESSED_ELEMENTS = 1 << 24
 _TIMED_FEEDS = 4
 
 METADATA_KEY = "onnxq"
