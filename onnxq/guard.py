@@ -55,16 +55,15 @@ def judge(float_model: bytes | Path, quantized: bytes | Path, held_out: Feeds, c
     sqnr, good = math.inf, not comparison.problems
     primary = comparison.primary
     agreement = 1.0 if primary.agreement is None else primary.agreement
-    level = primary.sqnr_db if primary.centred_sqnr_db is None else primary.centred_sqnr_db
+    level = primary.level_db
     if primary.agreement is None and level is not None:
         # Maps and boxes: there is no decision to count.
         good &= config.min_agreement == 0.0 or level >= CLEAN_SQNR[3]
     elif level is None or level < CLEAN_SQNR[min(primary.rank, 3)] or primary.probability:
         good &= not _contradicts(agreement, primary.rows, promised(primary, config))
     for output in comparison.outputs:
-        level = output.sqnr_db if output.centred_sqnr_db is None else output.centred_sqnr_db
-        if level is not None:
-            sqnr = min(sqnr, level)
+        if output.level_db is not None:
+            sqnr = min(sqnr, output.level_db)
     return Verdict(comparison, agreement, sqnr, bool(good) and sqnr >= config.guard_sqnr)
 
 

@@ -55,6 +55,11 @@ class OutputComparison:
     probability: bool  # whether all floats of the float model lie in [0, 1]
     problem: str | None
 
+    @property
+    def level_db(self) -> float | None:
+        """The SQNR that counts, in dB: with the row mean removed where that is defined."""
+        return self.sqnr_db if self.centred_sqnr_db is None else self.centred_sqnr_db
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -74,8 +79,7 @@ class Comparison:
     @property
     def sqnr_db(self) -> float | None:
         """Model SQNR in dB: of the primary output, with the row mean removed where that is defined."""
-        best = self.primary
-        return best.sqnr_db if best.centred_sqnr_db is None else best.centred_sqnr_db
+        return self.primary.level_db
 
     @property
     def problems(self) -> tuple[str, ...]:
