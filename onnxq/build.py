@@ -8,15 +8,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxq.calibrate.runner import Feeds, run_observers
+from onnxq.calibrate.layer_inputs import LayerInput
+from onnxq.calibrate.runner import Feeds, Statistics, run_observers
 from onnxq.choose import Parameters, choose
 from onnxq.config import Config
 from onnxq.emit import emit
 from onnxq.graph.handoff import hand_off
+from onnxq.graph.linear_layer import linear_layer
+from onnxq.graph.query import nodes
 from onnxq.measure.kernels import KernelMap, kernel_map
 from onnxq.measure.trace import Fate
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
-from onnxq.ranges.histogram import Histogram
+from onnxq.ranges.layer import wants_matrix
 from onnxq.targets import Target
 
 # Each round gives the nodes back to float that the runtime did not fuse; that can unsettle neighbours, once or twice.
@@ -59,7 +62,7 @@ class Builder:
     watched: ir.Model | None = None
     trusted: frozenset[str] | None = None
     unseen: str = "the calibration data never reached it (a branch that did not run)"
-    statistics: dict[str, Histogram] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=Statistics)
     parameters: Parameters | None = None
     _observed: set[str] = field(default_factory=set)
 
@@ -94,7 +97,7 @@ class Builder:
     def _drafted(self, plan: Plan) -> Draft:
         parameters = choose(self.prepared, plan, self.statistics, self.config, known=self.parameters)
         self.parameters = parameters
-        model = emit(self.prepared, plan, tensors=parameters.tensors, weights=parameters.weights)
+        model = emit(self.prepared, plan, **vars(parameters))
         return Draft(plan, parameters, model, hand_off(model, self.folder))
 
     def _observe(self, plan: Plan) -> dict[str, KeptFloat]:
@@ -104,18 +107,34 @@ class Builder:
         new = [t for t in tensors if t not in self._observed and (self.trusted is None or t in self.trusted)]
         if new:
             watched = self.prepared if self.watched is None else self.watched
-            self.statistics.update(run_observers(watched, new, self.feeds, progress=self.progress))
+            layers = self._layers(plan, set(new))
+            seen = run_observers(watched, new, self.feeds, layers=layers, progress=self.progress)
+            self.statistics.histograms.update(seen.histograms)
+            self.statistics.moments.update(seen.moments)
             self._observed.update(new)
-        missing = {t for t in plan.observed if t not in self.statistics}
+        missing = {t for t in plan.observed if t not in self.statistics.histograms}
         if not missing:
             return {}
         reason = KeptFloat(self.unseen, Storage.DYNAMIC)
         return {name: reason for name in plan.integer if touches(self.prepared, name, missing)}
 
+    def _layers(self, plan: Plan, tensors: set[str]) -> dict[str, LayerInput]:
+        """The layers of ``plan`` that read one of ``tensors`` and whose weight is fitted to what they read."""
+        if self.config.objective == "tensor" and self.config.restore == "none":
+            return {}
+        found = {}
+        weights = {w.node: w for w in plan.weights}
+        for node in nodes(self.prepared):
+            source, layer = node.inputs[0] if node.inputs else None, linear_layer(node)
+            if layer is None or source is None or source.name not in tensors or node.name not in weights:
+                continue
+            full = wants_matrix(self.config.objective, layer.inputs, weights[node.name].qtype)
+            found[node.name] = LayerInput(source.name, layer, full)
+        return found
+
 
 def touches(model: ir.Model, node: str, tensors: set[str]) -> bool:
     """Whether the node called ``node`` reads or settles into one of ``tensors``."""
-    from onnxq.graph.query import nodes
     from onnxq.plan import settled_output
 
     for candidate in nodes(model):

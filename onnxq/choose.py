@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.emit import WeightKey, weight_key
 from onnxq.errors import DataError, ModelError, NumericsError, one_line
-from onnxq.graph.query import array, values_by_name
-from onnxq.numerics import INT32, PerTensor, QuantParams, params
+from onnxq.graph.linear_layer import LinearLayer, linear_layer
+from onnxq.graph.query import array, nodes, values_by_name
+from onnxq.numerics import INT32, PerTensor, Quantized, QuantParams, params
 from onnxq.plan.types import Own, Plan, Point, SharedWith, Storage, Weight
-from onnxq.ranges import activation_params, weight_params
+from onnxq.ranges import activation_params, layer_scales, mean_shift, weight_params
 from onnxq.ranges.histogram import Histogram
+from onnxq.ranges.moments import Moments
+
+F32 = npt.NDArray[np.float32]
 
 # Codes of an int32 bias stay within half the type's range: the kernel adds products to them in the same 32 bits.
 _BIAS_CODES = INT32.qmax / 2
@@ -26,14 +33,19 @@ _BIAS_CODES = INT32.qmax / 2
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters of every tensor and weight of a plan, as ``emit`` takes them."""
+    """What ``emit`` takes beside a plan.
+
+    ``tensors``: parameters of every point that owns some and of every constant operand; ``weights``: every weight, in
+    integers; ``biases``: by node and input, the biases that are no longer those of the model, float32.
+    """
 
     tensors: dict[str, QuantParams]
-    weights: dict[WeightKey, QuantParams]
+    weights: dict[WeightKey, Quantized]
+    biases: dict[tuple[str, int], F32]
 
 
 def choose(
-    model: ir.Model, plan: Plan, statistics: Mapping[str, Histogram], config: Config, *, known: Parameters | None = None
+    model: ir.Model, plan: Plan, statistics: Statistics, config: Config, *, known: Parameters | None = None
 ) -> Parameters:
     """The ``Parameters`` for ``plan``: activations from ``statistics``, weights and constants from ``model``.
 
@@ -44,21 +56,35 @@ def choose(
     tensors = dict(known.tensors) if known else {}
     for point in plan.points:
         if isinstance(point.source, Own) and point.tensor not in tensors:
-            tensors[point.tensor] = _activation(point, statistics, config)
+            tensors[point.tensor] = _activation(point, statistics.histograms, config)
     for constant in plan.constants:
         if constant.tensor not in tensors:
             tensors[constant.tensor] = activation_params(
                 _histogram(_data(values, constant.tensor), constant.tensor), qtype=constant.qtype, method="minmax"
             )
+    layers = {n.name or "": linear_layer(n) for n in nodes(model)} if statistics.moments else {}
+    least = _least_scales(plan, values, tensors)
+    uses: dict[WeightKey, list[Weight]] = {}
+    for weight in plan.weights:
+        uses.setdefault(weight_key(weight), []).append(weight)
+    jobs = [
+        _WeightJob(same, _data(values, same[0].tensor), layers, statistics.moments, least.get(key, np.float32(0)))
+        for key, same in uses.items()
+    ]
     weights = dict(known.weights) if known else {}
-    missing = {weight_key(w): w for w in plan.weights if weight_key(w) not in weights}
+    missing = [job for job in jobs if job.key not in weights or job.too_small(weights[job.key])]
     # The sorting and summing in numpy leaves the interpreter free for other threads; large weights go first.
-    ordered = sorted(missing.values(), key=lambda w: -_data(values, w.tensor).size)
+    missing.sort(key=lambda job: -job.data.size)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = pool.map(lambda w: _weight(w, _data(values, w.tensor), config), ordered)
-        weights.update(zip(map(weight_key, ordered), found, strict=True))
-    _make_room_for_biases(plan, values, tensors, weights)
-    return Parameters(tensors, weights)
+        weights.update(zip((job.key for job in missing), pool.map(lambda j: j.quantized(config), missing), strict=True))
+    biases = dict(known.biases) if known else {}
+    if "mean" in config.restore:
+        shifts = {node: shift for job in missing for node, shift in job.shifts(weights[job.key])}
+        for bias in plan.biases:
+            data = _data(values, bias.tensor)
+            if bias.weight_node in shifts and shifts[bias.weight_node].size == data.size:
+                biases[bias.node, bias.index] = data + shifts[bias.weight_node].reshape(data.shape)
+    return Parameters(tensors, weights, biases)
 
 
 def _activation(point: Point, statistics: Mapping[str, Histogram], config: Config) -> QuantParams:
@@ -75,7 +101,7 @@ def _activation(point: Point, statistics: Mapping[str, Histogram], config: Confi
     return replace(chosen, scale=np.asarray(scale, np.float32))
 
 
-def _histogram(data: npt.NDArray[np.float32], name: str) -> Histogram:
+def _histogram(data: F32, name: str) -> Histogram:
     from onnxq.calibrate.observers import observe
 
     seen = observe(data, tensor=name)
@@ -84,38 +110,87 @@ def _histogram(data: npt.NDArray[np.float32], name: str) -> Histogram:
     return seen
 
 
-def _weight(weight: Weight, data: npt.NDArray[np.float32], config: Config) -> QuantParams:
-    # A packed weight or a table is read in float: its full code range is used, saturation is no concern.
-    try:
-        return weight_params(data, qtype=weight.qtype, granularity=weight.granularity, method=config.weight_range)
-    except NumericsError as error:
-        raise ModelError(f"weight '{weight.tensor}': {one_line(error)}") from error
-
-
-def _make_room_for_biases(
-    plan: Plan,
-    values: Mapping[str, ir.Value],
-    tensors: Mapping[str, QuantParams],
-    weights: dict[WeightKey, QuantParams],
-) -> None:
-    """Widens weight scales of channels whose bias would not fit into int32 (a dead channel beside a large bias)."""
+def _least_scales(
+    plan: Plan, values: Mapping[str, ir.Value], tensors: Mapping[str, QuantParams]
+) -> dict[WeightKey, F32]:
+    """The smallest scales at which the biases still fit into int32 (a dead channel beside a large bias)."""
     source = {p.tensor: p.source.tensor for p in plan.points if isinstance(p.source, SharedWith)}
     weight_of = {w.node: w for w in plan.weights if w.storage is Storage.INTEGER}
+    least: dict[WeightKey, F32] = {}
     for bias in plan.biases:
+        if bias.weight_node not in weight_of:
+            continue
         root = bias.input
         while root in source:
             root = source[root]
-        key = weight_key(weight_of[bias.weight_node])
-        old = weights[key]
+        weight = weight_of[bias.weight_node]
         needed = np.abs(_data(values, bias.tensor).reshape(-1)) / (_BIAS_CODES * float(tensors[root].scale))
-        if isinstance(old.granularity, PerTensor):
+        if isinstance(weight.granularity, PerTensor):
             needed = needed.max()
-        scale = np.maximum(old.scale, needed.astype(np.float32))
-        if not np.array_equal(scale, old.scale):
-            weights[key] = params(old.qtype, scale, old.zero_point, granularity=old.granularity)
+        key = weight_key(weight)
+        least[key] = np.maximum(needed.astype(np.float32), least.get(key, np.float32(0)))
+    return least
 
 
-def _data(values: Mapping[str, ir.Value], tensor: str) -> npt.NDArray[np.float32]:
+@dataclass(frozen=True)
+class _WeightJob:
+    """One weight to be quantized for all its ``uses``, each a node whose inputs may have been seen.
+
+    ``least`` is the smallest scale that leaves room for the biases, of the scale's shape or a scalar; 0 for none.
+    """
+
+    uses: list[Weight]
+    data: F32
+    layers: Mapping[str, LinearLayer | None]
+    moments: Mapping[str, Moments]
+    least: F32
+
+    @property
+    def key(self) -> WeightKey:
+        return weight_key(self.uses[0])
+
+    def too_small(self, found: Quantized) -> bool:
+        return bool((found.params.scale < self.least).any())
+
+    def _seen(self) -> list[tuple[str, LinearLayer, Moments]]:
+        """The nodes that read the weight, how, and what they multiply it with, as far as that is known."""
+        found = [(w.node, self.layers.get(w.node), self.moments.get(w.node)) for w in self.uses]
+        return [(node, layer, moments) for node, layer, moments in found if layer is not None and moments is not None]
+
+    def quantized(self, config: Config) -> Quantized:
+        # A packed weight or a table is read in float: its full code range is used, saturation is no concern.
+        use, seen = self.uses[0], self._seen()
+        try:
+            if seen:
+                found = layer_scales(
+                    seen[0][1].matrix(self.data).astype(np.float64),
+                    reduce(add, (moments for _, _, moments in seen)),
+                    qtype=use.qtype,
+                    method=config.weight_range,
+                    objective=config.objective,
+                    restore=config.restore,
+                )
+                step, scale = found.step.reshape(-1), found.scale.reshape(-1)
+            else:
+                alone = weight_params(
+                    self.data, qtype=use.qtype, granularity=use.granularity, method=config.weight_range
+                )
+                step = scale = alone.scale.astype(np.float64)
+        except NumericsError as error:
+            raise ModelError(f"weight '{use.tensor}': {one_line(error)}") from error
+        rounding = params(use.qtype, np.maximum(step, self.least), granularity=use.granularity)
+        reading = params(use.qtype, np.maximum(scale, self.least), granularity=use.granularity)
+        return Quantized(rounding.quantize(self.data), reading)
+
+    def shifts(self, found: Quantized) -> Iterator[tuple[str, F32]]:
+        """By node, what its bias must make up for."""
+        restored = found.dequantize()
+        for node, layer, moments in self._seen():
+            weight, quantized = (layer.matrix(x).astype(np.float64) for x in (self.data, restored))
+            yield node, mean_shift(weight, quantized, moments).astype(np.float32)
+
+
+def _data(values: Mapping[str, ir.Value], tensor: str) -> F32:
     data = array(values.get(tensor))
     if data is None:
         raise ModelError(f"tensor '{tensor}' is not a constant of this model")

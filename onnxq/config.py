@@ -11,6 +11,10 @@ from typing import Any
 
 from onnxq.errors import ConfigError, one_line
 
+# What ``ranges.layer`` knows; importing that would cost numpy, which ``onnxq --help`` does without.
+OBJECTIVES = ("auto", "tensor", "diagonal", "output")
+RESTORE = ("none", "mean", "gain", "mean+gain")
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -36,6 +40,8 @@ class Config:
     |---------------------|--------------------------------------------------------------------------------------|
     | `weight_range`      | method for weight scales, see ``onnxq.ranges``                                       |
     | `activation_range`  | method for activation scales and zero points                                         |
+    | `objective`         | what ``mse`` minimises for weights: ``auto``, or one of ``ranges.layer``               |
+    | `restore`           | what is put right after rounding weights: ``none``, ``mean``, ``gain``, ``mean+gain`` |
     | `target`            | ``auto``, ``x86-vnni``, ``x86-avx2``, ``arm64``                                      |
     | `rules`             | ordered; for each node the first match wins                                          |
     | `samples`           | at most so many calibration samples are used, evenly spaced                          |
@@ -49,6 +55,8 @@ class Config:
 
     weight_range: str = "mse"
     activation_range: str = "mse"
+    objective: str = "auto"
+    restore: str = "mean+gain"
     target: str = "auto"
     rules: tuple[Rule, ...] = ()
     samples: int = 512
@@ -60,6 +68,9 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, known in (("objective", OBJECTIVES), ("restore", RESTORE)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} is one of {', '.join(known)}, not '{getattr(self, name)}'")
         if self.samples < 1:
             raise ConfigError(f"samples must be at least 1, not {self.samples}")
         if not 0.0 <= self.held_out <= 0.5:

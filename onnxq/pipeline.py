@@ -192,7 +192,7 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
             return verdict
         # A few held-out samples show one wrong decision in a hundred too seldom. Ranges fit hundreds of samples with
         # two numbers a tensor, so that those are almost as good witnesses of disagreement; the report leaves them out.
-        seen = sum(h.total for h in builder.statistics.values()) / (calibration.len_hint or _JUDGED_FEEDS)
+        seen = sum(h.total for h in builder.statistics.histograms.values()) / (calibration.len_hint or _JUDGED_FEEDS)
         witnesses = int(min(_WITNESSES, max(1.0, _WITNESSED_ELEMENTS / max(seen, 1.0))))
         wider = judge(job.reference, built.handed, calibration.limit(witnesses), config)
         return replace(verdict, good=wider.good)

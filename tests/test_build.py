@@ -143,3 +143,61 @@ def test_large_candidates_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert isinstance(built.handed, Path)
     assert all(f.integer for f in built.fates)
     assert Storage.INTEGER in {w.storage for w in built.plan.weights}
+
+
+def layer_means(proto: onnx.ModelProto, data: list[dict[str, Any]], tensor: str) -> np.ndarray:
+    """Mean over ``data`` of ``tensor: [N, C, ..]`` or ``[N, C]``, by channel."""
+    from onnxq.runtime.session import open_session
+
+    shown = onnx.ModelProto()
+    shown.CopyFrom(proto)
+    shown.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    opened = open_session(shown.SerializeToString())
+    found = np.concatenate([opened.run([tensor], feed)[0] for feed in data])
+    return found.mean(axis=tuple(i for i in range(found.ndim) if i != 1))
+
+
+@pytest.mark.parametrize("storage", [Storage.INTEGER, Storage.PACKED, Storage.DYNAMIC])
+def test_the_mean_of_a_layers_output_is_restored(tmp_path: Path, storage: Storage) -> None:
+    """Two-bit weights move the mean of ``fc1`` far; its bias, integer or float, moves it back."""
+    from dataclasses import replace
+
+    from onnxq.numerics import QType
+
+    n = Net(3)
+    hidden = n("Gemm", "x", n.weight("w1", 64, 32), n.vector("b1", 64), name="fc1", transB=1)
+    n("Gemm", hidden, n.weight("w2", 8, 64), n.vector("b2", 8), name="fc2", transB=1, out="y")
+    proto = n.model({"x": ["n", 32]}, {"y": ["n", 8]})
+    data = [{"x": np.abs(f["x"]) + 1} for f in feeds(proto, 64)]
+    target = replace(TARGETS["x86-vnni"], weights=QType(2, signed=True, narrow=True))
+    kept = {} if storage is Storage.INTEGER else {"fc1": KeptFloat("test", storage)}
+    truth = layer_means(proto, data, "fc1_out")
+    off = {}
+    for restore in ("gain", "mean+gain"):
+        b = Builder(prepared(proto), Config(restore=restore), target, data, tmp_path)
+        b.draft({})  # what is given back to float has been an integer layer before
+        draft = b.draft(kept)
+        assert ("fc1", 2) in draft.parameters.biases or restore == "gain"
+        emitted = onnx.load_model_from_string(bytes(draft.handed))
+        off[restore] = np.abs(layer_means(emitted, data, "fc1_out") - truth).mean()
+    assert off["mean+gain"] < 0.05 * off["gain"]
+
+
+def test_shared_weights_share_a_scale_but_not_a_shift(tmp_path: Path) -> None:
+    n = Net(4)
+    w = n.weight("w", 32, 32)
+    y = n("Gemm", "x", w, n.vector("b1", 32), name="fc1", transB=1)
+    n("Gemm", n("Relu", y, name="relu"), w, n.vector("b2", 32), name="fc2", transB=1, out="y")
+    parameters = builder(n.model({"x": ["n", 32]}, {"y": ["n", 32]}), tmp_path).build().parameters
+    assert len(parameters.weights) == 1
+    shifts = [parameters.biases[node, 2] - n.constants[bias] for node, bias in (("fc1", "b1"), ("fc2", "b2"))]
+    assert not np.allclose(*shifts)
+
+
+def test_nothing_is_restored_unless_asked_for(tmp_path: Path) -> None:
+    b = Builder(
+        prepared(gemm()), Config(objective="tensor", restore="none"), TARGETS["x86-vnni"], feeds(gemm()), tmp_path
+    )
+    parameters = b.build().parameters
+    assert parameters.biases == {}
+    assert b.statistics.moments == {}

@@ -147,6 +147,8 @@ def test_bad_data(place: Place, case: str) -> None:
 OPTIONS: dict[str, tuple[list[str], str]] = {
     "range method": (["--range", "nosuch"], "nosuch"),
     "range role": (["--range", "biases=mse"], "biases"),
+    "objective": (["--objective", "weights"], "objective is one of"),
+    "restore": (["--restore", "everything"], "restore is one of"),
     "percentile": (["--range", "percentile:900"], "percentile"),
     "target": (["--target", "z80"], "z80"),
     "samples": (["--samples", "0"], "samples"),

@@ -69,7 +69,7 @@ def fake(anchors: tuple[str, ...], kept: Mapping[str, KeptFloat] | None = None) 
     kept = kept or {}
     plan = Plan(anchors=tuple(a for a in anchors if a not in kept), integer=anchors)
     empty = KernelMap("m", "extended", "0", ())
-    return Built(plan, Parameters({}, {}), None, b"", empty, (), kept)  # type: ignore[arg-type]
+    return Built(plan, Parameters({}, {}, {}), None, b"", empty, (), kept)  # type: ignore[arg-type]
 
 
 def verdict(good: bool, sqnr: float, agreement: float = 1.0) -> Verdict:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import DataError
+from onnxq.numerics import spread_step
 from onnxq.ranges.histogram import Histogram
 
 # The largest magnitude falls between bins 2**11 and 2**12: eight to sixteen bins for each code of an unsigned 8-bit
@@ -42,7 +43,7 @@ def observe(array: npt.NDArray[Any], *, tensor: str, limit: int = SAMPLE_LIMIT) 
         )
     flat = array.reshape(-1)
     if flat.size > limit:
-        flat = flat[:: _stride(flat.size, limit)]
+        flat = flat[:: spread_step(flat.size, limit)]
     exponent = _exponent(max(abs(low), abs(high)))
     # Scaling by a power of two is exact, so that the bin of a value never depends on the batch it came in.
     index = np.floor(flat * np.float32(2.0**-exponent)).astype(np.int32)
@@ -84,14 +85,3 @@ def _coarsened(h: Histogram, exponent: int) -> tuple[npt.NDArray[np.int64], int]
     joined = np.zeros(int(index[-1]) - first + 1, np.int64)
     np.add.at(joined, index - first, h.counts)
     return joined, first
-
-
-def _stride(size: int, limit: int) -> int:
-    """The smallest step that leaves at most ``limit`` elements and shares no factor with ``size``.
-
-    A step that divides a dimension would look at the same channels or columns in every row.
-    """
-    step = -(-size // limit)
-    while math.gcd(step, size) != 1:
-        step += 1
-    return step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,51 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.calibrate.layer_inputs import LayerInput, LayerInputs
 from onnxq.calibrate.observers import merge, observe
 from onnxq.errors import DataError
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.instrument import expose
 from onnxq.ranges.histogram import Histogram
+from onnxq.ranges.moments import Moments
 from onnxq.runtime.session import open_session, run
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[int], None]
 
 
-def run_observers(
-    model: ir.Model, tensors: Sequence[str], feeds: Feeds, *, progress: Progress | None = None
-) -> dict[str, Histogram]:
-    """The ``Histogram`` of each of ``tensors`` of the float ``model`` over ``feeds``.
+@dataclass
+class Statistics:
+    """What was seen: the histogram of each tensor, the moments of the inputs of each layer by its node's name."""
 
-    Each feed is one call of the model. Tensors that no feed reached (an If branch that never ran) are missing from the
-    result. ``progress`` is told the number of feeds done. Raises ``DataError`` for NaN, infinity or no feed at all, and
-    ``RuntimeFailure`` where the model does not run on the data.
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
+
+
+def run_observers(
+    model: ir.Model,
+    tensors: Sequence[str],
+    feeds: Feeds,
+    *,
+    layers: Mapping[str, LayerInput] | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """The ``Statistics`` of ``tensors`` of the float ``model``, and of ``layers`` that read some of them.
+
+    Each of ``feeds`` is one call of the model. Tensors that no feed reached (an If branch that never ran) are missing
+    from the result. ``progress`` is told the number of feeds done.
+
+    Raises ``DataError`` for NaN, infinity or no feed at all, ``RuntimeFailure`` where the model does not run on the
+    data.
     """
     inputs = {v.name for v in model.graph.inputs}
     interior = [t for t in tensors if t not in inputs]
-    statistics: dict[str, Histogram | None] = dict.fromkeys(tensors)
+    histograms: dict[str, Histogram | None] = dict.fromkeys(tensors)
+    read_by: dict[str, LayerInputs] = {}
+    readers: dict[str, list[str]] = {}
+    layers = layers or {}
+    for name, read in layers.items():
+        readers.setdefault(read.tensor, []).append(name)
     done = 0
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         shown, output_of = expose(model, interior)
@@ -46,9 +69,14 @@ def run_observers(
             for tensor in tensors:
                 array = arrays.get(output_of.get(tensor, tensor))
                 if array is not None and np.issubdtype(array.dtype, np.floating):
-                    statistics[tensor] = merge(statistics[tensor], observe(array, tensor=tensor))
+                    histograms[tensor] = merge(histograms[tensor], observe(array, tensor=tensor))
+                    for name in readers.get(tensor, ()) if array.size else ():
+                        read_by.setdefault(name, LayerInputs(layers[name])).add(array)
             if progress is not None:
                 progress(done)
     if done == 0:
         raise DataError("the calibration data holds no sample: give at least one")
-    return {tensor: h for tensor, h in statistics.items() if h is not None}
+    return Statistics(
+        {tensor: h for tensor, h in histograms.items() if h is not None},
+        {name: seen.moments() for name, seen in read_by.items()},
+    )

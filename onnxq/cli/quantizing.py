@@ -14,7 +14,7 @@ from onnxq.calibrate.options import FeedOptions
 from onnxq.cli.commands import NOT_GOOD, takes
 from onnxq.cli.options import Json, Model, Quiet, Samples, base_config, feed_options
 from onnxq.cli.progress import progress_bar
-from onnxq.config import Config
+from onnxq.config import OBJECTIVES, RESTORE, Config
 from onnxq.errors import OutputError
 
 if TYPE_CHECKING:
@@ -56,6 +56,20 @@ def quantize(
             "for one side only as weights=METHOD or activations=METHOD.",
         ),
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help=f"What mse minimises for weights: {', '.join(OBJECTIVES)} (default {Config.objective}).",
+        ),
+    ] = None,
+    restore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help=f"What is put right after rounding weights: {', '.join(RESTORE)} (default {Config.restore}).",
+        ),
+    ] = None,
     min_sqnr: Annotated[
         float | None, typer.Option(metavar="DB", help="Exit with 3 if the outputs' SQNR is below this, in dB.")
     ] = None,
@@ -86,6 +100,8 @@ def quantize(
     config = replace(
         config,
         latency_seconds=seconds,
+        objective=config.objective if objective is None else objective,
+        restore=config.restore if restore is None else restore,
         samples=config.samples if samples is None else samples,
         seed=config.seed if seed is None else seed,
         min_sqnr=config.min_sqnr if min_sqnr is None else min_sqnr,

@@ -6,6 +6,8 @@ scalar scales of rank 0 and explicit zero points for activations, 1-D ones of eq
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -14,9 +16,10 @@ from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
 from onnxq.errors import ModelError
 from onnxq.graph.copying import copy_model
 from onnxq.graph.query import array, attribute
-from onnxq.numerics import PerAxis, QuantParams, bias_params
+from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Point, SharedWith, Storage, Weight
 
+F32 = npt.NDArray[np.float32]
 WeightKey = tuple[str, str]  # tensor and granularity: nodes that agree in both share one integer tensor
 
 
@@ -33,19 +36,22 @@ def emit(
     model: ir.Model,
     plan: Plan,
     *,
-    tensors: dict[str, QuantParams],
-    weights: dict[WeightKey, QuantParams],
+    tensors: Mapping[str, QuantParams],
+    weights: Mapping[WeightKey, Quantized],
+    biases: Mapping[tuple[str, int], F32],
 ) -> ir.Model:
     """A quantized copy of ``model``, which stays as it is.
 
-    ``tensors`` holds the parameters of every point that owns some and of every constant operand; ``weights`` those of
-    every weight, by ``weight_key``. Raises ``ModelError`` naming the tensor where one is missing.
+    ``tensors`` holds the parameters of every point that owns some and of every constant operand; ``weights`` every
+    weight in integers, by ``weight_key``; ``biases``, by node and input, those that differ from the model's. Raises
+    ``ModelError`` naming the tensor where one is missing.
     """
-    writer = _Writer(copy_model(model), tensors, weights, plan)
-    for weight in plan.weights:
-        writer.weight(weight)
+    writer = _Writer(copy_model(model), tensors, weights, biases, plan)
+    # Biases first: a node that measures its input at run time is replaced together with its weight.
     for bias in plan.biases:
         writer.bias(bias)
+    for weight in plan.weights:
+        writer.weight(weight)
     for constant in plan.constants:
         writer.constant(constant)
     for point in plan.points:
@@ -56,34 +62,42 @@ def emit(
 
 class _Writer(Pieces):
     def __init__(
-        self, model: ir.Model, tensors: dict[str, QuantParams], weights: dict[WeightKey, QuantParams], plan: Plan
+        self,
+        model: ir.Model,
+        tensors: Mapping[str, QuantParams],
+        weights: Mapping[WeightKey, Quantized],
+        biases: Mapping[tuple[str, int], F32],
+        plan: Plan,
     ) -> None:
         super().__init__(model)
         self._tensors = tensors
         self._weights = weights
+        self._biases = biases
         self._source = {p.tensor: p.source.tensor for p in plan.points if isinstance(p.source, SharedWith)}
         self._weight_of = {w.node: w for w in plan.weights if w.storage is Storage.INTEGER}
-        self._packed: dict[str, npt.NDArray[np.float32]] = {}
+        self._packed: dict[str, npt.NDArray[np.integer]] = {}
 
     # -- the parts of a plan ---------------------------------------------------------------------------------------
 
     def weight(self, weight: Weight) -> None:
         node = self.nodes[weight.node]
-        chosen = self._weight_params(weight)
-        data = self._constant(weight.tensor)
+        quantized = self._quantized(weight)
+        chosen = quantized.params
         graph = graph_of(node)
         key = (id(graph), weight.tensor, f"{weight.granularity} {weight.storage.value}")
         if weight.storage is Storage.GATHERED:
-            self._gather(node, weight.tensor, data, chosen)
+            self._gather(node, weight.tensor, quantized)
             return
         if weight.storage is Storage.DYNAMIC:
-            self._dynamic(node, weight, chosen, data)
+            self._dynamic(node, weight, quantized)
             return
         if key not in self.made:
-            codes = self.initializer(graph, f"{weight.tensor}_quantized", chosen.quantize(data))
+            codes = self.initializer(graph, f"{weight.tensor}_quantized", quantized.codes)
             if weight.storage is Storage.PACKED:
-                scale = chosen.granularity.expand(chosen.scale, data.shape)
-                if chosen.scale.ndim == data.ndim:  # one block along the last axis: broadcasting does the rest
+                scale = chosen.granularity.expand(chosen.scale, quantized.codes.shape)
+                if (
+                    chosen.scale.ndim == quantized.codes.ndim
+                ):  # one block along the last axis: broadcasting does the rest
                     scale = chosen.scale
                 floats = self.node("Cast", [codes], f"{weight.tensor}_codes", place=Before(node), to=ir.DataType.FLOAT)
                 factor = self.initializer(graph, f"{weight.tensor}_scale", np.ascontiguousarray(scale))
@@ -92,16 +106,16 @@ class _Writer(Pieces):
                 self.made[key] = self.dequantize(codes, chosen, weight.tensor, place=Before(node))
         shared = self.made[key]
         if weight.storage is Storage.PACKED:
-            self._packed[weight.node] = data
+            self._packed[weight.node] = quantized.codes
         node.replace_input_with(weight.index, shared)
 
-    def _gather(self, node: ir.Node, tensor: str, data: npt.NDArray[np.float32], chosen: QuantParams) -> None:
+    def _gather(self, node: ir.Node, tensor: str, quantized: Quantized) -> None:
         """``Cast(Gather(codes, i)) * Gather(scale, i)``: only the rows that are read become float."""
         graph = graph_of(node)
         key, scale_key = (id(graph), tensor, "table"), (id(graph), tensor, "table scale")
         if key not in self.made:
-            self.made[key] = self.initializer(graph, f"{tensor}_quantized", chosen.quantize(data))
-            self.made[scale_key] = self.initializer(graph, f"{tensor}_scale", chosen.scale)
+            self.made[key] = self.initializer(graph, f"{tensor}_quantized", quantized.codes)
+            self.made[scale_key] = self.initializer(graph, f"{tensor}_scale", quantized.params.scale)
         index = node.inputs[1]
         codes = self.node("Gather", [self.made[key], index], f"{tensor}_row_codes", place=Before(node), axis=0)
         floats = self.node("Cast", [codes], f"{tensor}_row_values", place=Before(node), to=ir.DataType.FLOAT)
@@ -113,7 +127,7 @@ class _Writer(Pieces):
         self.take_over(node.outputs[0], rows)
         graph.remove(node, safe=True)
 
-    def _dynamic(self, node: ir.Node, weight: Weight, chosen: QuantParams, data: npt.NDArray[np.float32]) -> None:
+    def _dynamic(self, node: ir.Node, weight: Weight, quantized: Quantized) -> None:
         """``(q(x) W_q) * (s_x s_w) + bias``, the range of ``x`` measured at every run.
 
         Spelled as onnxruntime's dynamic quantization is, so that it becomes one DynamicQuantizeMatMul.
@@ -123,7 +137,7 @@ class _Writer(Pieces):
         key, scale_key = (id(graph), name, f"{weight.granularity} matrix"), (id(graph), name, "matrix scale")
         zero_key = (id(graph), name, "matrix zero")
         if key not in self.made:
-            codes = chosen.quantize(data)
+            codes, chosen = quantized.codes, quantized.params
             rows = weight.granularity == PerAxis(0)  # a Gemm with transB: MatMulInteger takes columns
             self.made[key] = self.initializer(
                 graph, f"{name}_quantized", np.ascontiguousarray(codes.T if rows else codes)
@@ -131,16 +145,16 @@ class _Writer(Pieces):
             self.made[scale_key] = self.initializer(graph, f"{name}_scale", chosen.scale)
             self.made[zero_key] = self.initializer(graph, f"{name}_zero_point", chosen.zero_point)
         place = Before(node)
-        quantized = (id(graph), x.name or "", "dynamic")
-        if quantized not in self.made:
+        input_key = (id(graph), x.name or "", "dynamic")
+        if input_key not in self.made:
             parts = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, name=self.fresh(f"{x.name}_dynamic"))
             for output, part in zip(parts.outputs, ("codes", "scale", "zero_point"), strict=True):
                 output.name = self.fresh(f"{x.name}_dynamic_{part}")
                 self.made[(id(graph), x.name or "", f"dynamic {part}")] = output
             graph.insert_before(node, parts)
-            self.made[quantized] = parts.outputs[0]
+            self.made[input_key] = parts.outputs[0]
         scale, zero = (self.made[(id(graph), x.name or "", f"dynamic {part}")] for part in ("scale", "zero_point"))
-        inputs = [self.made[quantized], self.made[key], zero, self.made[zero_key]]
+        inputs = [self.made[input_key], self.made[key], zero, self.made[zero_key]]
         sums = self.node("MatMulInteger", inputs, f"{name}_sums", place=place)
         floats = self.node("Cast", [sums], f"{name}_products", place=place, to=ir.DataType.FLOAT)
         factor = self.node("Mul", [scale, self.made[scale_key]], f"{name}_factor", place=place)
@@ -154,8 +168,14 @@ class _Writer(Pieces):
 
     def bias(self, bias: Bias) -> None:
         node = self.nodes[bias.node]
-        data = self._constant(bias.tensor).reshape(-1)
-        chosen = bias_params(self._tensor_params(bias.input), self._weight_params(self._weight_of[bias.weight_node]))
+        data = self._biases.get((bias.node, bias.index))
+        if bias.storage is not Storage.INTEGER:
+            if data is not None:
+                node.replace_input_with(bias.index, self.initializer(graph_of(node), f"{bias.tensor}_shifted", data))
+            return
+        data = (self._constant(bias.tensor) if data is None else data).reshape(-1)
+        weight = self._quantized(self._weight_of[bias.weight_node])
+        chosen = bias_params(self._tensor_params(bias.input), weight.params)
         codes = self.initializer(graph_of(node), f"{bias.tensor}_quantized", chosen.quantize(data))
         node.replace_input_with(bias.index, self.dequantize(codes, chosen, bias.tensor, place=Before(node)))
 
@@ -233,7 +253,7 @@ class _Writer(Pieces):
 
     # -- what the plan's names stand for ----------------------------------------------------------------------------
 
-    def _constant(self, tensor: str) -> npt.NDArray[np.float32]:
+    def _constant(self, tensor: str) -> F32:
         data = array(self.values[tensor])
         if data is None:
             raise ModelError(f"tensor '{tensor}' is not a constant; the plan does not belong to this model")
@@ -247,8 +267,8 @@ class _Writer(Pieces):
             raise ModelError(f"tensor '{root}' has no quantization parameters; observe it before emitting")
         return self._tensors[root]
 
-    def _weight_params(self, weight: Weight) -> QuantParams:
+    def _quantized(self, weight: Weight) -> Quantized:
         key = weight_key(weight)
         if key not in self._weights:
-            raise ModelError(f"weight '{weight.tensor}' has no quantization parameters")
+            raise ModelError(f"weight '{weight.tensor}' was not quantized")
         return self._weights[key]

@@ -4,6 +4,7 @@ from onnxq.numerics.granularity import Granularity, PerAxis, PerBlock, PerTensor
 from onnxq.numerics.noise import MAX_SQNR_DB, Noise, agreement, centred, noise, sqnr_db, sqnr_db_of
 from onnxq.numerics.params import (
     SMALLEST_SCALE,
+    Quantized,
     QuantParams,
     bias_params,
     from_range,
@@ -11,6 +12,7 @@ from onnxq.numerics.params import (
     round_half_even,
 )
 from onnxq.numerics.qtype import INT4, INT7_NARROW, INT8, INT8_NARROW, INT32, UINT4, UINT8, QType
+from onnxq.numerics.sampling import spread_step
 
 __all__ = [
     "INT4",
@@ -29,6 +31,7 @@ __all__ = [
     "PerTensor",
     "QType",
     "QuantParams",
+    "Quantized",
     "agreement",
     "bias_params",
     "centred",
@@ -36,6 +39,7 @@ __all__ = [
     "noise",
     "params",
     "round_half_even",
+    "spread_step",
     "sqnr_db",
     "sqnr_db_of",
 ]

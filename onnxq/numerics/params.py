@@ -112,6 +112,29 @@ class QuantParams:
         return hash((self.qtype, self.granularity, self.scale.tobytes(), self.zero_point.tobytes()))
 
 
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A quantized tensor: ``codes: [..] qtype.storage`` and the parameters that give them their real values.
+
+    The codes need not be ``params.quantize`` of anything: the step that a tensor was rounded with and the scale that
+    its codes are read with may differ (see ``ranges.restore``).
+
+    Raises ``NumericsError`` where the codes are of another type or the parameters of another shape.
+    """
+
+    codes: Ints
+    params: QuantParams
+
+    def __post_init__(self) -> None:
+        if self.codes.dtype != self.params.qtype.storage:
+            raise NumericsError(f"codes must be {self.params.qtype.storage}, not {self.codes.dtype}")
+        self.params._expanded(self.codes.shape)
+
+    def dequantize(self) -> F32:
+        """The real values, float32."""
+        return self.params.dequantize(self.codes)
+
+
 def params(
     qtype: QType,
     scale: npt.ArrayLike,

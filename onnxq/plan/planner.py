@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -59,19 +60,27 @@ def make_plan(
         elif name not in refused and ops.can_follow(node):
             candidates[name] = node
     integer = _followers(candidates, anchors)
+    by_name = _named(model)
     skipped = [
         Skipped(name, node.op_type, refused[name].reason)
-        for name, node in _named(model).items()
+        for name, node in by_name.items()
         if name in refused and (ops.weight_slot(node) is not None or ops.can_follow(node))
     ]
     chosen = {**anchors, **integer}
     points = _points(model, chosen, anchors, target)
     weights = [w for n in anchors.values() for w in _anchor_weights(n, target)]
-    weights += _stored_weights(model, anchors, refused, target)
+    stored = _stored_weights(model, anchors, refused, target)
+    float_biases = [
+        replace(b, storage=w.storage)
+        for w in stored
+        if ops.weight_slot(by_name[w.node]) is not None
+        for b in _bias(by_name[w.node])
+        if ops.anchor_obstacle(by_name[w.node]) is None
+    ]
     return Plan(
         points=tuple(points),
-        weights=tuple(weights),
-        biases=tuple(b for n in anchors.values() for b in _bias(n)),
+        weights=(*weights, *stored),
+        biases=(*(b for n in anchors.values() for b in _bias(n)), *float_biases),
         constants=tuple(c for n in integer.values() for c in _constants(n, target)),
         integer=tuple(n.name or "" for n in nodes(model) if (n.name or "") in chosen),
         anchors=tuple(anchors),

@@ -71,13 +71,18 @@ class Weight:
 
 @dataclass(frozen=True)
 class Bias:
-    """A constant bias that becomes int32 with ``scale = input scale * weight scale``."""
+    """A constant bias beside a quantized weight.
+
+    Where the weight's ``storage`` is ``INTEGER`` it becomes int32 with ``scale = input scale * weight scale``; else it
+    stays float, and may be corrected.
+    """
 
     tensor: str
     node: str
     index: int
     input: str
     weight_node: str
+    storage: Storage = Storage.INTEGER
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,10 @@ class Plan:
             f"weight   {w.node}[{w.index}] {w.tensor}: {w.qtype} {w.granularity} {w.storage.value}"
             for w in self.weights
         ]
-        lines += [f"bias     {b.node}[{b.index}] {b.tensor}" for b in self.biases]
+        lines += [
+            f"bias     {b.node}[{b.index}] {b.tensor}" + ("" if b.storage is Storage.INTEGER else ": float")
+            for b in self.biases
+        ]
         lines += [f"constant {c.node}[{c.index}] {c.tensor}: {c.qtype}" for c in self.constants]
         lines += [f"float    {s.node} ({s.op}): {s.reason}" for s in self.skipped]
         lines += [f"unused   rule {r}" for r in self.unused_rules]

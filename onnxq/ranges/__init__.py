@@ -2,7 +2,19 @@
 
 from onnxq.ranges.choose import activation_params, weight_params
 from onnxq.ranges.histogram import Histogram
+from onnxq.ranges.layer import layer_scales, mean_shift
 from onnxq.ranges.method import RangeMethod
+from onnxq.ranges.moments import Moments
 from onnxq.ranges.registry import METHODS, find_method
 
-__all__ = ["METHODS", "Histogram", "RangeMethod", "activation_params", "find_method", "weight_params"]
+__all__ = [
+    "METHODS",
+    "Histogram",
+    "Moments",
+    "RangeMethod",
+    "activation_params",
+    "find_method",
+    "layer_scales",
+    "mean_shift",
+    "weight_params",
+]

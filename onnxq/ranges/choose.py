@@ -8,12 +8,9 @@ import numpy.typing as npt
 from onnxq.errors import NumericsError
 from onnxq.numerics import Granularity, QType, QuantParams, params
 from onnxq.ranges.histogram import Histogram
-from onnxq.ranges.method import usable
+from onnxq.ranges.method import for_dead_parts
 from onnxq.ranges.registry import find_method
-from onnxq.ranges.samples import F32, F64, by_granularity, of_histogram, of_rows
-
-# Elements that are worked on at once: bounds the memory, and what fits the cache is faster.
-CHUNK = 1 << 16
+from onnxq.ranges.samples import F32, F64, by_granularity, of_histogram, scales_of_rows
 
 
 def weight_params(
@@ -29,9 +26,7 @@ def weight_params(
     ``importance: [..]`` of the weight's shape weighs the squared error of each element (and the statistics of the other
     methods), for example by a Hessian diagonal.
 
-    A part that is all zero gets the scale of the largest other part: its codes are 0 whatever the scale, but the step
-    of its int32 bias is this scale times the input's, and must be neither so small that the bias overflows nor much
-    coarser than its neighbours'. Where all parts are zero, the scale is that of values up to 1.
+    A part that is all zero gets the scale of the largest other part (``for_dead_parts``).
 
     Raises ``ConfigError`` for an unknown method, ``NumericsError`` where weight or importance holds NaN or infinity,
     the importance is negative or of another shape, or the granularity does not fit the shape.
@@ -44,17 +39,10 @@ def weight_params(
     w = None if importance is None else _checked(importance, x.shape)
 
     def scale_of(rows: F32, weights: F32 | None) -> F64:
-        step = max(1, CHUNK // rows.shape[1])
-        parts = [
-            found.weights(of_rows(rows[i : i + step], None if weights is None else weights[i : i + step]), qtype)
-            for i in range(0, rows.shape[0], step)
-        ]
-        return np.concatenate(parts)
+        return scales_of_rows(rows, weights, lambda samples: found.weights(samples, qtype))
 
     scale = by_granularity(x, granularity, importance=w, scale_of=scale_of) if x.size else np.zeros(shape)
-    live = scale > 0
-    scale = np.where(live, usable(scale), scale.max(where=live, initial=0.0) if live.any() else 1.0 / qtype.qmax)
-    return params(qtype, usable(scale), granularity=granularity)
+    return params(qtype, for_dead_parts(scale, qtype), granularity=granularity)
 
 
 def activation_params(histogram: Histogram, *, qtype: QType, method: str = "mse") -> QuantParams:

@@ -98,7 +98,7 @@ class ByPoint:
     def crossings(self, row: Index, low: F64, high: F64) -> Crossings:
         x = self.x[row]
         above, below = self._codes(row, low, x), self._codes(row, high, x)
-        which, nth = _expand((above - below).astype(np.intp).ravel())
+        which, nth = expand((above - below).astype(np.intp).ravel())
         interval = which // self.width
         w = np.ones(which.size) if self.same_weight else self.w[row].ravel()[which]
         code = below.ravel()[which] + nth
@@ -161,7 +161,7 @@ class ByBorder:
     def crossings(self, row: Index, low: F64, high: F64) -> Crossings:
         first = self._positions(row, low)
         count = (self._positions(row, high) - first).ravel()
-        which, nth = _expand(count)
+        which, nth = expand(count)
         point = first.ravel()[which] + nth
         interval, code = np.divmod(which, self.long)
         w = np.where(code < self.short, self.w[point], self.w_long[point])
@@ -175,7 +175,7 @@ def _sums_above(values: F64) -> F64:
     return sums.ravel()
 
 
-def _expand(count: Index) -> tuple[Index, Index]:
+def expand(count: Index) -> tuple[Index, Index]:
     """Each index i of ``count`` repeated ``count[i]`` times, and which repetition it is."""
     which = np.repeat(np.arange(count.size), count)
     return which, np.arange(which.size) - np.repeat(np.cumsum(count) - count, count)

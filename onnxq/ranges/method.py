@@ -55,6 +55,18 @@ def usable(scale: F64 | np.float64) -> F64:
     return np.asarray(np.clip(scale, info.tiny, info.max), np.float64)
 
 
+def for_dead_parts(scale: F64, qtype: QType) -> F64:
+    """``scale`` of the parts of a weight, with those of parts of zeros, which are 0, replaced.
+
+    Their codes are 0 whatever the scale, but the step of an int32 bias is this scale times the input's, and must be
+    neither so small that the bias overflows nor much coarser than its neighbours': the largest of the other parts.
+    Where all parts are zero, that of values up to 1.
+    """
+    live = scale > 0
+    filled = np.where(live, usable(scale), scale.max(where=live, initial=0.0) if live.any() else 1.0 / qtype.qmax)
+    return usable(filled)
+
+
 def at_threshold(threshold: F64, samples: Samples, qtype: QType) -> F64:
     """``[R]`` the scale that puts the highest code at ``threshold: [R]``, or at ``max|x|`` where that is useless.
 

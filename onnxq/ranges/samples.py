@@ -75,6 +75,20 @@ def of_rows(rows: F32, importance: F32 | None) -> Samples:
     return Samples(values, weights, values[:, 0], values[:, -1])
 
 
+# Elements that are worked on at once: bounds the memory, and what fits the cache is faster.
+CHUNK = 1 << 16
+
+
+def scales_of_rows(rows: F32, importance: F32 | None, scales: Callable[[Samples], F64]) -> F64:
+    """``[R]`` ``scales`` of ``rows: [R, n]``, some rows at a time."""
+    step = max(1, CHUNK // rows.shape[1])
+    parts = [
+        scales(of_rows(rows[i : i + step], None if importance is None else importance[i : i + step]))
+        for i in range(0, rows.shape[0], step)
+    ]
+    return np.concatenate(parts)
+
+
 # Points that a histogram is spread over. Equally spaced points resonate with a scale that is a multiple of their
 # spacing, as if such a scale rounded better than it does; the effect falls with the square of spacing / scale.
 # Measured on 8 bits against the optimum of the raw data: 7e-3 of the error with 1,700 points, 6e-4 and mostly below

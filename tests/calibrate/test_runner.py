@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 def test_interior_tensors_inputs_and_outputs_are_observed() -> None:
     proto = gemm()
     data = feeds(proto, 5)
-    found = run_observers(prepared(proto), ["x", "relu_out", "y"], data)
+    found = run_observers(prepared(proto), ["x", "relu_out", "y"], data).histograms
     assert set(found) == {"x", "relu_out", "y"}
     everything = np.concatenate([f["x"] for f in data])
     assert (found["x"].low, found["x"].high) == (everything.min(), everything.max())
@@ -37,7 +37,7 @@ def test_statistics_are_those_of_the_values_themselves() -> None:
     for feed in data:
         hidden = np.maximum(feed["x"] @ constants["w1"].T + constants["b1"], 0)
         expected = merge(expected, observe(hidden, tensor="t"))
-    found = run_observers(prepared(proto), ["relu_out"], data)["relu_out"]
+    found = run_observers(prepared(proto), ["relu_out"], data).histograms["relu_out"]
     assert expected is not None
     assert found.exponent == expected.exponent
     assert found.high == pytest.approx(expected.high, rel=1e-5)
@@ -47,12 +47,12 @@ def test_only_inputs_need_no_session() -> None:
     proto = gemm()
     model = prepared(proto)
     model.graph.node(0).op_type = "NoSuchOperator"  # onnxruntime would refuse it
-    assert set(run_observers(model, ["x"], feeds(proto, 2))) == {"x"}
+    assert set(run_observers(model, ["x"], feeds(proto, 2)).histograms) == {"x"}
 
 
 def test_a_generator_of_feeds_is_read_once() -> None:
     proto = gemm()
-    assert run_observers(prepared(proto), ["x"], iter(feeds(proto, 3)))["x"].total == 3 * 2 * 16
+    assert run_observers(prepared(proto), ["x"], iter(feeds(proto, 3))).histograms["x"].total == 3 * 2 * 16
 
 
 def test_progress_counts_feeds() -> None:
@@ -68,14 +68,14 @@ def test_no_feed_is_an_error() -> None:
 
 def test_a_name_that_does_not_exist_is_missing_from_the_result() -> None:
     proto = gemm()
-    assert set(run_observers(prepared(proto), ["y", "nowhere"], feeds(proto, 1))) == {"y"}
+    assert set(run_observers(prepared(proto), ["y", "nowhere"], feeds(proto, 1)).histograms) == {"y"}
 
 
 def test_integer_tensors_are_not_observed() -> None:
     n = Net()
     n("MatMul", n("Cast", "x", name="cast", to=1), n.weight("w", 4, 4), name="mm", out="y")
     proto = n.model({"x": (7, [2, 4])}, {"y": [2, 4]})
-    assert set(run_observers(prepared(proto), ["x", "cast_out"], feeds(proto, 1))) == {"cast_out"}
+    assert set(run_observers(prepared(proto), ["x", "cast_out"], feeds(proto, 1)).histograms) == {"cast_out"}
 
 
 def test_nan_names_the_tensor_where_it_is_seen() -> None:
@@ -95,7 +95,7 @@ def test_a_branch_that_never_ran_is_missing(flags: list[bool], reached: set[str]
     model = prepared(proto)
     data = [{**f, "flag": np.array(flag)} for f, flag in zip(feeds(proto, len(flags)), flags, strict=True)]
     tensors = {"then": "then_y", "else": "inner_else_out"}
-    found = run_observers(model, [*tensors.values(), "relu_out"], data)
+    found = run_observers(model, [*tensors.values(), "relu_out"], data).histograms
     assert set(found) == {tensors[r] for r in reached} | {"relu_out"}
     assert found["relu_out"].total == len(flags) * 32
 
@@ -120,7 +120,7 @@ def test_nested_branches_are_seen() -> None:
 
     def found(a: bool, b: bool) -> dict[str, float]:
         feed = {"x": x, "a": np.array(a), "b": np.array(b)}
-        return {k: h.high for k, h in run_observers(model, ["deep_y", "neg_y", "abs_y"], [feed]).items()}
+        return {k: h.high for k, h in run_observers(model, ["deep_y", "neg_y", "abs_y"], [feed]).histograms.items()}
 
     assert found(True, True) == {"deep_y": 6.0}
     assert found(True, False) == {"neg_y": -1.0}
@@ -164,6 +164,6 @@ def test_no_array_of_one_feed_is_kept_for_the_next(count: int) -> None:
 
 def test_the_statistics_do_not_grow_with_the_data() -> None:
     proto = gemm()
-    few, many = (run_observers(prepared(proto), ["x", "relu_out"], feeds(proto, n)) for n in (4, 200))
+    few, many = (run_observers(prepared(proto), ["x", "relu_out"], feeds(proto, n)).histograms for n in (4, 200))
     for tensor in few:
         assert many[tensor].counts.nbytes <= 4 * few[tensor].counts.nbytes

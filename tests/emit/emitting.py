@@ -19,7 +19,7 @@ from onnxq.config import Config
 from onnxq.emit import emit, weight_key
 from onnxq.graph.io import serialize
 from onnxq.numerics import bias_params, noise
-from onnxq.plan import KeptFloat, Plan, SharedWith, make_plan
+from onnxq.plan import KeptFloat, Plan, SharedWith, Storage, make_plan
 from onnxq.targets import TARGETS
 
 Array = npt.NDArray[Any]
@@ -53,7 +53,7 @@ def emitted(
     plan = make_plan(model, config, TARGETS["x86-vnni"], keep_float=keep_float)
     seen = run_observers(model, plan.observed, feeds(proto, 8) if data is None else data)
     chosen = choose(model, plan, seen, config)
-    return Emitted(model, plan, chosen, emit(model, plan, tensors=chosen.tensors, weights=chosen.weights))
+    return Emitted(model, plan, chosen, emit(model, plan, **vars(chosen)))
 
 
 def session(model: bytes | onnx.ModelProto, *, optimized: bool = True) -> ort.InferenceSession:
@@ -86,10 +86,12 @@ def simulate(e: Emitted, feed: dict[str, Array]) -> list[Array]:
     constants = {n: v.const_value.numpy() for n, v in graph.initializers.items() if v.const_value is not None}
     replaced: dict[tuple[str, int], Array] = {}
     for w in e.plan.weights:
-        replaced[w.node, w.index] = e.parameters.weights[weight_key(w)].fake_quantize(constants[w.tensor])
+        replaced[w.node, w.index] = e.parameters.weights[weight_key(w)].dequantize()
     for b in e.plan.biases:
-        chosen = bias_params(params_of(b.input), weight_of[b.weight_node])
-        replaced[b.node, b.index] = chosen.fake_quantize(constants[b.tensor].reshape(-1))
+        data = e.parameters.biases.get((b.node, b.index), constants[b.tensor])
+        if b.storage is Storage.INTEGER:
+            data = bias_params(params_of(b.input), weight_of[b.weight_node].params).fake_quantize(data.reshape(-1))
+        replaced[b.node, b.index] = data
     for c in e.plan.constants:
         replaced[c.node, c.index] = e.parameters.tensors[c.tensor].fake_quantize(constants[c.tensor])
 

@@ -10,6 +10,7 @@ from emitting import Emitted, emitted, session, simulate, sqnr
 from onnx import TensorProto
 from zoo import Net, embedding, feeds, gemm, if_body, lstm, residual, shared_weight, transformer_mlp
 
+from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config, Rule
 from onnxq.emit import emit, weight_key
 from onnxq.errors import DataError, ModelError
@@ -85,9 +86,8 @@ def test_packed_weights_are_the_dequantized_ones() -> None:
     for w in packed:
         shown.graph.output.append(onnx.ValueInfoProto(name=f"{w.tensor}_expanded"))
     (feed,) = feeds(proto, 1)
-    floats = {n: v.const_value.numpy() for n, v in e.prepared.graph.initializers.items() if v.const_value is not None}
     for w, value in zip(packed, session(shown, optimized=False).run(None, feed)[1:], strict=True):
-        np.testing.assert_array_equal(value, e.parameters.weights[weight_key(w)].fake_quantize(floats[w.tensor]))
+        np.testing.assert_array_equal(value, e.parameters.weights[weight_key(w)].dequantize())
 
 
 def test_packed_weights_shrink_the_file() -> None:
@@ -103,9 +103,7 @@ def test_gathered_rows_are_the_dequantized_table_exactly() -> None:
     n("Gather", n.weight("table", 64, 32), "ids", name="lookup", out="y")
     proto = n.model({"ids": (TensorProto.INT64, ["n", 5])}, {"y": ["n", 5, 32]})
     e = emitted(proto, data=feeds(proto, 1))
-    table = e.prepared.graph.initializers["table"].const_value
-    assert table is not None
-    rows = e.parameters.weights[weight_key(e.plan.weights[0])].fake_quantize(table.numpy())
+    rows = e.parameters.weights[weight_key(e.plan.weights[0])].dequantize()
     ids = np.array([[0, 63, 5, 5, -1], [1, 2, 3, 4, 62]])
     for optimized in (True, False):
         (y,) = session(e.content, optimized=optimized).run(None, {"ids": ids})
@@ -195,7 +193,7 @@ def test_biases_are_at_the_scale_that_the_kernel_checks() -> None:
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in e.proto.graph.initializer}
     weights = {w.node: e.parameters.weights[weight_key(w)] for w in e.plan.weights}
     for bias in e.plan.biases[:3]:
-        expected = bias_params(e.parameters.tensors[bias.input], weights[bias.weight_node])
+        expected = bias_params(e.parameters.tensors[bias.input], weights[bias.weight_node].params)
         np.testing.assert_array_equal(stored[f"{bias.tensor}_scale"], expected.scale)
         assert stored[f"{bias.tensor}_quantized"].dtype == np.int32
 
@@ -322,10 +320,10 @@ def test_missing_parameters_are_named() -> None:
     e = emitted(transformer_mlp())
     tensors = {k: v for k, v in e.parameters.tensors.items() if k != "act_out"}
     with pytest.raises(ModelError, match="'act_out'"):
-        emit(e.prepared, e.plan, tensors=tensors, weights=e.parameters.weights)
+        emit(e.prepared, e.plan, **{**vars(e.parameters), "tensors": tensors})
     weights = {k: v for k, v in e.parameters.weights.items() if k[0] != "down_w"}
     with pytest.raises(ModelError, match="'down_w'"):
-        emit(e.prepared, e.plan, tensors=e.parameters.tensors, weights=weights)
+        emit(e.prepared, e.plan, **{**vars(e.parameters), "weights": weights})
 
 
 def test_a_tensor_that_was_never_observed_is_named() -> None:
@@ -333,7 +331,7 @@ def test_a_tensor_that_was_never_observed_is_named() -> None:
 
     e = emitted(gemm())
     with pytest.raises(DataError, match="'x' was never computed"):
-        choose(e.prepared, e.plan, {}, Config())
+        choose(e.prepared, e.plan, Statistics(), Config())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -349,7 +347,7 @@ def test_known_parameters_are_not_chosen_again() -> None:
     from onnxq.choose import choose
 
     e = emitted(gemm())
-    again = choose(e.prepared, e.plan, {}, Config(), known=e.parameters)  # without statistics
+    again = choose(e.prepared, e.plan, Statistics(), Config(), known=e.parameters)  # without statistics
     assert again == e.parameters
 
 

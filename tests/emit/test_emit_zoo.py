@@ -99,10 +99,10 @@ def test_emitting_changes_neither_the_model_nor_the_parameters() -> None:
     for name in ("residual", "if_body", "embedding", "shared_weight"):
         e = made(name)
         before = ir.to_proto(e.prepared).SerializeToString(deterministic=True)
-        tensors, weights = dict(e.parameters.tensors), dict(e.parameters.weights)
-        again = emit(e.prepared, e.plan, tensors=tensors, weights=weights)
+        before_parameters = {name: dict(part) for name, part in vars(e.parameters).items()}
+        again = emit(e.prepared, e.plan, **vars(e.parameters))
         assert ir.to_proto(e.prepared).SerializeToString(deterministic=True) == before
-        assert (tensors, weights) == (e.parameters.tensors, e.parameters.weights)
+        assert before_parameters == vars(e.parameters)
         assert ir.to_proto(again).SerializeToString(deterministic=True) == (
             ir.to_proto(e.model).SerializeToString(deterministic=True)
         )

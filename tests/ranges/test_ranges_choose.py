@@ -7,7 +7,7 @@ import pytest
 
 from onnxq.errors import NumericsError
 from onnxq.numerics import INT4, INT8, INT8_NARROW, SMALLEST_SCALE, UINT8, PerAxis, PerBlock, PerTensor, QType, params
-from onnxq.ranges import METHODS, Histogram, activation_params, choose, weight_params
+from onnxq.ranges import METHODS, Histogram, activation_params, samples, weight_params
 
 RNG = np.random.default_rng(1)
 WEIGHT = RNG.standard_normal((6, 10, 3)).astype(np.float32)
@@ -42,7 +42,7 @@ def test_blocks_longer_than_the_axis() -> None:
 
 def test_chunks_do_not_change_the_result(monkeypatch) -> None:
     expected = weight_params(WEIGHT, qtype=INT8, granularity=PerAxis(0)).scale
-    monkeypatch.setattr(choose, "CHUNK", 1)
+    monkeypatch.setattr(samples, "CHUNK", 1)
     assert weight_params(WEIGHT, qtype=INT8, granularity=PerAxis(0)).scale == pytest.approx(expected, rel=1e-6)
 
 

@@ -1,0 +1,112 @@
+"""Conv, Gemm and MatMul as products of matrices: what their weight is multiplied with, and the weight as a matrix.
+
+``y[g] = x[g] W[g]^T`` with ``x[g]: [R, n]``, one row for each output position (a row of the activation, or the patch
+under a convolution's kernel), and ``W[g]: [C, n]``, one row for each output channel of group g.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.graph.query import attribute, constant
+from onnxq.numerics import spread_step
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """The geometry of a linear node. ``kernel`` and what follows is empty for Gemm and MatMul.
+
+    ``weight_shape`` is that of the tensor in the graph; ``transposed`` whether its rows are output channels already
+    (Conv, Gemm with transB).
+    """
+
+    weight_shape: tuple[int, ...]
+    transposed: bool
+    groups: int = 1
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    auto_pad: str = "NOTSET"
+
+    @property
+    def inputs(self) -> int:
+        """n: inputs of one output element."""
+        return math.prod(self.weight_shape[1:]) if self.transposed else self.weight_shape[0]
+
+    def matrix(self, weight: Array) -> Array:
+        """``weight`` (or anything of its shape) as ``[g, C, n]``."""
+        rows = weight if self.transposed else weight.T
+        return rows.reshape(self.groups, rows.shape[0] // self.groups, -1)
+
+    def tensor(self, matrix: Array) -> Array:
+        """The opposite of ``matrix``."""
+        rows = matrix.reshape(matrix.shape[0] * matrix.shape[1], -1)
+        return np.ascontiguousarray(rows.reshape(self.weight_shape) if self.transposed else rows.T)
+
+    def rows(self, x: Array, *, limit: int | None = None) -> Array:
+        """``[g, R, n]`` what the layer multiplies of the activation ``x`` at each output position, or at ``limit``."""
+        if not self.kernel:
+            flat = x.reshape(-1, x.shape[-1])
+            return flat[_spread(flat.shape[0], limit)][None]
+        patches = self._patches(x)
+        where = (patches.shape[0], *patches.shape[2 : 2 + len(self.kernel)])
+        index = np.unravel_index(_spread(math.prod(where), limit), where)
+        rows: Array = patches[tuple[Any, ...]([index[0], slice(None), *index[1:]])]
+        return np.ascontiguousarray(rows.reshape(rows.shape[0], self.groups, -1).transpose(1, 0, 2))
+
+    def _patches(self, x: Array) -> Array:
+        """``[N, C, positions.., kernel..]``, a view of the padded ``x: [N, C, size..]``."""
+        rank = len(self.kernel)
+        pads = self._pads(x.shape[2:])
+        padded = np.pad(x, [(0, 0), (0, 0), *((pads[i], pads[i + rank]) for i in range(rank))])
+        reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
+        every = (slice(None), slice(None), *(slice(None, None, s) for s in (*self.strides, *self.dilations)))
+        return windows[every]
+
+    def _pads(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        if self.auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
+            return self.pads
+        geometry = zip(size, self.strides, self.kernel, self.dilations, strict=True)
+        total = [max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n) for n, s, k, d in geometry]
+        less, more = [t // 2 for t in total], [t - t // 2 for t in total]
+        return (*less, *more) if self.auto_pad == "SAME_UPPER" else (*more, *less)
+
+
+def linear_layer(node: ir.Node) -> LinearLayer | None:
+    """The ``LinearLayer`` of a Conv, or of a Gemm or MatMul with a matrix as weight; None for any other node."""
+    weight = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if weight is None or node.domain or node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return None
+    shape = tuple(weight.shape.numpy())
+    if node.op_type != "Conv":
+        transposed = node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
+        plain = node.op_type == "MatMul" or not attribute(node, "transA", 0)
+        return LinearLayer(shape, transposed) if len(shape) == 2 and plain else None
+    if len(shape) < 3:
+        return None
+    kernel, ones = shape[2:], [1] * (len(shape) - 2)
+    return LinearLayer(
+        shape,
+        transposed=True,
+        groups=int(attribute(node, "group", 1)),
+        kernel=kernel,
+        strides=tuple(attribute(node, "strides", ones)),
+        dilations=tuple(attribute(node, "dilations", ones)),
+        pads=tuple(attribute(node, "pads", [0] * 2 * len(kernel))),
+        auto_pad=str(attribute(node, "auto_pad", "NOTSET")),
+    )
+
+
+def _spread(count: int, limit: int | None) -> npt.NDArray[np.intp]:
+    """Indices below ``count``: all of them, or ``limit`` at most."""
+    return np.arange(0, count, 1 if limit is None or count <= limit else spread_step(count, limit))

@@ -1,0 +1,88 @@
+"""What a layer's inputs look like: their mean and their second moments, in sums that stream over batches.
+
+With ``x`` the input of one output element (a row of activations, or the patch under a convolution's kernel) and ``D``
+the error of a weight, ``W - W_q``, the mean squared error of the layer's output is ``tr(D H D^T)``, ``H = E[x x^T]``.
+Its mean is off by ``D E[x]``; once that is added to the layer's bias, what remains is ``tr(D C D^T)`` with the
+covariance ``C = H - E[x] E[x]^T``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.errors import NumericsError
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over ``count`` inputs of a layer with ``g`` groups of ``n`` inputs each; a monoid under ``+``.
+
+    | field    | shape, float64      | meaning                                                                   |
+    |----------|---------------------|---------------------------------------------------------------------------|
+    | `total`  | [g, n]              | sum of x                                                                  |
+    | `second` | [g, n, n] or [g, n] | sum of x x^T, or of its diagonal alone where the whole would be too large |
+
+    Raises ``NumericsError`` where shapes or counts do not fit, or moments of differing layers are added.
+    """
+
+    count: int
+    total: F64
+    second: F64
+
+    def __post_init__(self) -> None:
+        n = self.total.shape
+        if self.count < 1:
+            raise NumericsError("moments are those of at least one input")
+        if len(n) != 2 or self.second.shape not in (n, (*n, n[-1])):
+            raise NumericsError(f"second moments of shape {list(self.second.shape)} do not fit sums of {list(n)}")
+
+    def __add__(self, other: Moments) -> Moments:
+        if self.second.shape != other.second.shape:
+            raise NumericsError(f"moments of {list(self.second.shape)} and {list(other.second.shape)} do not add up")
+        return Moments(self.count + other.count, self.total + other.total, self.second + other.second)
+
+    @property
+    def full(self) -> bool:
+        """Whether the whole matrix is known."""
+        return self.second.ndim == 3
+
+    @property
+    def mean(self) -> F64:
+        """``[g, n]`` E[x]."""
+        result: F64 = self.total / self.count
+        return result
+
+    def squares(self, *, centred: bool) -> F64:
+        """``[g, n]`` E[x^2], or the variance of each input."""
+        raw = np.diagonal(self.second, axis1=1, axis2=2) if self.full else self.second
+        result: F64 = raw / self.count - (np.square(self.mean) if centred else 0.0)
+        return np.maximum(result, 0.0)
+
+    def matrix(self, *, centred: bool) -> F64:
+        """``[g, n, n]`` E[x x^T], or the covariance; diagonal where only that is known."""
+        if not self.full:
+            return self.squares(centred=centred)[:, :, None] * np.eye(self.total.shape[1])
+        raw: F64 = self.second / self.count
+        return raw - self.mean[:, :, None] * self.mean[:, None, :] if centred else raw
+
+    def merged(self) -> Moments:
+        """The same with the matrix dropped: mean and squares alone."""
+        return Moments(self.count, self.total, self.squares(centred=False) * self.count) if self.full else self
+
+
+def observe_moments(rows: F32, *, full: bool) -> Moments:
+    """The ``Moments`` of ``rows: [g, R, n]``, R inputs of each group.
+
+    Products are taken in float32 and added up in float64: a batch holds few enough for that.
+    """
+    if full:
+        second = np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
+    else:
+        second = np.einsum("grn,grn->gn", rows, rows, dtype=np.float64)
+    return Moments(rows.shape[1], rows.sum(axis=1, dtype=np.float64), second)
