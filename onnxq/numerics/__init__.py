@@ -1,5 +1,6 @@
 """Numbers: integer types, granularity, quantization parameters, noise. numpy only; knows nothing of ONNX."""
 
+from onnxq.numerics.codebook import Codebook, Companding, GridCodebook
 from onnxq.numerics.granularity import Granularity, PerAxis, PerBlock, PerTensor
 from onnxq.numerics.noise import MAX_SQNR_DB, Noise, agreement, centred, noise, sqnr_db, sqnr_db_of
 from onnxq.numerics.params import (
@@ -24,7 +25,10 @@ __all__ = [
     "SMALLEST_SCALE",
     "UINT4",
     "UINT8",
+    "Codebook",
+    "Companding",
     "Granularity",
+    "GridCodebook",
     "Noise",
     "PerAxis",
     "PerBlock",

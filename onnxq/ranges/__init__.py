@@ -5,6 +5,7 @@ from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.layer import layer_scales, mean_shift
 from onnxq.ranges.method import RangeMethod
 from onnxq.ranges.moments import Moments
+from onnxq.ranges.nonuniform import optimal_codebook, optimal_companding, optimal_grid_codebook
 from onnxq.ranges.registry import METHODS, find_method
 
 __all__ = [
@@ -16,5 +17,8 @@ __all__ = [
     "find_method",
     "layer_scales",
     "mean_shift",
+    "optimal_codebook",
+    "optimal_companding",
+    "optimal_grid_codebook",
     "weight_params",
 ]

@@ -32,11 +32,9 @@ def weight_params(
     the importance is negative or of another shape, or the granularity does not fit the shape.
     """
     found = find_method(method)
-    x = np.asarray(weight, np.float32)
+    x = checked_weight(weight)
     shape = granularity.scale_shape(x.shape)
-    if not np.isfinite(x).all():
-        raise NumericsError("the weight holds NaN or infinity; no scale can represent it")
-    w = None if importance is None else _checked(importance, x.shape)
+    w = None if importance is None else checked_importance(importance, x.shape)
 
     def scale_of(rows: F32, weights: F32 | None) -> F64:
         return scales_of_rows(rows, weights, lambda samples: found.weights(samples, qtype))
@@ -56,7 +54,16 @@ def activation_params(histogram: Histogram, *, qtype: QType, method: str = "mse"
     return find_method(method).activations(of_histogram(histogram), qtype)
 
 
-def _checked(importance: npt.NDArray[np.floating], shape: tuple[int, ...]) -> F32:
+def checked_weight(weight: npt.NDArray[np.floating]) -> F32:
+    """``weight`` as float32. Raises ``NumericsError`` where it holds NaN or infinity."""
+    x = np.asarray(weight, np.float32)
+    if not np.isfinite(x).all():
+        raise NumericsError("the weight holds NaN or infinity; no scale can represent it")
+    return x
+
+
+def checked_importance(importance: npt.NDArray[np.floating], shape: tuple[int, ...]) -> F32:
+    """``importance`` as float32. Raises ``NumericsError`` where it is not finite, negative or not of ``shape``."""
     w = np.asarray(importance)
     if w.shape != shape:
         raise NumericsError(f"importance has shape {list(w.shape)} but the weight {list(shape)}")

@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnxq.errors import NumericsError
 from onnxq.numerics import QType, round_half_even
+from onnxq.ranges.choose import checked_weight
 from onnxq.ranges.method import for_dead_parts, usable
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.optimum_output import optimal_output_steps
@@ -79,14 +79,12 @@ def layer_scales(
     Raises ``ConfigError`` for an unknown method, ``NumericsError`` where the weight holds NaN or infinity.
     """
     found = find_method(method)
-    if not np.isfinite(weight).all():
-        raise NumericsError("the weight holds NaN or infinity; no scale can represent it")
     groups, channels, n = weight.shape
     centred = "mean" in restore
     importance = None
     if found.name == "mse" and objective != "tensor":
         importance = np.repeat(moments.squares(centred=centred), channels, axis=0).astype(np.float32)
-    rows = weight.reshape(-1, n).astype(np.float32)
+    rows = checked_weight(weight.reshape(-1, n))
     step = scales_of_rows(rows, importance, lambda samples: found.weights(samples, qtype)).reshape(groups, channels)
     step = np.where(step > 0, usable(step), 0.0)
     if found.name == "mse" and objective in ("auto", "output") and moments.full:

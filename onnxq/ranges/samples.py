@@ -125,7 +125,10 @@ def by_granularity(
     importance: F32 | None,
     scale_of: Callable[[F32, F32 | None], F64],
 ) -> F64:
-    """Scales of ``granularity.scale_shape(weight.shape)``, by ``scale_of(rows: [R, n], importance: [R, n])``."""
+    """``scale_of(rows: [R, n], importance: [R, n])``, of ``[R, ..]``, for all parts of ``weight``.
+
+    The result has the shape ``(*granularity.scale_shape(weight.shape), ..)``.
+    """
     shape = weight.shape
     if isinstance(granularity, PerBlock):
         out_shape = granularity.scale_shape(shape)
@@ -141,7 +144,7 @@ def by_granularity(
 
                 found = scale_of(blocks(weight), None if importance is None else blocks(importance))
                 rest = (*shape[:axis], *shape[axis + 1 :], (stop - start) // size)
-                parts.append(np.moveaxis(found.reshape(rest), -1, axis))
+                parts.append(np.moveaxis(found.reshape((*rest, *found.shape[1:])), len(rest) - 1, axis))
         return np.concatenate(parts, axis=axis) if parts else np.ones(out_shape)
     out_shape = granularity.scale_shape(shape)
 
@@ -149,4 +152,5 @@ def by_granularity(
         kept = np.moveaxis(x, granularity.axis, 0) if isinstance(granularity, PerAxis) else x
         return kept.reshape(max(1, math.prod(out_shape)), -1)
 
-    return scale_of(rows(weight), None if importance is None else rows(importance)).reshape(out_shape)
+    found = scale_of(rows(weight), None if importance is None else rows(importance))
+    return found.reshape((*out_shape, *found.shape[1:]))
