@@ -107,7 +107,7 @@ class Builder:
         new = [t for t in tensors if t not in self._observed and (self.trusted is None or t in self.trusted)]
         if new:
             watched = self.prepared if self.watched is None else self.watched
-            layers = self._layers(plan, set(new))
+            layers = fitted_layers(self.prepared, plan, self.config, set(new))
             seen = run_observers(watched, new, self.feeds, layers=layers, progress=self.progress)
             self.statistics.histograms.update(seen.histograms)
             self.statistics.moments.update(seen.moments)
@@ -117,20 +117,6 @@ class Builder:
             return {}
         reason = KeptFloat(self.unseen, Storage.DYNAMIC)
         return {name: reason for name in plan.integer if touches(self.prepared, name, missing)}
-
-    def _layers(self, plan: Plan, tensors: set[str]) -> dict[str, LayerInput]:
-        """The layers of ``plan`` that read one of ``tensors`` and whose weight is fitted to what they read."""
-        if self.config.objective == "tensor" and self.config.restore == "none":
-            return {}
-        found = {}
-        weights = {w.node: w for w in plan.weights}
-        for node in nodes(self.prepared):
-            source, layer = node.inputs[0] if node.inputs else None, linear_layer(node)
-            if layer is None or source is None or source.name not in tensors or node.name not in weights:
-                continue
-            full = wants_matrix(self.config.objective, layer.inputs, weights[node.name].qtype)
-            found[node.name] = LayerInput(source.name, layer, full)
-        return found
 
 
 def touches(model: ir.Model, node: str, tensors: set[str]) -> bool:
@@ -142,3 +128,18 @@ def touches(model: ir.Model, node: str, tensors: set[str]) -> bool:
             names = {v.name for v in candidate.inputs if v is not None} | {o.name for o in candidate.outputs}
             return bool(names & tensors) or settled_output(candidate).name in tensors
     return False
+
+
+def fitted_layers(model: ir.Model, plan: Plan, config: Config, tensors: set[str]) -> dict[str, LayerInput]:
+    """By node, the layers of ``plan`` that read one of ``tensors`` and whose weight is fitted to what they read."""
+    if config.objective == "tensor" and config.restore == "none":
+        return {}
+    found = {}
+    weights = {w.node: w for w in plan.weights}
+    for node in nodes(model):
+        source, layer = node.inputs[0] if node.inputs else None, linear_layer(node)
+        if layer is None or source is None or source.name not in tensors or node.name not in weights:
+            continue
+        full = wants_matrix(config.objective, layer.inputs, weights[node.name].qtype)
+        found[node.name] = LayerInput(source.name, layer, full)
+    return found

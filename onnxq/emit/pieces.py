@@ -59,9 +59,25 @@ class Pieces:
         self.values[name] = new
 
     def quantize(self, value: ir.Value, chosen: QuantParams, name: str, *, place: Place) -> ir.Value:
-        """``value`` as codes: QuantizeLinear at ``place``, its parts named after ``name``."""
-        scale, zero = self.parameters(graph_of(place.node), chosen, name)
-        return self.node("QuantizeLinear", [value, scale, zero], f"{name}_codes", place=place)
+        """``value`` as codes: QuantizeLinear at ``place``, its parts named after ``name``.
+
+        QuantizeLinear saturates where its storage type ends; a type with fewer codes (uint4 in uint8) needs a Clip
+        behind it, which no integer kernel takes in: such a model says what fewer bits would do, at the speed of float.
+        """
+        graph, qtype = graph_of(place.node), chosen.qtype
+        scale, zero = self.parameters(graph, chosen, name)
+        codes = self.node("QuantizeLinear", [value, scale, zero], f"{name}_codes", place=place)
+        storage = np.iinfo(qtype.storage)
+        if (qtype.qmin, qtype.qmax) == (storage.min, storage.max):
+            return codes
+        quantizer = codes.producer()
+        assert quantizer is not None
+        ends = [
+            self.initializer(graph, f"{name}_{end}", np.asarray(code, qtype.storage))
+            for end, code in (("qmin", qtype.qmin), ("qmax", qtype.qmax))
+        ]
+        clipped = After(quantizer) if isinstance(place, After) else place
+        return self.node("Clip", [codes, *ends], f"{name}_clipped", place=clipped)
 
     def dequantize(self, codes: ir.Value, chosen: QuantParams, name: str, *, place: Place) -> ir.Value:
         """``codes`` as floats: DequantizeLinear at ``place``, along the axis of ``chosen`` if it has one."""

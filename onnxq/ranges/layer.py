@@ -87,7 +87,7 @@ def layer_scales(
     rows = checked_weight(weight.reshape(-1, n))
     step = scales_of_rows(rows, importance, lambda samples: found.weights(samples, qtype)).reshape(groups, channels)
     step = np.where(step > 0, usable(step), 0.0)
-    if found.name == "mse" and objective in ("auto", "output") and moments.full:
+    if found.name == "mse" and moments.full and wants_matrix(objective, n, qtype):
         step = optimal_output_steps(
             weight,
             moments.matrix(centred=centred),

@@ -87,7 +87,7 @@ class _Points:
     def cover(self) -> F64:
         """Ascending ends of intervals up to ``2 span / (steps - 1)``, equally spaced in 1/s as the bound asks for."""
         unclipped = (self.steps - 1) / (max(float(self.x[-1]), 0.0) - min(float(self.x[0]), 0.0))
-        return 1.0 / np.linspace(1.2 * unclipped, 0.5 * unclipped, 6 + self.steps // 8)
+        return 1.0 / np.linspace(1.2 * unclipped, 0.5 * unclipped, 6 + self.steps // 32)
 
     def evaluate(self, s: F64, columns: Ints) -> tuple[F64, F64]:
         """(f, A), each ``[S, J]``, at ``s: [S]`` for the ``columns: [J]``, consecutive counts of negative codes."""

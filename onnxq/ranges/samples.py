@@ -111,7 +111,7 @@ def of_histogram(histogram: Histogram) -> Samples:
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise NumericsError(f"the data's range is [{histogram.low}, {histogram.high}]: it holds NaN or infinity")
     bins = np.flatnonzero(kept)
-    parts = -(-POINTS // bins.size)
+    parts = max(1, math.ceil(POINTS / bins.size - 0.25))  # four fifths of POINTS are enough, twice as many are slow
     inside = (np.arange(parts) + 0.5) / parts
     values = ((histogram.first + bins)[:, None] + inside).ravel() * histogram.width
     weights = np.repeat(histogram.counts[bins] / parts, parts)

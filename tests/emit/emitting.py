@@ -20,7 +20,7 @@ from onnxq.emit import emit, weight_key
 from onnxq.graph.io import serialize
 from onnxq.numerics import bias_params, noise
 from onnxq.plan import KeptFloat, Plan, SharedWith, Storage, make_plan
-from onnxq.targets import TARGETS
+from onnxq.targets import TARGETS, Target
 
 Array = npt.NDArray[Any]
 
@@ -47,10 +47,11 @@ def emitted(
     config: Config | None = None,
     keep_float: dict[str, KeptFloat] | None = None,
     data: list[dict[str, Array]] | None = None,
+    target: Target = TARGETS["x86-vnni"],
 ) -> Emitted:
     config = config or Config()
     model = prepared(proto)
-    plan = make_plan(model, config, TARGETS["x86-vnni"], keep_float=keep_float)
+    plan = make_plan(model, config, target, keep_float=keep_float)
     seen = run_observers(model, plan.observed, feeds(proto, 8) if data is None else data)
     chosen = choose(model, plan, seen, config)
     return Emitted(model, plan, chosen, emit(model, plan, **vars(chosen)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -15,8 +17,9 @@ from onnxq.config import Config, Rule
 from onnxq.emit import emit, weight_key
 from onnxq.errors import DataError, ModelError
 from onnxq.measure.kernels import kernel_map
-from onnxq.numerics import INT32, bias_params
+from onnxq.numerics import INT32, QType, bias_params
 from onnxq.plan import KeptFloat, Storage
+from onnxq.targets import TARGETS
 
 DYNAMIC = KeptFloat("range at run time", Storage.DYNAMIC)
 # dB. One linear layer with 8-bit weights and activations; a wrong scale or a missing zero point gives below 10.
@@ -359,3 +362,15 @@ def test_the_input_model_is_independent_of_the_result() -> None:
     for node in e.model.graph:
         node.name = "renamed"
     assert ir.to_proto(e.prepared).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+def test_activations_of_fewer_bits_are_clipped_to_their_codes(bits: int) -> None:
+    """QuantizeLinear to uint8 knows 256 codes; of a 4-bit activation only 16 may leave it."""
+    proto = residual()
+    target = replace(TARGETS["x86-vnni"], activations=QType(bits, signed=False))
+    e = emitted(proto, target=target)
+    assert ops(e.proto).count("Clip") == ops(e.proto).count("QuantizeLinear") > 3
+    for feed in feeds(proto, 2, seed=9, scale=3.0):  # beyond what calibration saw: codes saturate
+        for got, want in zip(session(e.content).run(None, feed), simulate(e, feed), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
