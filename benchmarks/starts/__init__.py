@@ -1,0 +1,1 @@
+"""The parts of the study of starting points (`initialisation.py`): errors, whole networks, convergence, speed."""
