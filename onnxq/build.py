@@ -19,7 +19,7 @@ from onnxq.graph.query import nodes
 from onnxq.measure.kernels import KernelMap, kernel_map
 from onnxq.measure.trace import Fate
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
-from onnxq.ranges.layer import wants_matrix
+from onnxq.ranges.layer import concrete
 from onnxq.targets import Target
 
 # Each round gives the nodes back to float that the runtime did not fuse; that can unsettle neighbours, once or twice.
@@ -140,6 +140,6 @@ def fitted_layers(model: ir.Model, plan: Plan, config: Config, tensors: set[str]
         source, layer = node.inputs[0] if node.inputs else None, linear_layer(node)
         if layer is None or source is None or source.name not in tensors or node.name not in weights:
             continue
-        full = wants_matrix(config.objective, layer.inputs, weights[node.name].qtype)
-        found[node.name] = LayerInput(source.name, layer, full)
+        goal = concrete(config.objective, layer.inputs, weights[node.name].qtype)
+        found[node.name] = LayerInput(source.name, layer, goal == "output")
     return found

@@ -67,7 +67,7 @@ class LinearLayer:
         """``[N, C, positions.., kernel..]``, a view of the padded ``x: [N, C, size..]``."""
         rank = len(self.kernel)
         pads = self._pads(x.shape[2:])
-        padded = np.pad(x, [(0, 0), (0, 0), *((pads[i], pads[i + rank]) for i in range(rank))])
+        padded = np.pad(x, [(0, 0), (0, 0), *((pads[i], pads[i + rank]) for i in range(rank))]) if any(pads) else x
         reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
         windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
         every = (slice(None), slice(None), *(slice(None, None, s) for s in (*self.strides, *self.dilations)))

@@ -8,7 +8,9 @@ average out over the inputs as rounding does. Hence two choices beside the range
 | `tensor`   | the squared error of the weight                                | nothing                          |
 | `diagonal` | that of the output, inputs taken as uncorrelated: exact        | the mean square of each input    |
 | `output`   | that of the output: exact line search (``optimum_output``)     | all second moments               |
-| `auto`     | as `output` below 7 bits or for few inputs, else as `diagonal` |                                  |
+
+`output` becomes `diagonal` above ``MATRIX_INPUTS`` inputs. `auto` is `output` below 7 bits; from 7 on it is `output`
+for few inputs and `tensor` for many (measured: ``benchmarks/initialisation.py``).
 
 | restore     | after rounding ...                                                              | costs a run      |
 |-------------|---------------------------------------------------------------------------------|------------------|
@@ -35,24 +37,25 @@ from onnxq.ranges.method import for_dead_parts, usable
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.optimum_output import optimal_output_steps
 from onnxq.ranges.registry import find_method
-from onnxq.ranges.samples import F64, scales_of_rows
+from onnxq.ranges.samples import CHUNK, F64, scales_of_rows
 
 # Inputs of a layer up to which all second moments are kept: memory grows with their square, time with their cube.
 MATRIX_INPUTS = 1152
-# With this many bits or more, what activations lose hides what the matrix would gain, save where it costs nothing: in
-# depthwise convolutions.
-_MANY_BITS = 7
-_FEW_INPUTS = 64
+# From this many bits on, what activations lose hides what another objective would gain, save where the matrix costs
+# nothing: in depthwise convolutions.
+MANY_BITS = 7
+FEW_INPUTS = 64
 
 # Below this correlation of the quantized output with the float one, their ratio is noise rather than a gain.
 _LEAST_CORRELATION = 0.5
 
 
-def wants_matrix(objective: str, inputs: int, qtype: QType) -> bool:
-    """Whether ``objective`` asks for all second moments of a layer with so many ``inputs`` and weights of ``qtype``."""
+def concrete(objective: str, inputs: int, qtype: QType) -> str:
+    """What ``objective`` means for a layer with so many ``inputs`` and weights of ``qtype``: the table above."""
     if objective == "auto":
-        return inputs <= (MATRIX_INPUTS if qtype.bits < _MANY_BITS else _FEW_INPUTS)
-    return objective == "output" and inputs <= MATRIX_INPUTS
+        many = qtype.bits >= MANY_BITS
+        objective = "output" if inputs <= (FEW_INPUTS if many else MATRIX_INPUTS) else "tensor" if many else "diagonal"
+    return "diagonal" if objective == "output" and inputs > MATRIX_INPUTS else objective
 
 
 class LayerScales(NamedTuple):
@@ -81,13 +84,14 @@ def layer_scales(
     found = find_method(method)
     groups, channels, n = weight.shape
     centred = "mean" in restore
+    goal = concrete(objective, n, qtype) if found.name == "mse" else "tensor"
     importance = None
-    if found.name == "mse" and objective != "tensor":
+    if goal != "tensor":
         importance = np.repeat(moments.squares(centred=centred), channels, axis=0).astype(np.float32)
     rows = checked_weight(weight.reshape(-1, n))
     step = scales_of_rows(rows, importance, lambda samples: found.weights(samples, qtype)).reshape(groups, channels)
     step = np.where(step > 0, usable(step), 0.0)
-    if found.name == "mse" and moments.full and wants_matrix(objective, n, qtype):
+    if goal == "output" and moments.full:
         step = optimal_output_steps(
             weight,
             moments.matrix(centred=centred),
@@ -102,20 +106,22 @@ def layer_scales(
 
 def with_gain(weight: F64, step: F64, moments: Moments, qtype: QType, *, centred: bool) -> F64:
     """``[g, C]`` the scale that restores the output's gain for codes rounded with ``step``."""
-    safe = np.where(step > 0, step, 1.0)[:, :, None]
-    codes = np.clip(round_half_even(weight / safe), qtype.qmin, qtype.qmax)
-    if moments.full:
-        second = moments.matrix(centred=centred)
-        seen_w, seen_q = np.matmul(weight, second), np.matmul(codes, second)
-    else:
-        squares = moments.squares(centred=centred)[:, None, :]
-        seen_w, seen_q = weight * squares, codes * squares
-    ww, wq, qq = ((a * b).sum(axis=2) for a, b in ((seen_w, weight), (seen_w, codes), (seen_q, codes)))
-    sound = (wq > 0) & (np.square(wq) >= _LEAST_CORRELATION**2 * ww * qq)
-    return np.where(sound, np.divide(ww, wq, out=np.ones_like(ww), where=sound), step)
+    second = moments.matrix(centred=centred) if moments.full else moments.squares(centred=centred)[:, None, :]
+    result: F64 = step.copy()
+    some = max(1, CHUNK // (weight.shape[0] * weight.shape[2]))  # channels that fit the cache
+    for c in range(0, weight.shape[1], some):
+        w, s = weight[:, c : c + some], step[:, c : c + some]
+        codes = np.clip(round_half_even(w / np.where(s > 0, s, 1.0)[:, :, None]), qtype.qmin, qtype.qmax)
+        seen_w, seen_q = (
+            (np.matmul(w, second), np.matmul(codes, second)) if moments.full else (w * second, codes * second)
+        )
+        ww, wq, qq = (np.einsum("gcn,gcn->gc", a, b) for a, b in ((seen_w, w), (seen_w, codes), (seen_q, codes)))
+        sound = (wq > 0) & (np.square(wq) >= _LEAST_CORRELATION**2 * ww * qq)
+        result[:, c : c + some] = np.where(sound, np.divide(ww, wq, out=np.ones_like(ww), where=sound), s)
+    return result
 
 
 def mean_shift(weight: F64, quantized: F64, moments: Moments) -> F64:
     """``[g * C]`` what to add to the bias so that the output has its old mean: ``(W - W_q) E[x]``."""
-    result: F64 = np.einsum("gcn,gn->gc", weight - quantized, moments.mean).reshape(-1)
+    result: F64 = np.matmul(weight - quantized, moments.mean[:, :, None]).reshape(-1)
     return result

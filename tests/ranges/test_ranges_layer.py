@@ -10,7 +10,7 @@ import pytest
 from onnxq.errors import ConfigError, NumericsError
 from onnxq.numerics import INT4, INT8_NARROW, QType, round_half_even
 from onnxq.ranges import Moments, layer_scales, mean_shift, optimum_output
-from onnxq.ranges.layer import wants_matrix
+from onnxq.ranges.layer import concrete
 from onnxq.ranges.moments import observe_moments
 from onnxq.ranges.optimum_output import optimal_output_steps
 from onnxq.ranges.samples import F64
@@ -233,11 +233,12 @@ def test_what_makes_no_sense_is_refused() -> None:
         layer_scales(np.full((1, 2, 4), np.nan), moments, method="mse", **how)
 
 
-def test_the_matrix_is_kept_where_it_pays() -> None:
-    assert wants_matrix("auto", 576, INT4)
-    assert not wants_matrix("auto", 576, INT8_NARROW)
-    assert wants_matrix("auto", 9, INT8_NARROW)
-    assert wants_matrix("output", 576, INT8_NARROW)
-    assert not wants_matrix("output", 4608, INT4)
-    assert not wants_matrix("tensor", 9, INT4)
-    assert not wants_matrix("diagonal", 9, INT4)
+def test_what_auto_means() -> None:
+    assert concrete("auto", 576, INT4) == "output"
+    assert concrete("auto", 4608, INT4) == "diagonal"
+    assert concrete("auto", 576, INT8_NARROW) == "tensor"
+    assert concrete("auto", 9, INT8_NARROW) == "output"
+    assert concrete("output", 576, INT8_NARROW) == "output"
+    assert concrete("output", 4608, INT8_NARROW) == "diagonal"
+    assert concrete("tensor", 9, INT4) == "tensor"
+    assert concrete("diagonal", 9, INT4) == "diagonal"
