@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import harness
@@ -33,19 +34,22 @@ def main() -> None:
     parser.add_argument("--plots", action="store_true", help="draw what the JSON holds")
     options = parser.parse_args()
     path = harness.RESULTS / "initialisation.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if options.parts:
-        taken = found.get("taken", {})
-        for part in options.parts:
-            found[part] = _measured(part, options)
-            taken[part] = {**harness.machine(), "settings": vars(options)}
-        harness.write("initialisation", vars(options), {"taken": taken, **{p: found[p] for p in PARTS if p in found}})
-        found = json.loads(path.read_text())
-    for title, text in tables.all_of(found):
-        print(f"\n{title}\n\n{text}")
+    for part in options.parts:
+        measured = _measured(part, options)
+        found = _read(path)  # only now: parts may be measured side by side
+        taken = {**found.get("taken", {}), part: {**harness.machine(), "settings": vars(options)}}
+        kept = {p: found[p] for p in PARTS if p in found}
+        harness.write("initialisation", {}, {"taken": taken, **kept, part: measured})
+    found = _read(path)
+    for title, table in tables.all_of(found):
+        print(f"\n{title}\n\n{harness.markdown(*table)}")
     if options.plots:
         for drawn in plots.draw(found, harness.ROOT / "docs" / "images"):
             print(f"drawn: {drawn.relative_to(harness.ROOT)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _measured(part: str, options: argparse.Namespace) -> dict[str, Any]:

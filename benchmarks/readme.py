@@ -1,7 +1,7 @@
-"""Writes the tables of the main README from the JSON in `benchmarks/results/`: `python benchmarks/readme.py`.
+"""Writes the tables of the main README and of `docs/` from `benchmarks/results/`: `python benchmarks/readme.py`.
 
-Each table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; nothing else of the README is touched. This
-is the only way a figure gets there.
+Each table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; nothing else of a page is touched. This is
+the only way a figure gets there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from starts import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -141,26 +143,51 @@ def cost(data: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "accuracy": accuracy,
-    "latency": latency,
-    "applications": applications,
-    "cost": cost,
+def study(render: Callable[[dict[str, Any]], tables.Table], part: str) -> Callable[[dict[str, Any]], str]:
+    """A table of one part of `initialisation.json` as markdown."""
+    return lambda data: markdown(*render(data[part]))
+
+
+STUDY = {
+    "ranges_objective": study(tables.by_objective, "whole"),
+    "ranges_errors": study(tables.error_ratios, "errors"),
+    "ranges_methods": study(tables.by_method, "whole"),
+    "ranges_convergence": study(tables.convergence_short, "convergence"),
+    "ranges_speed": study(tables.speed, "speed"),
+}
+# By page, the tables that it shows and the JSON that each comes from.
+PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
+    "README.md": {
+        "accuracy": ("accuracy", accuracy),
+        "latency": ("latency", latency),
+        "applications": ("applications", applications),
+        "cost": ("cost", cost),
+        **{
+            name: ("initialisation", STUDY[name])
+            for name in ("ranges_objective", "ranges_errors", "ranges_convergence")
+        },
+    },
+    "docs/ranges.md": {
+        **{name: ("initialisation", STUDY[name]) for name in ("ranges_methods", "ranges_speed")},
+        "ranges_models": ("initialisation", study(tables.by_objective_and_model, "whole")),
+        "ranges_made": ("initialisation", study(tables.error_ratios_made, "errors")),
+        "ranges_convergence_all": ("initialisation", study(tables.convergence, "convergence")),
+    },
 }
 
 
 def main() -> None:
     """Fill every table whose JSON is there."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, render in TABLES.items():
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            text = replaced(text, f"table:{name}", render(json.loads(path.read_text())))
-    path = RESULTS / "latency.json"
-    if path.exists():
-        text = replaced(text, "machine", machine(json.loads(path.read_text())["machine"]))
-    readme.write_text(text)
+    for page, shown in PAGES.items():
+        text = (ROOT / page).read_text()
+        for name, (source, render) in shown.items():
+            path = RESULTS / f"{source}.json"
+            if path.exists():
+                text = replaced(text, f"table:{name}", render(json.loads(path.read_text())), page)
+        path = RESULTS / "latency.json"
+        if page == "README.md" and path.exists():
+            text = replaced(text, "machine", machine(json.loads(path.read_text())["machine"]), page)
+        (ROOT / page).write_text(text)
 
 
 def machine(taken: dict[str, Any]) -> str:
@@ -172,11 +199,11 @@ def machine(taken: dict[str, Any]) -> str:
     )
 
 
-def replaced(text: str, mark: str, content: str) -> str:
+def replaced(text: str, mark: str, content: str, page: str) -> str:
     """`text` with what stands between the comments of `mark` replaced by `content`."""
     pattern = re.compile(rf"(<!-- {re.escape(mark)} -->\n).*?(<!-- /{re.escape(mark)} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"README.md has no <!-- {mark} -->")
+        raise SystemExit(f"{page} has no <!-- {mark} -->")
     return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)
 
 

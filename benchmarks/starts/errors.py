@@ -31,8 +31,10 @@ from onnxq.targets import resolve_target
 BITS = (2, 3, 4, 6, 8)
 ELEMENTS = 1 << 16
 SEED = 12
-# Codebooks of 6 and 8 bits have as many levels as a channel has weights: they are no quantizers of it any more.
+# With as many levels as a channel has weights a codebook is no quantizer of it any more: few bits, and no depthwise
+# convolutions.
 CODEBOOK_BITS = (2, 3, 4)
+CODEBOOK_INPUTS = 64
 # Segments of the compressor: as few as bend at all, and for 4 bits a third of the most.
 SEGMENTS = {2: 3, 3: 7, 4: 5}
 
@@ -66,7 +68,8 @@ def weight_errors(weight: Array, axis: int | None, bits: int) -> dict[str, float
         return float(np.square(quantizer.fake_quantize(weight).astype(np.float64) - weight).sum())
 
     found = {m: error(weight_params(weight, qtype=qtype, granularity=granularity, method=m)) for m in METHODS}
-    if bits in CODEBOOK_BITS:
+    inputs = weight.size if axis is None else weight.size // weight.shape[axis]
+    if bits in CODEBOOK_BITS and inputs >= CODEBOOK_INPUTS:
         how: dict[str, Any] = {"bits": bits, "granularity": granularity}
         found["codebook"] = error(optimal_codebook(weight, **how))
         found["codebook on int8 grid"] = error(optimal_grid_codebook(weight, **how).codebook())
@@ -127,7 +130,8 @@ def _relative(found: dict[str, float]) -> dict[str, float]:
 
 def _summary(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Geometric mean, lowest and highest ratio of each method over tensors."""
-    columns = {method: np.asarray([row[method] for row in rows]) for method in rows[0]}
+    methods = dict.fromkeys(method for row in rows for method in row)
+    columns = {method: np.asarray([row[method] for row in rows if method in row]) for method in methods}
     return {
         method: {
             "tensors": ratios.size,

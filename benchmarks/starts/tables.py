@@ -1,4 +1,4 @@
-"""The study's JSON as markdown tables; the main README takes the same ones."""
+"""The study's JSON as tables, each a header and rows; the main README takes the same ones."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from harness import markdown
 
 Rows = list[list[str]]
+Table = tuple[list[str], Rows]
 
 METHODS = ("mse", "grid", "percentile", "minmax", "aciq", "sawb", "lsq", "lsq+", "entropy")
 BITS = ("2", "3", "4", "6", "8")
 
 
-def all_of(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def all_of(found: dict[str, Any]) -> Iterator[tuple[str, Table]]:
     """(title, table) of everything that was measured."""
     if "errors" in found:
         yield "Squared error / exact optimum, all of models/", error_ratios(found["errors"])
@@ -29,7 +29,7 @@ def all_of(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Speed", speed(found["speed"])
 
 
-def error_ratios(part: dict[str, Any]) -> str:
+def error_ratios(part: dict[str, Any]) -> Table:
     """A line a method: geometric mean over all tensors of `models/`, and the worst, at every number of bits."""
     rows: Rows = []
     names = {
@@ -53,19 +53,19 @@ def error_ratios(part: dict[str, Any]) -> str:
             )
     count = {role: part["models"][role]["4"]["mse"]["tensors"] for role in ("weight", "activation")}
     header = [f"{count['weight']} weights, {count['activation']} activations", "method", *(f"{b} bits" for b in BITS)]
-    return markdown(header, rows)
+    return header, rows
 
 
-def error_ratios_made(part: dict[str, Any]) -> str:
+def error_ratios_made(part: dict[str, Any]) -> Table:
     """A line a kind of data and method."""
     rows: Rows = []
     for name, by_bits in part["synthetic"].items():
         for method in METHODS:
             rows.append([name, method, *(_short(by_bits[b][method]) for b in BITS)])
-    return markdown(["data", "method", *(f"{b} bits" for b in BITS)], rows)
+    return (["data", "method", *(f"{b} bits" for b in BITS)], rows)
 
 
-def by_method(part: dict[str, Any]) -> str:
+def by_method(part: dict[str, Any]) -> Table:
     """A line a method: SQNR averaged over the networks, weights or activations at 8, 6 and 4 bits by that method."""
     rows: Rows = []
     for method in METHODS:
@@ -77,10 +77,10 @@ def by_method(part: dict[str, Any]) -> str:
                 cells.append(f"{np.mean(values):.1f} ({np.mean(lost):+.1f})")
         rows.append([method, *cells])
     header = ["range", *(f"{role}, {b} bits" for role in ("weights", "activations") for b in (8, 6, 4))]
-    return markdown(header, rows)
+    return header, rows
 
 
-def by_objective(part: dict[str, Any]) -> str:
+def by_objective(part: dict[str, Any]) -> Table:
     """A line a way: SQNR averaged over the networks and points of top-1 lost, weights at 8 to 3 bits."""
     rows: Rows = []
     first = next(iter(part.values()))["objective"]
@@ -91,20 +91,20 @@ def by_objective(part: dict[str, Any]) -> str:
             lost = [_lost(model, model["objective"][bits][name]) for model in part.values() if _is_top1(model)]
             cells.append(f"{np.mean(values):.1f} ({np.mean(lost):+.1f})")
         rows.append([name, *cells])
-    return markdown(["weights: objective, restored", *(f"{b} bits" for b in first)], rows)
+    return (["weights: objective, restored", *(f"{b} bits" for b in first)], rows)
 
 
-def by_objective_and_model(part: dict[str, Any]) -> str:
+def by_objective_and_model(part: dict[str, Any]) -> Table:
     """A line a network: SQNR at 4 and 3 bits of the plain optimum, min-max and the default."""
     names = ("minmax", "tensor", "tensor, mean+gain", "output, mean+gain")
     rows: Rows = []
     for model, figures in part.items():
         cells = [f"{figures['objective'][b][n]['sqnr_db']:.1f}" for b in ("4", "3") for n in names]
         rows.append([model, *cells])
-    return markdown(["network", *(f"{b} bits: {n}" for b in (4, 3) for n in names)], rows)
+    return (["network", *(f"{b} bits: {n}" for b in (4, 3) for n in names)], rows)
 
 
-def convergence(part: dict[str, Any]) -> str:
+def convergence(part: dict[str, Any]) -> Table:
     """A line a quantizer, bits and start: medians over the tasks, relative to the best start of each task."""
     rows: Rows = []
     for quantizer, by_bits in part.items():
@@ -135,10 +135,30 @@ def convergence(part: dict[str, Any]) -> str:
         "steps to the worst end",
         "diverged",
     ]
-    return markdown(header, rows)
+    return header, rows
 
 
-def speed(part: dict[str, Any]) -> str:
+def convergence_short(part: dict[str, Any]) -> Table:
+    """A line a start: for every quantizer where it ends, dB above the best end, and the steps to min-max's end."""
+    columns = [(quantizer, bits, by_task) for quantizer, by_bits in part.items() for bits, by_task in by_bits.items()]
+    starts = list(dict.fromkeys(start for _, _, by_task in columns for start in next(iter(by_task.values()))))
+    rows: Rows = []
+    for start in starts:
+        row = [start]
+        for _, _, by_task in columns:
+            tasks = [task[start] for task in by_task.values() if start in task]
+            if not tasks:
+                row.append("")
+                continue
+            best = [min(s["last"] for s in task.values()) for task in by_task.values()]
+            end, steps = _db([t["last"] for t in tasks], best), np.mean([t["steps_to_minmax"] for t in tasks])
+            lost = sum(t["diverged"] for t in tasks)
+            row.append(f"{end:.1f} ({steps:.0f})" + (f", {lost} lost" if lost else ""))
+        rows.append(row)
+    return ["start", *(f"{quantizer}, {bits} bits" for quantizer, bits, _ in columns)], rows
+
+
+def speed(part: dict[str, Any]) -> Table:
     """A line a method: seconds for all weights, s per million, milliseconds a histogram."""
     million = part["elements"] / 1e6
     rows: Rows = []
@@ -154,7 +174,7 @@ def speed(part: dict[str, Any]) -> str:
     for name, seconds in part["codebooks"].items():
         rows.append([name, "", f"{seconds:.1f}", "", "", "", ""])
     header = ["method", f"{million:.1f} M weights, 4 bits, s", "s/M", "8 bits, s", "s/M"]
-    return markdown([*header, "histogram, 4 bits, ms", "8 bits, ms"], rows)
+    return ([*header, "histogram, 4 bits, ms", "8 bits, ms"], rows)
 
 
 def _db(values: list[float], best: list[float]) -> float:
