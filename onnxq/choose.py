@@ -12,6 +12,7 @@ from operator import add
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
@@ -75,7 +76,8 @@ def choose(
     missing = [job for job in jobs if job.key not in weights or job.too_small(weights[job.key])]
     # The sorting and summing in numpy leaves the interpreter free for other threads; large weights go first.
     missing.sort(key=lambda job: -job.data.size)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    # Its matrix products would each start as many threads again, and all of them would wait for each other.
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         weights.update(zip((job.key for job in missing), pool.map(lambda j: j.quantized(config), missing), strict=True))
     biases = dict(known.biases) if known else {}
     if "mean" in config.restore:

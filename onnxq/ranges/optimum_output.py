@@ -87,7 +87,6 @@ class _Sweep:
         self.start = start.reshape(-1)
         self.most = np.where(self.w > 0, float(qmax), float(-qmin))
         self.target = self._times_second(self.w)
-        self.energy = np.einsum("rn,rn->r", self.target, self.w)
         codes, swept = max(qmax, -qmin), max(SWEPT_PER_INPUT * n, SWEPT)
         everything = codes <= ALL_CELLS or codes * n <= swept
         self.codes, self.borders = self._borders(None if everything else swept)
