@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -21,7 +21,7 @@ from onnxq.errors import DataError, ModelError, NumericsError, one_line
 from onnxq.graph.linear_layer import LinearLayer, linear_layer
 from onnxq.graph.query import array, nodes, values_by_name
 from onnxq.numerics import INT32, PerTensor, Quantized, QuantParams, params
-from onnxq.plan.types import Own, Plan, Point, SharedWith, Storage, Weight
+from onnxq.plan.types import Bias, Own, Plan, Point, SharedWith, Storage, Weight
 from onnxq.ranges import activation_params, layer_scales, mean_shift, weight_params
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.moments import Moments
@@ -30,6 +30,10 @@ F32 = npt.NDArray[np.float32]
 
 # Codes of an int32 bias stay within half the type's range: the kernel adds products to them in the same 32 bits.
 _BIAS_CODES = INT32.qmax / 2
+
+
+# What is left to restore where a layer has no bias.
+_WITHOUT_BIAS = {"none": "none", "mean": "none", "gain": "gain", "mean+gain": "gain"}
 
 
 @dataclass(frozen=True)
@@ -54,39 +58,63 @@ def choose(
     Raises ``DataError`` naming a tensor that was never observed, ``ModelError`` for a weight that is not finite.
     """
     values = values_by_name(model)
-    tensors = dict(known.tensors) if known else {}
-    for point in plan.points:
-        if isinstance(point.source, Own) and point.tensor not in tensors:
-            tensors[point.tensor] = _activation(point, statistics.histograms, config)
+    known = known or Parameters({}, {}, {})
+    tensors = {**known.tensors, **_tensors(values, plan, statistics, config, known.tensors.keys())}
+    jobs = _weight_jobs(model, values, plan, statistics, config, tensors)
+    missing = [job for job in jobs if job.key not in known.weights or job.too_small(known.weights[job.key])]
+    # The sorting and summing in numpy leaves the interpreter free for other threads; large weights go first.
+    missing.sort(key=lambda job: -job.data.size)
+    # Its matrix products would each start as many threads again, and all of them would wait for each other.
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        found = dict(zip((job.key for job in missing), pool.map(lambda j: j.quantized(config), missing), strict=True))
+    weights = {**known.weights, **found}
+    biases = dict(known.biases)
+    for job in jobs:
+        if "mean" in job.restore:
+            stale = [b for b in job.biases if job.key in found or (b.node, b.index) not in biases]
+            biases.update(job.restored(stale, weights[job.key], values))
+    return Parameters(tensors, weights, biases)
+
+
+def _tensors(
+    values: Mapping[str, ir.Value], plan: Plan, statistics: Statistics, config: Config, known: Collection[str]
+) -> dict[str, QuantParams]:
+    """Parameters of the activations and of the constant operands that are not ``known``."""
+    found = {
+        point.tensor: _activation(point, statistics.histograms, config)
+        for point in plan.points
+        if isinstance(point.source, Own) and point.tensor not in known
+    }
     for constant in plan.constants:
-        if constant.tensor not in tensors:
-            tensors[constant.tensor] = activation_params(
-                _histogram(_data(values, constant.tensor), constant.tensor), qtype=constant.qtype, method="minmax"
-            )
+        if constant.tensor not in known and constant.tensor not in found:
+            histogram = _histogram(_data(values, constant.tensor), constant.tensor)
+            found[constant.tensor] = activation_params(histogram, qtype=constant.qtype, method="minmax")
+    return found
+
+
+def _weight_jobs(
+    model: ir.Model,
+    values: Mapping[str, ir.Value],
+    plan: Plan,
+    statistics: Statistics,
+    config: Config,
+    tensors: Mapping[str, QuantParams],
+) -> list[_WeightJob]:
+    """One job for each weight of ``plan``, whatever the number of nodes that share it."""
     layers = {n.name or "": linear_layer(n) for n in nodes(model)} if statistics.moments else {}
     least = _least_scales(plan, values, tensors)
     uses: dict[WeightKey, list[Weight]] = {}
     for weight in plan.weights:
         uses.setdefault(weight_key(weight), []).append(weight)
-    jobs = [
-        _WeightJob(same, _data(values, same[0].tensor), layers, statistics.moments, least.get(key, np.float32(0)))
-        for key, same in uses.items()
-    ]
-    weights = dict(known.weights) if known else {}
-    missing = [job for job in jobs if job.key not in weights or job.too_small(weights[job.key])]
-    # The sorting and summing in numpy leaves the interpreter free for other threads; large weights go first.
-    missing.sort(key=lambda job: -job.data.size)
-    # Its matrix products would each start as many threads again, and all of them would wait for each other.
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        weights.update(zip((job.key for job in missing), pool.map(lambda j: j.quantized(config), missing), strict=True))
-    biases = dict(known.biases) if known else {}
-    if "mean" in config.restore:
-        shifts = {node: shift for job in missing for node, shift in job.shifts(weights[job.key])}
-        for bias in plan.biases:
-            data = _data(values, bias.tensor)
-            if bias.weight_node in shifts and shifts[bias.weight_node].size == data.size:
-                biases[bias.node, bias.index] = data + shifts[bias.weight_node].reshape(data.shape)
-    return Parameters(tensors, weights, biases)
+    jobs = []
+    for key, same in uses.items():
+        biases = [b for b in plan.biases if b.weight_node in {w.node for w in same}]
+        # A mean that no bias can put right counts as error.
+        complete = {b.weight_node for b in biases} == {w.node for w in same}
+        restore = config.restore if complete else _WITHOUT_BIAS[config.restore]
+        room, data = least.get(key, np.float32(0)), _data(values, same[0].tensor)
+        jobs.append(_WeightJob(same, data, layers, statistics.moments, biases, room, restore))
+    return jobs
 
 
 def _activation(point: Point, statistics: Mapping[str, Histogram], config: Config) -> QuantParams:
@@ -139,13 +167,16 @@ class _WeightJob:
     """One weight to be quantized for all its ``uses``, each a node whose inputs may have been seen.
 
     ``least`` is the smallest scale that leaves room for the biases, of the scale's shape or a scalar; 0 for none.
+    ``restore`` is what can be put right after rounding.
     """
 
     uses: list[Weight]
     data: F32
     layers: Mapping[str, LinearLayer | None]
     moments: Mapping[str, Moments]
+    biases: list[Bias]
     least: F32
+    restore: str
 
     @property
     def key(self) -> WeightKey:
@@ -170,7 +201,7 @@ class _WeightJob:
                     qtype=use.qtype,
                     method=config.weight_range,
                     objective=config.objective,
-                    restore=config.restore,
+                    restore=self.restore,
                 )
                 step, scale = found.step.reshape(-1), found.scale.reshape(-1)
             else:
@@ -184,12 +215,20 @@ class _WeightJob:
         reading = params(use.qtype, np.maximum(scale, self.least), granularity=use.granularity)
         return Quantized(rounding.quantize(self.data), reading)
 
-    def shifts(self, found: Quantized) -> Iterator[tuple[str, F32]]:
-        """By node, what its bias must make up for."""
-        restored = found.dequantize()
-        for node, layer, moments in self._seen():
-            weight, quantized = (layer.matrix(x).astype(np.float64) for x in (self.data, restored))
-            yield node, mean_shift(weight, quantized, moments).astype(np.float32)
+    def restored(
+        self, biases: list[Bias], found: Quantized, values: Mapping[str, ir.Value]
+    ) -> Iterator[tuple[tuple[str, int], F32]]:
+        """By node and input, those of ``biases`` whose layer's inputs are known, with what its mean has lost."""
+        seen = {node: (layer, moments) for node, layer, moments in self._seen()}
+        real = found.dequantize() if biases and seen else None
+        for bias in biases:
+            if real is None or bias.weight_node not in seen:
+                continue
+            layer, moments = seen[bias.weight_node]
+            weight, quantized = (layer.matrix(x).astype(np.float64) for x in (self.data, real))
+            shift, data = mean_shift(weight, quantized, moments).astype(np.float32), _data(values, bias.tensor)
+            if shift.size == data.size:
+                yield (bias.node, bias.index), data + shift.reshape(data.shape)
 
 
 def _data(values: Mapping[str, ir.Value], tensor: str) -> F32:

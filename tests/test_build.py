@@ -201,3 +201,31 @@ def test_nothing_is_restored_unless_asked_for(tmp_path: Path) -> None:
     parameters = b.build().parameters
     assert parameters.biases == {}
     assert b.statistics.moments == {}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_mean_that_no_bias_can_restore_counts_as_error(tmp_path: Path, bias: bool) -> None:
+    from dataclasses import replace
+
+    from onnxq.graph.linear_layer import LinearLayer
+    from onnxq.numerics import INT4
+    from onnxq.ranges import layer_scales
+    from onnxq.ranges.moments import observe_moments
+
+    n = Net(5)
+    n.linear("x", 24, 16, name="mm", bias=bias, out="y")
+    proto = n.model({"x": ["n", 24]}, {"y": ["n", 16]})
+    data = [{"x": np.abs(f["x"]) + 1} for f in feeds(proto, 30)]
+    target = replace(TARGETS["x86-vnni"], weights=INT4)
+    parameters = Builder(prepared(proto), Config(), target, data, tmp_path).draft({}).parameters
+    moments = observe_moments(np.concatenate([f["x"] for f in data])[None], full=True)
+    weight = LinearLayer((24, 16), False).matrix(n.constants["mm_w"]).astype(np.float64)
+    how = {"qtype": INT4, "method": "mse", "objective": "auto"}
+    expected, other = (
+        layer_scales(weight, moments, restore=restore, **how).scale.reshape(-1)
+        for restore in (("mean+gain", "gain") if bias else ("gain", "mean+gain"))
+    )
+    (found,) = parameters.weights.values()
+    np.testing.assert_allclose(found.params.scale, expected, rtol=1e-5)
+    assert not np.allclose(found.params.scale, other, rtol=1e-3)
+    assert set(parameters.biases) == ({("mm_bias", 1)} if bias else set())
