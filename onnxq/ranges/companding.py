@@ -13,7 +13,7 @@ import numpy as np
 from onnxq.numerics.codebook import hat_functions
 from onnxq.ranges.kmeans import optimal_levels
 from onnxq.ranges.optimum import optimal_scales
-from onnxq.ranges.samples import F64, Samples
+from onnxq.ranges.samples import F64, Samples, sums_below
 
 _STEPS = 60
 # Cells without points leave knots undetermined; this share of the mean weight holds them where they are.
@@ -41,7 +41,7 @@ class _Row:
 
     def __init__(self, x: F64, w: F64, hats: F64) -> None:
         self.x, self.hats = x, hats
-        self.sums = [np.concatenate([[0.0], np.cumsum(part)]) for part in (w, w * x, w * x * x)]
+        self.sums = [sums_below(part) for part in (w, w * x, w * x * x)]
 
     def settled(self, knots: F64) -> tuple[float, F64]:
         """(error, knots) after alternating until the error stops falling."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxq.ranges.folded import Index, expand
-from onnxq.ranges.samples import F64, Samples
+from onnxq.ranges.samples import F64, Samples, sums_below
 
 POINTS = 1 << 13
 # Numbers that one step of the halving holds at once.
@@ -53,8 +53,8 @@ class _Programme:
         self.rows, self.n = values.shape
         self.middle = (values * weights).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
         x = values - self.middle
-        self.w, self.wx = _sums_below(weights), _sums_below(weights * x)
-        self.wxx = _sums_below(weights * x * x)
+        self.w, self.wx = sums_below(weights), sums_below(weights * x)
+        self.wxx = sums_below(weights * x * x)
 
     def solve(self, levels: int) -> F64:
         """``[R, levels]`` the means of the best clusters."""
@@ -119,7 +119,7 @@ def improved(samples: Samples, levels: F64) -> F64:
     result: F64 = levels.copy()
     for r in range(samples.values.shape[0]):
         x, w = samples.values[r], samples.weights[r]
-        w_below, wx_below = _sums_below(w[None])[0], _sums_below((w * x)[None])[0]
+        w_below, wx_below = sums_below(w), sums_below(w * x)
         for _ in range(_LLOYD_STEPS):
             ends = np.searchsorted(x, (result[r, 1:] + result[r, :-1]) / 2, side="right")
             ends = np.concatenate([[0], ends, [x.size]])
@@ -144,12 +144,6 @@ def _joined(samples: Samples) -> Samples:
     starts = np.flatnonzero(np.concatenate([[1], np.diff(group)]))
     weights = np.add.reduceat(w, starts)
     return Samples((np.add.reduceat(w * x, starts) / weights)[None], weights[None], samples.low, samples.high)
-
-
-def _sums_below(values: F64) -> F64:
-    sums = np.zeros((values.shape[0], values.shape[1] + 1))
-    np.cumsum(values, axis=1, out=sums[:, 1:])
-    return sums
 
 
 def _ratio(a: F64, b: F64) -> F64:

@@ -75,6 +75,13 @@ def of_rows(rows: F32, importance: F32 | None) -> Samples:
     return Samples(values, weights, values[:, 0], values[:, -1])
 
 
+def sums_below(values: F64) -> F64:
+    """``[.., n + 1]`` sums of the first 0, 1, .. n of ``values: [.., n]``."""
+    sums: F64 = np.zeros((*values.shape[:-1], values.shape[-1] + 1))
+    np.cumsum(values, axis=-1, out=sums[..., 1:])
+    return sums
+
+
 # Elements that are worked on at once: bounds the memory, and what fits the cache is faster.
 CHUNK = 1 << 16
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.numerics import INT8_NARROW
-from onnxq.ranges.samples import F64, Samples
+from onnxq.ranges.samples import F64, Samples, sums_below
 
 # From the grid whose end is the outermost level to one a third coarser: more steps gain less than a thousandth.
 STEPS = np.geomspace(1.0, 4 / 3, 24)
@@ -36,7 +36,7 @@ def _snap_row(x: F64, w: F64, levels: F64, steps: F64) -> tuple[npt.NDArray[np.i
     top = float(np.abs(levels).max())
     if top == 0.0:
         return np.zeros(levels.size, np.int8), 1.0
-    sums = [np.concatenate([[0.0], np.cumsum(part)]) for part in (w, w * x, w * x * x)]
+    sums = [sums_below(part) for part in (w, w * x, w * x * x)]
     scale = top / INT8_NARROW.qmax * steps[:, None, None]
     limit = INT8_NARROW.qmax
     # choice[s, k, 0 or 1]: the grid codes below and above level k.
