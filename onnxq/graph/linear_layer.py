@@ -58,9 +58,10 @@ class LinearLayer:
             flat = x.reshape(-1, x.shape[-1])
             return flat[_spread(flat.shape[0], limit)][None]
         patches = self._patches(x)
-        where = (patches.shape[0], *patches.shape[2 : 2 + len(self.kernel)])
-        index = np.unravel_index(_spread(math.prod(where), limit), where)
-        rows: Array = patches[tuple[Any, ...]([index[0], slice(None), *index[1:]])]
+        positions = (patches.shape[0], *patches.shape[2 : 2 + len(self.kernel)])
+        chosen = np.unravel_index(_spread(math.prod(positions), limit), positions)
+        index: tuple[Any, ...] = (chosen[0], slice(None), *chosen[1:])
+        rows: Array = patches[index]
         return np.ascontiguousarray(rows.reshape(rows.shape[0], self.groups, -1).transpose(1, 0, 2))
 
     def _patches(self, x: Array) -> Array:
