@@ -49,10 +49,7 @@ def _convergence(part: dict[str, Any], path: Path) -> Path:
             axis, by_task = axes[i][j], part[quantizer][b]
             best = [min(s["last"] for s in task.values()) for task in by_task.values()]
             for start in next(iter(by_task.values())):
-                curves = [
-                    10 * np.log10(np.asarray(t[start]["curve"]) / x)
-                    for t, x in zip(by_task.values(), best, strict=True)
-                ]
+                curves = [_decibels(task[start]["curve"], x) for task, x in zip(by_task.values(), best, strict=True)]
                 mean = np.mean(curves, axis=0)
                 ours = start == ("fitted compressor" if quantizer == "companding" else "mse")
                 axis.plot(
@@ -76,6 +73,10 @@ def _convergence(part: dict[str, Any], path: Path) -> Path:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def _decibels(curve: str, best: float) -> np.ndarray:
+    return 10 * np.log10(np.asarray(curve.split(), float) / best)
 
 
 def _objective(part: dict[str, Any], path: Path) -> Path:
