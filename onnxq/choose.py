@@ -195,9 +195,12 @@ class _WeightJob:
         use, seen = self.uses[0], self._seen()
         try:
             if seen:
+                _, layer, first = seen[0]
+                # The same weight may serve convolutions with different numbers of groups; one kind is fitted to.
+                alike = [moments for _, _, moments in seen if moments.second.shape == first.second.shape]
                 found = layer_scales(
-                    seen[0][1].matrix(self.data).astype(np.float64),
-                    reduce(add, (moments for _, _, moments in seen)),
+                    layer.matrix(self.data).astype(np.float64),
+                    reduce(add, alike),
                     qtype=use.qtype,
                     method=config.weight_range,
                     objective=config.objective,

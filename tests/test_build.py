@@ -194,6 +194,16 @@ def test_shared_weights_share_a_scale_but_not_a_shift(tmp_path: Path) -> None:
     assert not np.allclose(*shifts)
 
 
+def test_one_weight_may_serve_different_numbers_of_groups(tmp_path: Path) -> None:
+    n = Net(6)
+    w = n.weight("w", 4, 2, 3, 3)
+    y = n("Conv", "x", w, n.vector("b1", 4), name="one", pads=[1, 1, 1, 1])
+    n("Conv", n("Relu", y, name="relu"), w, n.vector("b2", 4), name="two", group=2, pads=[1, 1, 1, 1], out="y")
+    n2 = n.model({"x": [1, 2, 6, 6]}, {"y": [1, 4, 6, 6]})
+    parameters = builder(n2, tmp_path).build().parameters
+    assert set(parameters.biases) == {("one", 2), ("two", 2)}
+
+
 def test_nothing_is_restored_unless_asked_for(tmp_path: Path) -> None:
     b = Builder(
         prepared(gemm()), Config(objective="tensor", restore="none"), TARGETS["x86-vnni"], feeds(gemm()), tmp_path

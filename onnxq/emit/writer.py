@@ -95,9 +95,7 @@ class _Writer(Pieces):
             codes = self.initializer(graph, f"{weight.tensor}_quantized", quantized.codes)
             if weight.storage is Storage.PACKED:
                 scale = chosen.granularity.expand(chosen.scale, quantized.codes.shape)
-                if (
-                    chosen.scale.ndim == quantized.codes.ndim
-                ):  # one block along the last axis: broadcasting does the rest
+                if chosen.scale.ndim == scale.ndim:  # one block along the last axis: broadcasting does the rest
                     scale = chosen.scale
                 floats = self.node("Cast", [codes], f"{weight.tensor}_codes", place=Before(node), to=ir.DataType.FLOAT)
                 factor = self.initializer(graph, f"{weight.tensor}_scale", np.ascontiguousarray(scale))
