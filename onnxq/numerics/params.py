@@ -181,6 +181,9 @@ def bias_params(input_params: QuantParams, weight_params: QuantParams) -> QuantP
     return params(INT32, np.maximum(scale, np.float32(SMALLEST_SCALE)), granularity=granularity)
 
 
-def round_half_even(x: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """The nearest integers of ``x`` as float64, ties to even: the one rounding rule, for code that counts levels."""
-    return np.rint(np.asarray(x, np.float64))
+def round_half_even(x: npt.ArrayLike, *, out: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
+    """The nearest integers of ``x`` as float64, ties to even: the one rounding rule, for code that counts levels.
+
+    ``out``: where to put them, which may be ``x`` itself.
+    """
+    return np.rint(np.asarray(x, np.float64), out=out)

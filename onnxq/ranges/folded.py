@@ -80,7 +80,8 @@ class ByPoint:
     def _codes(self, row: Index, s: F64, x: F64) -> F64:
         inverse = np.divide(1.0, s, out=np.full_like(s, np.inf), where=s > 0)
         with np.errstate(invalid="ignore"):  # infinity times 0, mended below
-            codes = round_half_even(x * inverse[:, None])
+            codes: F64 = x * inverse[:, None]
+            round_half_even(codes, out=codes)
         np.minimum(codes, self.highest[:1, :1] if self.same_highest else self.highest[row], out=codes)
         at_zero = np.flatnonzero(s == 0)
         codes[at_zero] = np.where(x[at_zero] == 0, 0.0, codes[at_zero])
