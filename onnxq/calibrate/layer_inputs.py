@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy.typing as npt
 
 from onnxq.graph.linear_layer import LinearLayer
 from onnxq.ranges.moments import Moments, observe_moments
+
+Array = npt.NDArray[np.float32]
 
 # Positions of a convolution, or rows of a matrix, that each sample adds. Over a few dozen samples they add up to
 # thousands; neighbours are alike, so that more of one sample would tell little that is new.
@@ -32,12 +35,16 @@ class LayerInputs:
 
     def __init__(self, read: LayerInput) -> None:
         self._read = read
-        self._waiting: list[npt.NDArray[np.float32]] = []
+        self._waiting: list[Array] = []
         self._sum: Moments | None = None
+        self._samplers: dict[tuple[int, ...], Callable[[Array], Array]] = {}
 
     def add(self, array: npt.NDArray[Any]) -> None:
         """Take in ``array``, one value of the tensor that the layer reads; not empty."""
-        self._waiting.append(self._read.layer.rows(array, limit=ROWS_OF_A_SAMPLE * array.shape[0]))
+        shape = array.shape
+        if shape not in self._samplers:
+            self._samplers[shape] = self._read.layer.sampler(shape, limit=ROWS_OF_A_SAMPLE * shape[0])
+        self._waiting.append(self._samplers[shape](array))
         if not self._read.full or sum(rows.shape[1] for rows in self._waiting) >= ROWS_AT_ONCE:
             self._multiply()
 

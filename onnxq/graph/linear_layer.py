@@ -7,6 +7,7 @@ under a convolution's kernel), and ``W[g]: [C, n]``, one row for each output cha
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,25 +55,36 @@ class LinearLayer:
 
     def rows(self, x: Array, *, limit: int | None = None) -> Array:
         """``[g, R, n]`` what the layer multiplies of the activation ``x`` at each output position, or at ``limit``."""
-        if not self.kernel:
-            flat = x.reshape(-1, x.shape[-1])
-            return flat[_spread(flat.shape[0], limit)][None]
-        patches = self._patches(x)
-        positions = (patches.shape[0], *patches.shape[2 : 2 + len(self.kernel)])
-        chosen = np.unravel_index(_spread(math.prod(positions), limit), positions)
-        index: tuple[Any, ...] = (chosen[0], slice(None), *chosen[1:])
-        rows: Array = patches[index]
-        return np.ascontiguousarray(rows.reshape(rows.shape[0], self.groups, -1).transpose(1, 0, 2))
+        return self.sampler(x.shape, limit=limit)(x)
 
-    def _patches(self, x: Array) -> Array:
-        """``[N, C, positions.., kernel..]``, a view of the padded ``x: [N, C, size..]``."""
-        rank = len(self.kernel)
-        pads = self._pads(x.shape[2:])
-        padded = np.pad(x, [(0, 0), (0, 0), *((pads[i], pads[i + rank]) for i in range(rank))]) if any(pads) else x
-        reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
-        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
-        every = (slice(None), slice(None), *(slice(None, None, s) for s in (*self.strides, *self.dilations)))
-        return windows[every]
+    def sampler(self, shape: tuple[int, ...], *, limit: int | None = None) -> Callable[[Array], Array]:
+        """``rows`` for activations of ``shape``: where to look is worked out once."""
+        if not self.kernel:
+            chosen = _spread(math.prod(shape[:-1]), limit)
+            return lambda x: x.reshape(-1, x.shape[-1])[chosen][None]
+        rank, size, pads = len(self.kernel), shape[2:], self._pads(shape[2:])
+        geometry = zip(size, self.kernel, self.strides, self.dilations, strict=True)
+        positions = [
+            (n + pads[i] + pads[i + rank] - (k - 1) * d - 1) // s + 1 for i, (n, k, s, d) in enumerate(geometry)
+        ]
+        sample, *where = np.unravel_index(_spread(shape[0] * math.prod(positions), limit), (shape[0], *positions))
+        # Only what is asked for is touched: padding whole maps for a few positions would cost more than the model.
+        index, inside = [], np.ones((), bool)
+        for i in range(rank):
+            spread = [-1, *(self.kernel[i] if j == i else 1 for j in range(rank))]
+            at = where[i][:, None] * self.strides[i] - pads[i] + np.arange(self.kernel[i]) * self.dilations[i]
+            inside = inside & ((at >= 0) & (at < size[i])).reshape(spread)
+            index.append(at.clip(0, size[i] - 1).reshape(spread))
+        places: tuple[Any, ...] = (sample.reshape(-1, *[1] * rank), slice(None), *index)
+        outside = np.nonzero(~np.broadcast_to(inside, (sample.size, *self.kernel)))
+
+        def look(x: Array) -> Array:
+            patches: Array = x[places]  # [R, kernel.., C]
+            patches[outside] = 0.0
+            rows = np.moveaxis(patches, -1, 1).reshape(sample.size, self.groups, -1)
+            return np.ascontiguousarray(rows.transpose(1, 0, 2))
+
+        return look
 
     def _pads(self, size: tuple[int, ...]) -> tuple[int, ...]:
         if self.auto_pad not in ("SAME_UPPER", "SAME_LOWER"):

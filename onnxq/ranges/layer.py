@@ -9,8 +9,8 @@ average out over the inputs as rounding does. Hence two choices beside the range
 | `diagonal` | that of the output, inputs taken as uncorrelated: exact        | the mean square of each input    |
 | `output`   | that of the output: exact line search (``optimum_output``)     | all second moments               |
 
-`output` becomes `diagonal` above ``MATRIX_INPUTS`` inputs. `auto` is `output` below 7 bits; from 7 on it is `output`
-for few inputs and `tensor` for many (measured: ``benchmarks/initialisation.py``).
+`output` becomes `diagonal` above ``MATRIX_INPUTS`` inputs. `auto` is `output` below 7 bits and `tensor` from 7 on,
+where what activations lose hides what another objective would gain (measured: ``benchmarks/initialisation.py``).
 
 | restore     | after rounding ...                                                              | costs a run      |
 |-------------|---------------------------------------------------------------------------------|------------------|
@@ -41,10 +41,7 @@ from onnxq.ranges.samples import CHUNK, F64, scales_of_rows
 
 # Inputs of a layer up to which all second moments are kept: memory grows with their square, time with their cube.
 MATRIX_INPUTS = 1152
-# From this many bits on, what activations lose hides what another objective would gain, save where the matrix costs
-# nothing: in depthwise convolutions.
 MANY_BITS = 7
-FEW_INPUTS = 64
 
 # Below this correlation of the quantized output with the float one, their ratio is noise rather than a gain.
 _LEAST_CORRELATION = 0.5
@@ -53,8 +50,7 @@ _LEAST_CORRELATION = 0.5
 def concrete(objective: str, inputs: int, qtype: QType) -> str:
     """What ``objective`` means for a layer with so many ``inputs`` and weights of ``qtype``: the table above."""
     if objective == "auto":
-        many = qtype.bits >= MANY_BITS
-        objective = "output" if inputs <= (FEW_INPUTS if many else MATRIX_INPUTS) else "tensor" if many else "diagonal"
+        objective = "tensor" if qtype.bits >= MANY_BITS else "output"
     return "diagonal" if objective == "output" and inputs > MATRIX_INPUTS else objective
 
 

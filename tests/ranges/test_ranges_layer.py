@@ -237,7 +237,7 @@ def test_what_auto_means() -> None:
     assert concrete("auto", 576, INT4) == "output"
     assert concrete("auto", 4608, INT4) == "diagonal"
     assert concrete("auto", 576, INT8_NARROW) == "tensor"
-    assert concrete("auto", 9, INT8_NARROW) == "output"
+    assert concrete("auto", 9, INT8_NARROW) == "tensor"
     assert concrete("output", 576, INT8_NARROW) == "output"
     assert concrete("output", 4608, INT8_NARROW) == "diagonal"
     assert concrete("tensor", 9, INT4) == "tensor"
