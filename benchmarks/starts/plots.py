@@ -58,7 +58,7 @@ def _convergence(part: dict[str, Any], path: Path) -> Path:
                     color=COLOURS[start],
                     linewidth=2.6 if ours else 1.2,
                     linestyle="--" if quantizer == "companding" and start == "mse" else "-",
-                    label={"mse": "exact MSE", "fitted compressor": "fitted compressor (exact)"}.get(start, start),
+                    label={"mse": "exact MSE (bold left)", "fitted compressor": "fitted compressor"}.get(start, start),
                     zorder=3 if ours else 2,
                 )
             axis.set_ylim(-0.3, 12)
