@@ -7,15 +7,14 @@ at all).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxq.numerics import round_half_even
-from onnxq.ranges.samples import F64, Samples
-
-Index = npt.NDArray[np.intp]
+from onnxq.ranges.places import Places
+from onnxq.ranges.samples import F64, Index, Samples
 
 # Points of a row, for each code, below which rounding every point is faster than searching every border.
 BY_POINT_PER_CODE = 16
@@ -127,7 +126,8 @@ class ByBorder:
         self.width, self.cost = self.long, max(2, self.long // 2)
         self.first_above_0 = np.count_nonzero(x == 0, axis=1) + self.n * np.arange(self.rows)
         self.energy = np.einsum("rn,rn,rn->r", w, x, x)
-        self.keys = (x + 2.0 * np.arange(self.rows)[:, None]).ravel()
+        keys = (x + 2.0 * np.arange(self.rows)[:, None]).ravel()
+        self.places: Callable[[F64], Index] = Places(keys) if self.rows == 1 else keys.searchsorted
         self.x, self.w = x.ravel(), w.ravel()
         # Sums over the points from an index to the end of the row, [R * (n + 1)].
         self.sum_w, self.sum_wx = _sums_above(w), _sums_above(w * x)
@@ -142,7 +142,7 @@ class ByBorder:
         borders = np.multiply.outer(s, np.arange(self.long) + 0.5)
         np.minimum(borders, 1.5, out=borders)
         borders += 2.0 * row[:, None]
-        at: Index = self.keys.searchsorted(borders)
+        at = self.places(borders)
         at[s == 0] = self.first_above_0[row[s == 0], None]
         return at
 

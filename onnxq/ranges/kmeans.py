@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxq.ranges.folded import Index, expand
-from onnxq.ranges.samples import F64, Samples, sums_below
+from onnxq.ranges.folded import expand
+from onnxq.ranges.samples import F64, Index, Samples, sums_below
 
 POINTS = 1 << 13
 # Numbers that one step of the halving holds at once.

@@ -37,8 +37,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.ranges.folded import Folded, Index, fold
-from onnxq.ranges.samples import F64, Samples
+from onnxq.ranges.folded import Folded, fold
+from onnxq.ranges.samples import F64, Index, Samples
 
 # An interval is dropped when its bound leaves less than this to gain, relative to the error and to the energy of the
 # row: the first is below what any measurement sees, the second is what float64 sums of 10^6 terms resolve.

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.ranges.optimum import ROUNDOFF, lower_bound, optimal_scales
+from onnxq.ranges.places import Places
 from onnxq.ranges.samples import F64, Samples
 
 Ints = npt.NDArray[np.int64]
@@ -81,6 +82,7 @@ class _Points:
         self.above_w = np.concatenate([np.cumsum(w[::-1])[::-1], [0.0]])
         self.above_wx = np.concatenate([np.cumsum((w * self.x)[::-1])[::-1], [0.0]])
         self.energy = float(w @ np.square(self.x))
+        self.places = Places(self.x)
         self.steps = steps
         self.gain, self.scale, self.negative = 0.0, 0.0, 0
 
@@ -93,7 +95,7 @@ class _Points:
         """(f, A), each ``[S, J]``, at ``s: [S]`` for the ``columns: [J]``, consecutive counts of negative codes."""
         first, last = int(columns[0]), int(columns[-1])
         k = np.arange(-last, self.steps - first)
-        at = self.x.searchsorted(np.multiply.outer(s, k + 0.5))
+        at = self.places(np.multiply.outer(s, k + 0.5))
         # At s = 0 every border is at 0; points below it keep their negative codes.
         if s[0] == 0:
             at[0] = np.where(k < 0, self.x.searchsorted(0.0), self.x.searchsorted(0.0, side="right"))

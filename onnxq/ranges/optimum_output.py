@@ -26,8 +26,8 @@ from typing import NamedTuple
 import numpy as np
 
 from onnxq.numerics import round_half_even
-from onnxq.ranges.folded import Index, expand
-from onnxq.ranges.samples import F64
+from onnxq.ranges.folded import expand
+from onnxq.ranges.samples import F64, Index
 
 # Codes on one side of 0 up to which every cell is visited. With more, the borders visited for a channel: this many for
 # each input, and at least so many.

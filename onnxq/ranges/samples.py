@@ -15,6 +15,7 @@ from onnxq.ranges.histogram import Histogram
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Index = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ from onnxq.numerics import INT4, INT8, INT8_NARROW, QType, round_half_even
 from onnxq.ranges import folded
 from onnxq.ranges.optimum import _Best, _Search, lower_bound, optimal_scales
 from onnxq.ranges.optimum_asymmetric import optimal_pair
-from onnxq.ranges.samples import F64, of_rows
+from onnxq.ranges.places import MOST_IN_A_CELL, Places
+from onnxq.ranges.samples import F64, Samples, of_rows
 
 # What the search promises (2.5e-7 of the error, 1e-13 of the energy), with room for the sums of the reference itself.
 RELATIVE, ENERGY = 5e-7, 1e-12
@@ -132,3 +133,28 @@ def test_pair_at_eight_bits() -> None:
         assert error(x, w, pair.scale, -pair.negative, 255 - pair.negative) <= least * (1 + 1.1e-5) + ENERGY * float(
             x @ x
         )
+
+
+@pytest.mark.parametrize("kind", ["even", "few", "duplicates", "crowded", "one"])
+def test_points_are_found_where_the_search_finds_them(kind) -> None:
+    rng = np.random.default_rng(6)
+    x = {
+        "even": np.sort((rng.choice(3000, 2500, replace=False)[:, None] + [0.25, 0.75]).ravel() / 3000 - 0.4),
+        "few": np.sort(rng.standard_normal(12)),
+        "duplicates": np.repeat(np.sort(rng.standard_normal(40)), 2),
+        "crowded": np.sort(np.concatenate([rng.standard_normal(50), rng.standard_normal(5000) * 1e-6])),
+        "one": np.full(3, 0.7),
+    }[kind]
+    places = Places(x)
+    assert (places.most > MOST_IN_A_CELL) == (kind in ("crowded", "one"))
+    asked = np.concatenate([rng.uniform(-5, 5, 2000), x, np.nextafter(x, 9), np.nextafter(x, -9), [-1e6, 1e6]])
+    np.testing.assert_array_equal(places(asked), x.searchsorted(asked))
+    square = asked[:100].reshape(4, 25)
+    np.testing.assert_array_equal(places(square), x.searchsorted(square))
+
+
+def test_a_pair_for_a_single_point_between_wider_ends() -> None:
+    """The ends may know of elements on both sides of 0 that no point stands for."""
+    one = Samples(np.full((1, 1), 0.5), np.ones((1, 1)), np.asarray([-3.0]), np.asarray([4.0]))
+    pair = optimal_pair(one, steps=15)
+    assert error(np.full(1, 0.5), np.ones(1), pair.scale, -pair.negative, 15 - pair.negative) < 1e-12
