@@ -8,7 +8,7 @@ from onnxq.ranges.samples import F64, Index
 
 # Cells of the table that finds points, and points in one of them up to which it beats halving.
 CELLS = 1 << 14
-MOST_IN_A_CELL = 2
+MOST_IN_A_CELL = 3
 
 
 class Places:

@@ -135,7 +135,7 @@ def test_pair_at_eight_bits() -> None:
         )
 
 
-@pytest.mark.parametrize("kind", ["even", "few", "duplicates", "crowded", "one"])
+@pytest.mark.parametrize("kind", ["even", "few", "duplicates", "crowded", "same", "many the same"])
 def test_points_are_found_where_the_search_finds_them(kind) -> None:
     rng = np.random.default_rng(6)
     x = {
@@ -143,10 +143,11 @@ def test_points_are_found_where_the_search_finds_them(kind) -> None:
         "few": np.sort(rng.standard_normal(12)),
         "duplicates": np.repeat(np.sort(rng.standard_normal(40)), 2),
         "crowded": np.sort(np.concatenate([rng.standard_normal(50), rng.standard_normal(5000) * 1e-6])),
-        "one": np.full(3, 0.7),
+        "same": np.full(2, 0.7),
+        "many the same": np.full(9, 0.7),
     }[kind]
     places = Places(x)
-    assert (places.most > MOST_IN_A_CELL) == (kind in ("crowded", "one"))
+    assert (places.most > MOST_IN_A_CELL) == (kind in ("crowded", "many the same"))
     asked = np.concatenate([rng.uniform(-5, 5, 2000), x, np.nextafter(x, 9), np.nextafter(x, -9), [-1e6, 1e6]])
     np.testing.assert_array_equal(places(asked), x.searchsorted(asked))
     square = asked[:100].reshape(4, 25)
