@@ -71,10 +71,6 @@ class Moments:
         raw: F64 = self.second / self.count
         return raw - self.mean[:, :, None] * self.mean[:, None, :] if centred else raw
 
-    def merged(self) -> Moments:
-        """The same with the matrix dropped: mean and squares alone."""
-        return Moments(self.count, self.total, self.squares(centred=False) * self.count) if self.full else self
-
 
 def observe_moments(rows: F32, *, full: bool) -> Moments:
     """The ``Moments`` of ``rows: [g, R, n]``, R inputs of each group.
