@@ -38,12 +38,6 @@ class Histogram:
         return float(2.0**self.exponent)
 
     @property
-    def centres(self) -> npt.NDArray[np.float64]:
-        """``[n]`` ascending: the middle of each bin, kept within ``[low, high]``."""
-        middle = (self.first + np.arange(self.counts.size) + 0.5) * self.width
-        return np.clip(middle, self.low, self.high)
-
-    @property
     def total(self) -> int:
         """Number of elements counted."""
         return int(self.counts.sum())
