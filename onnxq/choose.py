@@ -101,7 +101,7 @@ def _weight_jobs(
     tensors: Mapping[str, QuantParams],
 ) -> list[_WeightJob]:
     """One job for each weight of ``plan``, whatever the number of nodes that share it."""
-    layers = {n.name or "": linear_layer(n) for n in nodes(model)} if statistics.moments else {}
+    layers = {n.name or "": linear_layer(n) for n in nodes(model) if n.name in statistics.moments}
     least = _least_scales(plan, values, tensors)
     uses: dict[WeightKey, list[Weight]] = {}
     for weight in plan.weights:
@@ -112,8 +112,9 @@ def _weight_jobs(
         # A mean that no bias can put right counts as error.
         complete = {b.weight_node for b in biases} == {w.node for w in same}
         restore = config.restore if complete else _WITHOUT_BIAS[config.restore]
+        seen = {w.node: (layer, statistics.moments[w.node]) for w in same if (layer := layers.get(w.node)) is not None}
         room, data = least.get(key, np.float32(0)), _data(values, same[0].tensor)
-        jobs.append(_WeightJob(same, data, layers, statistics.moments, biases, room, restore))
+        jobs.append(_WeightJob(same[0], data, seen, biases, room, restore))
     return jobs
 
 
@@ -164,40 +165,35 @@ def _least_scales(
 
 @dataclass(frozen=True)
 class _WeightJob:
-    """One weight to be quantized for all its ``uses``, each a node whose inputs may have been seen.
+    """One weight to be quantized for all nodes that share it; ``use`` is the first of them.
 
-    ``least`` is the smallest scale that leaves room for the biases, of the scale's shape or a scalar; 0 for none.
-    ``restore`` is what can be put right after rounding.
+    ``seen``: by node, how it reads the weight and what it multiplies it with, as far as that is known. ``least``: the
+    smallest scale that leaves room for the biases, of the scale's shape or a scalar; 0 for none. ``restore``: what can
+    be put right after rounding.
     """
 
-    uses: list[Weight]
+    use: Weight
     data: F32
-    layers: Mapping[str, LinearLayer | None]
-    moments: Mapping[str, Moments]
+    seen: Mapping[str, tuple[LinearLayer, Moments]]
     biases: list[Bias]
     least: F32
     restore: str
 
     @property
     def key(self) -> WeightKey:
-        return weight_key(self.uses[0])
+        return weight_key(self.use)
 
     def too_small(self, found: Quantized) -> bool:
         return bool((found.params.scale < self.least).any())
 
-    def _seen(self) -> list[tuple[str, LinearLayer, Moments]]:
-        """The nodes that read the weight, how, and what they multiply it with, as far as that is known."""
-        found = [(w.node, self.layers.get(w.node), self.moments.get(w.node)) for w in self.uses]
-        return [(node, layer, moments) for node, layer, moments in found if layer is not None and moments is not None]
-
     def quantized(self, config: Config) -> Quantized:
         # A packed weight or a table is read in float: its full code range is used, saturation is no concern.
-        use, seen = self.uses[0], self._seen()
+        use = self.use
         try:
-            if seen:
-                _, layer, first = seen[0]
+            if self.seen:
+                layer, first = next(iter(self.seen.values()))
                 # The same weight may serve convolutions with different numbers of groups; one kind is fitted to.
-                alike = [moments for _, _, moments in seen if moments.second.shape == first.second.shape]
+                alike = [moments for _, moments in self.seen.values() if moments.second.shape == first.second.shape]
                 found = layer_scales(
                     layer.matrix(self.data).astype(np.float64),
                     reduce(add, alike),
@@ -222,12 +218,11 @@ class _WeightJob:
         self, biases: list[Bias], found: Quantized, values: Mapping[str, ir.Value]
     ) -> Iterator[tuple[tuple[str, int], F32]]:
         """By node and input, those of ``biases`` whose layer's inputs are known, with what its mean has lost."""
-        seen = {node: (layer, moments) for node, layer, moments in self._seen()}
-        real = found.dequantize() if biases and seen else None
+        real = found.dequantize() if biases and self.seen else None
         for bias in biases:
-            if real is None or bias.weight_node not in seen:
+            if real is None or bias.weight_node not in self.seen:
                 continue
-            layer, moments = seen[bias.weight_node]
+            layer, moments = self.seen[bias.weight_node]
             weight, quantized = (layer.matrix(x).astype(np.float64) for x in (self.data, real))
             shift, data = mean_shift(weight, quantized, moments).astype(np.float32), _data(values, bias.tensor)
             if shift.size == data.size:

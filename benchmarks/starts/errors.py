@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import harness
@@ -103,12 +103,8 @@ def measure(samples: int) -> dict[str, Any]:
     """`{"synthetic": {data: {bits: {method: ratio}}}, "models": {role: {bits: {method: {"mean", "worst"}}}}}`."""
     made: dict[str, Any] = {}
     for name, (role, data) in synthetic().items():
-        if role == "weight":
-            one: Callable[[int], dict[str, float]] = lambda bits, data=data: weight_errors(data[None], None, bits)  # noqa: E731
-        else:
-            histogram = observe(data, tensor=name, limit=ELEMENTS)
-            one = lambda bits, histogram=histogram: activation_errors(histogram, bits)  # noqa: E731
-        made[name] = {bits: _relative(one(bits)) for bits in BITS}
+        seen = data[None] if role == "weight" else observe(data, tensor=name, limit=ELEMENTS)
+        made[name] = {bits: _relative(_errors(role, seen, None, bits)) for bits in BITS}
         print(f"errors: {name}", flush=True)
     ratios: dict[str, dict[int, list[dict[str, float]]]] = {
         role: {bits: [] for bits in BITS} for role in ("weight", "activation")
@@ -116,12 +112,16 @@ def measure(samples: int) -> dict[str, Any]:
     for task in harness.TASKS.values():
         for role, _, data, axis in tensors_of(task, samples):
             for bits in BITS:
-                found = weight_errors(data, axis, bits) if role == "weight" else activation_errors(data, bits)
+                found = _errors(role, data, axis, bits)
                 if found["mse"] > 0:  # nothing to compare where the optimum is perfect
                     ratios[role][bits].append(_relative(found))
         print(f"errors: {task.model}", flush=True)
     summary = {role: {bits: _summary(rows) for bits, rows in by_bits.items()} for role, by_bits in ratios.items()}
     return {"synthetic": made, "models": summary}
+
+
+def _errors(role: str, data: Any, axis: int | None, bits: int) -> dict[str, float]:
+    return weight_errors(data, axis, bits) if role == "weight" else activation_errors(data, bits)
 
 
 def _relative(found: dict[str, float]) -> dict[str, float]:

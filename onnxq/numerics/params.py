@@ -117,7 +117,7 @@ class Quantized:
     """A quantized tensor: ``codes: [..] qtype.storage`` and the parameters that give them their real values.
 
     The codes need not be ``params.quantize`` of anything: the step that a tensor was rounded with and the scale that
-    its codes are read with may differ (see ``ranges.restore``).
+    its codes are read with may differ (see ``ranges.layer``).
 
     Raises ``NumericsError`` where the codes are of another type or the parameters of another shape.
     """

@@ -13,7 +13,7 @@ import numpy as np
 from onnxq.numerics.codebook import hat_functions
 from onnxq.ranges.kmeans import optimal_levels
 from onnxq.ranges.optimum import optimal_scales
-from onnxq.ranges.samples import F64, Samples, sums_below
+from onnxq.ranges.samples import F64, Samples, cell_ends, sums_below
 
 _STEPS = 60
 # Cells without points leave knots undetermined; this share of the mean weight holds them where they are.
@@ -48,8 +48,7 @@ class _Row:
         best, kept = np.inf, knots
         for _ in range(_STEPS):
             levels = self.hats @ knots
-            ends = np.searchsorted(self.x, (levels[1:] + levels[:-1]) / 2, side="right")
-            ends = np.concatenate([[0], ends, [self.x.size]])
+            ends = cell_ends(self.x, levels)
             weight, total, square = (np.diff(sums[ends]) for sums in self.sums)
             error = float((square - 2 * levels * total + np.square(levels) * weight).sum())
             if not error < best:

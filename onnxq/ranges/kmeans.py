@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxq.ranges.folded import expand
-from onnxq.ranges.samples import F64, Index, Samples, sums_below
+from onnxq.ranges.samples import F64, Index, Samples, cell_ends, sums_below
 
 POINTS = 1 << 13
 # Numbers that one step of the halving holds at once.
@@ -54,7 +54,6 @@ class _Programme:
         self.middle = (values * weights).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
         x = values - self.middle
         self.w, self.wx = sums_below(weights), sums_below(weights * x)
-        self.wxx = sums_below(weights * x * x)
 
     def solve(self, levels: int) -> F64:
         """``[R, levels]`` the means of the best clusters."""
@@ -121,8 +120,7 @@ def improved(samples: Samples, levels: F64) -> F64:
         x, w = samples.values[r], samples.weights[r]
         w_below, wx_below = sums_below(w), sums_below(w * x)
         for _ in range(_LLOYD_STEPS):
-            ends = np.searchsorted(x, (result[r, 1:] + result[r, :-1]) / 2, side="right")
-            ends = np.concatenate([[0], ends, [x.size]])
+            ends = cell_ends(x, result[r])
             weight, total = np.diff(w_below[ends]), np.diff(wx_below[ends])
             moved = np.where(weight > 0, _ratio(total, weight), result[r])
             if np.array_equal(moved, result[r]):

@@ -13,7 +13,7 @@ from onnxq.ranges.choose import checked_importance, checked_weight
 from onnxq.ranges.companding import optimal_knots
 from onnxq.ranges.kmeans import optimal_levels
 from onnxq.ranges.method import usable
-from onnxq.ranges.samples import F32, F64, Samples, by_granularity, of_rows
+from onnxq.ranges.samples import F32, F64, Samples, by_granularity, scales_of_rows
 from onnxq.ranges.snapped import snapped
 
 Importance = npt.NDArray[np.floating]
@@ -76,7 +76,9 @@ def _fitted(
     w = None if importance is None else checked_importance(importance, x.shape)
     if not x.size:
         return np.ones((*parts, *shape))
-    return by_granularity(x, granularity, importance=w, scale_of=lambda rows, weights: fit(of_rows(rows, weights)))
+    return by_granularity(
+        x, granularity, importance=w, scale_of=lambda rows, weights: scales_of_rows(rows, weights, fit)
+    )
 
 
 def _size(bits: int) -> int:

@@ -11,7 +11,7 @@ border, and no bound lets cells be skipped: the sweep visits them, largest step 
 
     B += sigma_i (H w)_i,   A += 2 sigma_i (H q)_i + H_ii.
 
-What is sought depends on the scale that the codes are read with (see ``restore``): the step itself, so that within a
+What is sought depends on the scale that the codes are read with (see ``layer``): the step itself, so that within a
 cell the best ``s`` is ``B / A`` kept inside it; or any scale, and then the best of the cell leaves ``E - B^2 / A``.
 
 Borders are worked off in runs: one matrix product gives ``H q`` at the start of a run, and the pairs of borders inside

@@ -83,12 +83,18 @@ def sums_below(values: F64) -> F64:
     return sums
 
 
+def cell_ends(x: F64, levels: F64) -> Index:
+    """``[K + 1]`` where the runs of ascending ``x: [n]`` begin and end that are nearest to each of ``levels: [K]``."""
+    inner = x.searchsorted((levels[1:] + levels[:-1]) / 2, side="right")
+    return np.concatenate([[0], inner, [x.size]])
+
+
 # Elements that are worked on at once: bounds the memory, and what fits the cache is faster.
 CHUNK = 1 << 16
 
 
 def scales_of_rows(rows: F32, importance: F32 | None, scales: Callable[[Samples], F64]) -> F64:
-    """``[R]`` ``scales`` of ``rows: [R, n]``, some rows at a time."""
+    """``[R]``, or ``[R, ..]``, ``scales`` of ``rows: [R, n]``, some rows at a time."""
     step = max(1, CHUNK // rows.shape[1])
     parts = [
         scales(of_rows(rows[i : i + step], None if importance is None else importance[i : i + step]))

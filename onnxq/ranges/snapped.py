@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.numerics import INT8_NARROW
-from onnxq.ranges.samples import F64, Samples, sums_below
+from onnxq.ranges.samples import F64, Samples, cell_ends, sums_below
 
 # From the grid whose end is the outermost level to one a third coarser: more steps gain less than a thousandth.
 STEPS = np.geomspace(1.0, 4 / 3, 24)
@@ -66,7 +66,7 @@ def _snap_row(x: F64, w: F64, levels: F64, steps: F64) -> tuple[npt.NDArray[np.i
         codes[k] = choice[best, k, last]
         last = int(came[k - 1][best, last]) if k else last
     real = float(scale[best, 0, 0])
-    ends = np.concatenate([[0], np.searchsorted(x, (codes[1:] + codes[:-1]) / 2 * real, side="right"), [x.size]])
+    ends = cell_ends(x, codes * real)
     weight, total = (np.diff(s[ends]) for s in sums[:2])
     own = float((np.square(codes) * weight).sum())
     refined = float((codes * total).sum()) / own if own > 0 else real
