@@ -20,7 +20,10 @@ from onnxq.emit import emit, weight_key
 from onnxq.graph.io import serialize
 from onnxq.numerics import bias_params, noise
 from onnxq.plan import KeptFloat, Plan, SharedWith, Storage, make_plan
-from onnxq.targets import TARGETS, Target
+from onnxq.targets import Target, resolve_target
+
+# What runs here must be meant for this CPU: without VNNI, 8-bit weights overflow the 16-bit sums of vpmaddubsw.
+HERE = resolve_target("auto")
 
 Array = npt.NDArray[Any]
 
@@ -47,7 +50,7 @@ def emitted(
     config: Config | None = None,
     keep_float: dict[str, KeptFloat] | None = None,
     data: list[dict[str, Array]] | None = None,
-    target: Target = TARGETS["x86-vnni"],
+    target: Target = HERE,
 ) -> Emitted:
     config = config or Config()
     model = prepared(proto)
