@@ -14,6 +14,7 @@ from onnxq.errors import ConfigError, one_line
 # What ``ranges.layer`` knows; importing that would cost numpy, which ``onnxq --help`` does without.
 OBJECTIVES = ("auto", "tensor", "diagonal", "output")
 RESTORE = ("none", "mean", "gain", "mean+gain")
+OPERATORS = ("onnxruntime", "standard")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Config:
     | `objective`         | what ``mse`` minimises for weights: ``auto``, or one of ``ranges.layer``               |
     | `restore`           | what is put right after rounding weights: ``none``, ``mean``, ``gain``, ``mean+gain`` |
     | `target`            | ``auto``, ``x86-vnni``, ``x86-avx2``, ``arm64``                                      |
+    | `operators`         | ``onnxruntime``: its own where they are faster; ``standard``: ONNX's only            |
     | `rules`             | ordered; for each node the first match wins                                          |
     | `samples`           | at most so many calibration samples are used, evenly spaced                          |
     | `held_out`          | share of the samples kept back from calibration, to judge the result (0 to 0.5)      |
@@ -58,6 +60,7 @@ class Config:
     objective: str = "auto"
     restore: str = "mean+gain"
     target: str = "auto"
+    operators: str = "onnxruntime"
     rules: tuple[Rule, ...] = ()
     samples: int = 512
     held_out: float = 0.125
@@ -68,7 +71,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("objective", OBJECTIVES), ("restore", RESTORE)):
+        for name, known in (("objective", OBJECTIVES), ("restore", RESTORE), ("operators", OPERATORS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is one of {', '.join(known)}, not '{getattr(self, name)}'")
         if self.samples < 1:

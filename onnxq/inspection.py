@@ -20,7 +20,7 @@ from onnxq.graph.signature import TensorSpec
 from onnxq.measure.kernels import FLOAT_COMPUTE, KernelMap, kernel_map
 from onnxq.measure.size import ModelSize, model_size
 from onnxq.measure.trace import Fate, fates
-from onnxq.plan import Plan, Storage, make_plan, settled_output
+from onnxq.plan import Plan, make_plan, settled_output
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.running import opened
 from onnxq.runtime.plain import plain
@@ -218,14 +218,14 @@ def _weights(model: ir.Model) -> dict[str, ir.Value]:
 def _bytes(model: ir.Model, plan: Plan, integer: bool) -> int:
     """Float bytes of the weights that are read by integer kernels, or of those that are stored as int8 only."""
     weights = _weights(model)
-    for_integers = {w.tensor for w in plan.weights if w.storage is Storage.INTEGER}
+    for_integers = {w.tensor for w in plan.weights if w.storage.computes}
     others = {w.tensor for w in plan.weights} - for_integers
     names = for_integers if integer else others
     return sum(t.nbytes for n in names if n in weights and (t := weights[n].const_value) is not None)
 
 
 def _by_op(model: ir.Model, plan: Plan) -> tuple[tuple[OpOutlook, ...], tuple[LeftGroup, ...]]:
-    integer, stored = set(plan.integer), {w.node for w in plan.weights if w.storage is not Storage.INTEGER}
+    integer, stored = set(plan.integer), {w.node for w in plan.weights if not w.storage.computes}
     reasons = {s.node: s.reason for s in plan.skipped}
     absorbed = _absorbed(model, integer)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])

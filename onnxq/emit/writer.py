@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
 from onnxq.errors import ModelError
 from onnxq.graph.copying import copy_model
@@ -56,6 +57,9 @@ def emit(
         writer.constant(constant)
     for point in plan.points:
         writer.point(point)
+    for weight in plan.weights:
+        if weight.storage is Storage.FUSED:
+            fuse_matmul(writer, weight.node)
     writer.drop_unused_initializers()
     return writer.model
 
@@ -74,7 +78,7 @@ class _Writer(Pieces):
         self._weights = weights
         self._biases = biases
         self._source = {p.tensor: p.source.tensor for p in plan.points if isinstance(p.source, SharedWith)}
-        self._weight_of = {w.node: w for w in plan.weights if w.storage is Storage.INTEGER}
+        self._weight_of = {w.node: w for w in plan.weights if w.storage.computes}
         self._packed: dict[str, npt.NDArray[np.integer]] = {}
 
     # -- the parts of a plan ---------------------------------------------------------------------------------------
@@ -84,7 +88,8 @@ class _Writer(Pieces):
         quantized = self._quantized(weight)
         chosen = quantized.params
         graph = graph_of(node)
-        key = (id(graph), weight.tensor, f"{weight.granularity} {weight.storage.value}")
+        spelled = Storage.INTEGER if weight.storage.computes else weight.storage
+        key = (id(graph), weight.tensor, f"{weight.granularity} {spelled.value}")
         if weight.storage is Storage.GATHERED:
             self._gather(node, weight.tensor, quantized)
             return

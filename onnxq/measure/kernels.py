@@ -170,11 +170,16 @@ def kernel_map(model: Model, *, level: Level = "extended", config: Mapping[str, 
         path = Path(temporary) / "optimized.onnx"
         open_session(model, threads=1, optimize=level, save_optimized=path, config=config)
         graph = load_proto(path).graph
+    return KernelMap(label(model), level, str(ort.__version__), kernels_of(graph))
+
+
+def kernels_of(graph: onnx.GraphProto) -> tuple[Kernel, ...]:
+    """The nodes of the optimised ``graph`` and its bodies, in graph order."""
     nodes: list[Kernel] = []
     # uint8 inputs (images) are data, not codes, but what moves them is as cheap: no distinction is made.
     eight_bit = {v.name for v in graph.input if _is_8_bit(v.type.tensor_type.elem_type)}
     _collect(graph, nodes, scope="", constants={}, eight_bit=eight_bit)
-    return KernelMap(label(model), level, str(ort.__version__), tuple(nodes))
+    return tuple(nodes)
 
 
 def _is_8_bit(elem_type: int) -> bool:

@@ -52,9 +52,15 @@ class Storage(Enum):
     """What a quantized weight becomes in the file."""
 
     INTEGER = "integer kernel"  # DequantizeLinear in front of a node that runs in an integer kernel
+    FUSED = "integer kernel with float bias"  # MatMulIntegerToFloat, which only onnxruntime knows
     DYNAMIC = "integer kernel, activation range at run time"  # needs no calibration; linear layers only
     PACKED = "stored int8, computed float"  # expanded once when the runtime loads the model
     GATHERED = "int8 table, rows dequantized"  # embedding: only the rows that are read become float
+
+    @property
+    def computes(self) -> bool:
+        """Whether the weight is multiplied as integers, with an activation range that calibration has fixed."""
+        return self in (Storage.INTEGER, Storage.FUSED)
 
 
 @dataclass(frozen=True)

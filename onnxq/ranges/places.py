@@ -24,7 +24,8 @@ class Places:
         self.start, span = float(x[0]), float(x[-1] - x[0])
         self.per_unit = CELLS / span if span > 0 else 0.0
         self.first = x.searchsorted(self.start + np.arange(CELLS + 1) * (span / CELLS))
-        self.most = int(np.diff(self.first).max()) if span > 0 else x.size
+        # What equals the last point lies at the end of the last cell, and several may.
+        self.most = int(np.diff(np.append(self.first, x.size)).max()) if span > 0 else x.size
 
     def __call__(self, values: F64) -> Index:
         if self.most > MOST_IN_A_CELL:
@@ -34,6 +35,4 @@ class Places:
         at: Index = self.first[cells.astype(np.intp)]
         for _ in range(self.most):
             at += self.x[at] < values
-        # The last point itself lies at the end of the last cell.
-        at += self.x[at] < values
         return at

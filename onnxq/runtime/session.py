@@ -40,12 +40,14 @@ def open_session(
     save_optimized: Path | None = None,
     config: Mapping[str, str] | None = None,
     data_folder: Path | None = None,
+    profile: Path | None = None,
 ) -> InferenceSession:
     """An ``InferenceSession`` of ``model`` on the CPU that prints nothing.
 
     ``threads``: for one operator; None leaves onnxruntime's choice. Operators run one after another.
     ``save_optimized``: where to write the graph that really runs, its weights in a ``.data`` file beside it.
     ``config``: session configuration entries. ``data_folder``: where external data lies if ``model`` is bytes.
+    ``profile``: what the names of the files begin with that tell the time of every node; written by ``end_profiling``.
 
     Raises ``RuntimeFailure`` where onnxruntime refuses the model and ``ModelError`` where the file is not ONNX.
     """
@@ -63,6 +65,9 @@ def open_session(
         options.optimized_model_filepath = str(save_optimized)
         entries["session.optimized_model_external_initializers_file_name"] = save_optimized.name + ".data"
         entries["session.optimized_model_external_initializers_min_size_in_bytes"] = str(_EXTERNAL_BYTES)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if data_folder is not None:
         entries["session.model_external_initializers_file_folder_path"] = str(data_folder)
     for key, value in entries.items():

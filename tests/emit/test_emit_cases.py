@@ -69,7 +69,7 @@ def test_a_weight_of_the_outer_graph_used_in_a_branch() -> None:
 
 def test_a_branch_dequantizes_outer_codes_itself() -> None:
     """Kernels are not fused with a DequantizeLinear of an outer graph; QuantizeLinear runs once, outside."""
-    e = emitted(if_body())
+    e = emitted(if_body(), config=Config(operators="standard"))
     node = next(n for n in e.proto.graph.node if n.op_type == "If")
     for attribute in node.attribute:
         codes = [n.input[0] for n in attribute.g.node if n.op_type == "DequantizeLinear"]
