@@ -341,7 +341,7 @@ def _batches(sizes: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, .
 
 
 def timed(kernel: Kernel, number: str, sizes: Sequence[tuple[int, ...]], runs: int) -> list[float]:
-    """Microseconds of `kernel` at each of `sizes`, measured in one model; at least one, the resolution of the profile."""
+    """Microseconds of `kernel` at each of `sizes`, measured in one model; at least 1, the resolution of the profile."""
     parts = Parts()
     for case, size in enumerate(sizes):
         parts.case = case

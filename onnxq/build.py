@@ -18,6 +18,7 @@ from onnxq.graph.linear_layer import linear_layer
 from onnxq.graph.query import nodes
 from onnxq.measure.kernels import KernelMap, kernel_map
 from onnxq.measure.trace import Fate
+from onnxq.placing import Placement
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
 from onnxq.ranges.layer import concrete
 from onnxq.targets import Target
@@ -49,8 +50,9 @@ class Built(Draft):
 class Builder:
     """Builds candidates for one prepared model; statistics and parameters, once computed, serve all of them.
 
-    ``watched`` is the model that is run to see tensors (None: ``prepared`` itself), ``trusted`` the names of those
-    whose values can be believed (None: all), ``unseen`` the reason given for nodes whose tensors were not seen.
+    ``placement`` says what costs decided, and holds for every candidate. ``watched`` is the model that is run to see
+    tensors (None: ``prepared`` itself), ``trusted`` the names of those whose values can be believed (None: all),
+    ``unseen`` the reason given for nodes whose tensors were not seen.
     """
 
     prepared: ir.Model
@@ -61,6 +63,7 @@ class Builder:
     progress: Callable[[int], None] | None = None
     watched: ir.Model | None = None
     trusted: frozenset[str] | None = None
+    placement: Placement = field(default_factory=Placement)
     unseen: str = "the calibration data never reached it (a branch that did not run)"
     statistics: Statistics = field(default_factory=Statistics)
     parameters: Parameters | None = None
@@ -68,12 +71,12 @@ class Builder:
 
     def build(self, keep_float: Mapping[str, KeptFloat] | None = None) -> Built:
         """The candidate in which the nodes of ``keep_float``, and those that the runtime will not fuse, stay float."""
-        kept = dict(keep_float or {})
+        kept = {**self.placement.keep_float, **(keep_float or {})}
         for _ in range(_MOST_ROUNDS):
-            plan = make_plan(self.prepared, self.config, self.target, keep_float=kept)
+            plan = self._plan(kept)
             while unseen := self._observe(plan):  # ends: each time more nodes stay float
                 kept.update(unseen)
-                plan = make_plan(self.prepared, self.config, self.target, keep_float=kept)
+                plan = self._plan(kept)
             draft = self._drafted(plan)
             kernels = kernel_map(draft.handed)
             fates = kernels.fates(draft.handed)
@@ -89,10 +92,14 @@ class Builder:
 
     def draft(self, keep_float: Mapping[str, KeptFloat]) -> Draft:
         """As ``build``, for a look in passing, without asking the runtime about its kernels."""
-        plan = make_plan(self.prepared, self.config, self.target, keep_float=keep_float)
+        kept = {**self.placement.keep_float, **keep_float}
+        plan = self._plan(kept)
         if unseen := self._observe(plan):
-            plan = make_plan(self.prepared, self.config, self.target, keep_float={**keep_float, **unseen})
+            plan = self._plan({**kept, **unseen})
         return self._drafted(plan)
+
+    def _plan(self, kept: Mapping[str, KeptFloat]) -> Plan:
+        return make_plan(self.prepared, self.config, self.target, keep_float=kept, steered=self.placement.steered)
 
     def _drafted(self, plan: Plan) -> Draft:
         parameters = choose(self.prepared, plan, self.statistics, self.config, known=self.parameters)

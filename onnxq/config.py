@@ -15,6 +15,7 @@ from onnxq.errors import ConfigError, one_line
 OBJECTIVES = ("auto", "tensor", "diagonal", "output")
 RESTORE = ("none", "mean", "gain", "mean+gain")
 OPERATORS = ("onnxruntime", "standard")
+PLACEMENTS = ("cost", "all")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Config:
     | `restore`           | what is put right after rounding weights: ``none``, ``mean``, ``gain``, ``mean+gain`` |
     | `target`            | ``auto``, ``x86-vnni``, ``x86-avx2``, ``arm64``                                      |
     | `operators`         | ``onnxruntime``: its own where they are faster; ``standard``: ONNX's only            |
+    | `placement`         | ``cost``: integers where they pay; ``all``: wherever there is an integer kernel      |
     | `rules`             | ordered; for each node the first match wins                                          |
     | `samples`           | at most so many calibration samples are used, evenly spaced                          |
     | `held_out`          | share of the samples kept back from calibration, to judge the result (0 to 0.5)      |
@@ -61,6 +63,7 @@ class Config:
     restore: str = "mean+gain"
     target: str = "auto"
     operators: str = "onnxruntime"
+    placement: str = "cost"
     rules: tuple[Rule, ...] = ()
     samples: int = 512
     held_out: float = 0.125
@@ -71,7 +74,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("objective", OBJECTIVES), ("restore", RESTORE), ("operators", OPERATORS)):
+        choices = (("objective", OBJECTIVES), ("restore", RESTORE), ("operators", OPERATORS), ("placement", PLACEMENTS))
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is one of {', '.join(known)}, not '{getattr(self, name)}'")
         if self.samples < 1:
@@ -82,6 +86,10 @@ class Config:
             raise ConfigError(f"min_agreement is a share from 0 to 1, not {self.min_agreement}")
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, not {self.seed}")
+
+    def precision_of(self, name: str, op_type: str) -> str | None:
+        """What the first rule that matches a node says of it; None where none does."""
+        return next((r.precision for r in self.rules if r.matches(name, op_type)), None)
 
     def with_excluded(self, patterns: tuple[str, ...]) -> Config:
         """This configuration with ``patterns`` kept float, before all other rules."""

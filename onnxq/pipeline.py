@@ -29,8 +29,10 @@ from onnxq.measure.compare import Comparison
 from onnxq.measure.latency import NOTICEABLE, LatencyReport, benchmark
 from onnxq.measure.report import Report
 from onnxq.measure.size import model_size
+from onnxq.placing import place
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
 from onnxq.plan.planner import nothing_to_quantize
+from onnxq.ranges.registry import find_method
 from onnxq.runtime.session import open_session, run
 from onnxq.targets import resolve_target
 
@@ -118,6 +120,8 @@ def quantize(
     tell("prepare", 0, None)
     original = load(model)
     require_float32(original)
+    for method in (config.weight_range, config.activation_range):
+        find_method(method)  # a wrong name is an error even where nothing is quantized with it
     prepared = prepare(original)
     outline = make_plan(prepared.model, config, resolve_target(config.target))
     if not outline.anchors and not outline.weights:
@@ -175,12 +179,14 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
     else:
         calibration, held_out = feed.split(config.held_out, seed=config.seed)
     total = calibration.len_hint
+    target = resolve_target(config.target)
     builder = Builder(
         job.prepared,
         config,
-        resolve_target(config.target),
+        target,
         calibration,
         job.folder,
+        placement=place(job.prepared, config, target, calibration.limit(1), job.folder),
         progress=lambda done: job.tell("observe", done, total),
     )
     first = builder.build()
@@ -221,12 +227,14 @@ def _without_data(job: _Job, options: FeedOptions | None) -> _Outcome:
     """Ranges from BatchNormalization where there is one; elsewhere ranges measured at run time, or none."""
     watched, trusted = impose_moments(job.prepared)
     feed = next((f for f in random_feed(job.signature.inputs, options) if _runs(job.reference, f)), None)
+    target = resolve_target(job.config.target)
     builder = Builder(
         job.prepared,
         job.config,
-        resolve_target(job.config.target),
+        target,
         feed if feed is not None else (),
         job.folder,
+        placement=place(job.prepared, job.config, target, feed or (), job.folder),
         watched=watched,
         trusted=trusted if feed is not None else frozenset(),
         unseen="without calibration data the range of its input is unknown",

@@ -1,1 +1,17 @@
 """Here so that pytest puts this folder on the path: the rooms' tests share the helpers that lie in it."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxq import placing
+
+
+@pytest.fixture(autouse=True)
+def integers_everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cost tables, except for tests marked ``costs``: toy networks are too small for integers to pay in any of them.
+
+    Which tables there are also depends on the machine, and a test must not.
+    """
+    if "costs" not in request.keywords:
+        monkeypatch.setattr(placing, "cost_table", lambda target: None)

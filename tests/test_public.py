@@ -29,6 +29,7 @@ ORDER = [
     "emit",
     "choose",
     "measure",
+    "placing",
     "build",
     "guard",
     "pipeline",

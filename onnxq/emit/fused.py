@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.emit.pieces import Before, Pieces, graph_of
+from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError
+from onnxq.graph.query import array
 
 DOMAIN = "com.microsoft"
 
@@ -39,9 +40,9 @@ def fuse_matmul(pieces: Pieces, name: str) -> None:
     idle = [v.producer() for v in matmul.inputs if v is not None]
     for node in [matmul] if add is None else [add, matmul]:
         graph.remove(node, safe=True)
-    for node in idle:
-        if node is not None and not node.outputs[0].uses():
-            graph_of(node).remove(node, safe=True)
+    for producer in idle:
+        if producer is not None and not producer.outputs[0].uses():
+            graph_of(producer).remove(producer, safe=True)
     pieces.nodes[name] = fused
     pieces.model.graph.opset_imports.setdefault(DOMAIN, 1)
 
@@ -74,7 +75,6 @@ def _bias(matmul: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
 
 def _columns(weight: ir.Value) -> int:
     producer = weight.producer()
-    codes = None if producer is None else producer.inputs[0]
+    codes = None if producer is None else array(producer.inputs[0])
     assert codes is not None
-    assert codes.const_value is not None
-    return int(codes.const_value.shape[1])
+    return int(codes.shape[1])

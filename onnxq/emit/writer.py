@@ -7,6 +7,7 @@ scalar scales of rank 0 and explicit zero points for activations, 1-D ones of eq
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,7 @@ class _Writer(Pieces):
         chosen = quantized.params
         graph = graph_of(node)
         spelled = Storage.INTEGER if weight.storage.computes else weight.storage
-        key = (id(graph), weight.tensor, f"{weight.granularity} {spelled.value}")
+        key = (id(graph), weight.tensor, f"{weight.granularity} {spelled.value} {weight.shift}")
         if weight.storage is Storage.GATHERED:
             self._gather(node, weight.tensor, quantized)
             return
@@ -97,7 +98,11 @@ class _Writer(Pieces):
             self._dynamic(node, weight, quantized)
             return
         if key not in self.made:
-            codes = self.initializer(graph, f"{weight.tensor}_quantized", quantized.codes)
+            stored = quantized.codes
+            if weight.shift:
+                stored = (stored + stored.dtype.type(weight.shift)).astype(stored.dtype)
+                chosen = replace(chosen, zero_point=(chosen.zero_point + weight.shift).astype(stored.dtype))
+            codes = self.initializer(graph, f"{weight.tensor}_quantized", stored)
             if weight.storage is Storage.PACKED:
                 scale = chosen.granularity.expand(chosen.scale, quantized.codes.shape)
                 if chosen.scale.ndim == scale.ndim:  # one block along the last axis: broadcasting does the rest

@@ -1,7 +1,7 @@
 """What kernels cost: tables of microseconds by operator and size, measured once for each kind of CPU.
 
-``benchmarks/kernel_costs.py`` writes the tables that ship in ``cost_tables/``: one thread, batch 1. A plan only compares
-costs with each other, so that their ratios matter and a faster or slower machine of the same kind does not.
+``benchmarks/kernel_costs.py`` writes the tables that ship in ``cost_tables/``: one thread, batch 1. A plan only
+compares costs with each other, so that their ratios matter and a faster or slower machine of the same kind does not.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _weights(size: float, points: tuple[float, ...]) -> list[tuple[int, float]]:
 
 @dataclass(frozen=True)
 class CostTable:
-    """The costs on one kind of CPU: ``grids`` by kernel (``conv.pointwise``, ``Add``, ...) and number (``float``, ...)."""
+    """The costs on one kind of CPU: ``grids`` by kernel (``conv.pointwise``, ``Add``) and number (``float``, ...)."""
 
     target: str
     grids: Mapping[tuple[str, str], Grid]
@@ -79,7 +79,7 @@ class CostTable:
 @lru_cache(maxsize=4)
 def cost_table(target: str) -> CostTable | None:
     """The table that was measured for ``target``; None where there is none yet."""
-    file = resources.files("onnxq.plan").joinpath("cost_tables", f"{target}.json")
+    file = resources.files("onnxq.plan").joinpath("cost_tables").joinpath(f"{target}.json")
     if not file.is_file():
         return None
     content = json.loads(file.read_text(encoding="utf-8"))

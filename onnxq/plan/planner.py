@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,11 +33,13 @@ def make_plan(
     target: Target,
     *,
     keep_float: Mapping[str, KeptFloat] | None = None,
+    steered: Collection[str] = (),
 ) -> Plan:
     """The ``Plan`` for ``model`` (as ``graph.prepare`` leaves it; not changed).
 
     ``keep_float`` maps names of nodes to the reason why they must stay float: what measurements or the runtime said
-    about an earlier plan. Node names must be unique across bodies of If and Loop.
+    about an earlier plan. ``steered`` names the convolutions that shall run as matrix products (``Weight.shift``). Node
+    names must be unique across bodies of If and Loop.
     """
     rules = _Rules(config.rules)
     anchors: dict[str, ir.Node] = {}
@@ -69,7 +71,7 @@ def make_plan(
     chosen = {**anchors, **integer}
     points = _points(model, chosen, anchors, target)
     fused = _fused(anchors, points) if config.operators == "onnxruntime" else frozenset()
-    weights = [w for n in anchors.values() for w in _anchor_weights(n, target, fused)]
+    weights = [w for n in anchors.values() for w in _anchor_weights(n, target, fused, steered)]
     stored = _stored_weights(model, anchors, refused, target)
     float_biases = [
         replace(b, storage=w.storage)
@@ -257,12 +259,16 @@ def _points(
     return list(points.values())
 
 
+# Symmetric codes reach from -127 to 127 at most: one lower they still fit.
+_SHIFT = -1
+
+
 def _fused(anchors: Mapping[str, ir.Node], points: Sequence[Point]) -> frozenset[str]:
     """The MatMuls that become MatMulIntegerToFloat in the file.
 
-    Left to itself, onnxruntime makes one of MatMul between quantizers too, but never takes the bias into it: an Add over
-    the whole output remains, up to a fifth of the time of the product. Where all readers want integers, QLinearMatMul or
-    QGemm writes them at once and is better still; QGemm, which a bias needs, takes matrices only.
+    Left to itself, onnxruntime makes one of MatMul between quantizers too, but never takes the bias into it: an Add
+    over the whole output remains, up to a fifth of the time of the product. Where all readers want integers,
+    QLinearMatMul or QGemm writes them at once and is better still; QGemm, which a bias needs, takes matrices only.
     """
     everywhere = {p.tensor for p in points if p.consumers is None}
     found = set()
@@ -276,7 +282,7 @@ def _fused(anchors: Mapping[str, ir.Node], points: Sequence[Point]) -> frozenset
     return frozenset(found)
 
 
-def _anchor_weights(node: ir.Node, target: Target, fused: frozenset[str]) -> list[Weight]:
+def _anchor_weights(node: ir.Node, target: Target, fused: Collection[str], steered: Collection[str]) -> list[Weight]:
     slot = ops.weight_slot(node)
     assert slot is not None
     value = node.inputs[slot.index]
@@ -285,7 +291,8 @@ def _anchor_weights(node: ir.Node, target: Target, fused: frozenset[str]) -> lis
     assert weight is not None
     granularity = PerAxis(slot.axis % len(weight.shape))
     storage = Storage.FUSED if node.name in fused else Storage.INTEGER
-    return [Weight(value.name or "", node.name or "", slot.index, target.weights, granularity, storage)]
+    shift = _SHIFT if node.name in steered and node.op_type == "Conv" else 0
+    return [Weight(value.name or "", node.name or "", slot.index, target.weights, granularity, storage, shift)]
 
 
 def _bias(node: ir.Node) -> list[Bias]:

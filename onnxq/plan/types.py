@@ -65,7 +65,11 @@ class Storage(Enum):
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant input that is stored as integers."""
+    """A constant input that is stored as integers.
+
+    ``shift`` is added to codes and zero points, which changes no number: onnxruntime's direct convolution wants zero
+    points of 0, so that any other steers it to matrix products.
+    """
 
     tensor: str
     node: str
@@ -73,6 +77,7 @@ class Weight:
     qtype: QType
     granularity: Granularity
     storage: Storage
+    shift: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ class Plan:
         ]
         lines += [
             f"weight   {w.node}[{w.index}] {w.tensor}: {w.qtype} {w.granularity} {w.storage.value}"
+            + (f", zero point {w.shift}" if w.shift else "")
             for w in self.weights
         ]
         lines += [

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import Array, bypass, can_bypass, float_constant, is_op, label, rank, sole_consumer
 from onnxq.graph.passes.affine import Affine, read_affine
+from onnxq.graph.passes.float_fusions import completes_fusion
 from onnxq.graph.passes.linear import Linear, fold_after, fold_before, linear_before, read_linear
 
 # ``value.meta[MOMENTS]`` of a normalised layer's output: (mean, deviation), [C] float64 each, as in training.
@@ -20,13 +21,15 @@ def fold_affine(model: ir.Model) -> int:
     That is BatchNormalization in inference and Add, Sub, Mul, Div by constants, next to Conv, ConvTranspose, Gemm and
     MatMul with constant weights, where nothing else reads the value between the two. Before a padded Conv only a
     multiplication folds: what is padded is zero, and zero it must stay. Arithmetic in float64; weights shared with
-    other nodes are copied.
+    other nodes are copied. What ends a GELU or a layer normalisation stays (``float_fusions``).
     """
     count = 0
     for graph in all_graphs(model):
         for node in tuple(graph):
             affine = read_affine(node)
-            if affine is not None and (_into_previous(node, affine) or _into_next(node, affine)):
+            if affine is None or completes_fusion(node):
+                continue
+            if _into_previous(node, affine) or _into_next(node, affine):
                 count += 1
     return count
 

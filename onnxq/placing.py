@@ -1,0 +1,62 @@
+"""Where integers pay in one model: shapes from a run of it, costs from the target's table, the best placement of all.
+
+Without a table for the target, or without an input to run the model on, everything runs on integers that can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.config import Config
+from onnxq.errors import OnnxqError
+from onnxq.graph.handoff import hand_off
+from onnxq.graph.query import nodes
+from onnxq.measure.profile import observed_shapes
+from onnxq.plan import KeptFloat, make_plan
+from onnxq.plan.costs import cost_table
+from onnxq.plan.placement import steered, uneconomic
+from onnxq.plan.work import Shapes
+from onnxq.targets import Target
+
+Feed = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What costs decide: nodes that are cheaper in float and why, and convolutions that another kernel runs faster."""
+
+    keep_float: Mapping[str, KeptFloat] = field(default_factory=dict)
+    steered: frozenset[str] = frozenset()
+
+
+def place(model: ir.Model, config: Config, target: Target, feeds: Iterable[Feed], folder: Path) -> Placement:
+    """The ``Placement`` of the prepared ``model`` at the sizes of the first of ``feeds``; ``folder`` is for scratch."""
+    table = cost_table(target.name) if config.placement == "cost" else None
+    feed = next(iter(feeds), None)
+    if table is None or feed is None:
+        return Placement()
+    shapes = tensor_shapes(model, feed, folder)
+    plan = make_plan(model, config, target)
+    wanted = {n.name or "" for n in nodes(model) if config.precision_of(n.name or "", n.op_type) == "int8"}
+    return Placement(uneconomic(model, plan, shapes, table, wanted=wanted), steered(model, shapes, table))
+
+
+def tensor_shapes(model: ir.Model, feed: Feed, folder: Path) -> Shapes:
+    """The shapes of all computed tensors of ``model`` in a run on ``feed``; empty where the model does not run."""
+    try:
+        seen = observed_shapes(hand_off(model, folder), feed)
+    except OnnxqError:
+        return {}
+    found = {name: tuple(array.shape) for name, array in feed.items()}
+    for node in nodes(model):
+        outputs = [o.name for o in node.outputs if o.name]
+        shapes = seen.get(node.name or "", ())
+        if len(outputs) == len(shapes):
+            found.update(zip(outputs, shapes, strict=True))
+    return found

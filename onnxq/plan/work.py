@@ -1,0 +1,129 @@
+"""Which kernel of a cost table a node needs, and how much work it is, from the shapes of its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from onnxq.graph.query import attribute, constant
+from onnxq.plan import ops
+from onnxq.plan.costs import CostTable
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+# A direct convolution of fewer input channels than this is another kernel.
+_FEW_CHANNELS = 4
+# Only views: no kernel touches an element.
+_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_COPIES = frozenset({"Transpose", "Slice", "Split", "DepthToSpace"})
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kernel's name in the cost table and its sizes there; an empty name costs nothing."""
+
+    kernel: str
+    sizes: tuple[float, ...]
+
+    def cost(self, table: CostTable, number: str) -> float:
+        """Microseconds on ``float`` or ``int8``; 0 for views."""
+        return table.cost(self.kernel, number, *self.sizes) if self.kernel else 0.0
+
+    def steered(self, table: CostTable) -> bool:
+        """Whether the integer convolution is faster by matrix products than by onnxruntime's direct kernel."""
+        other = (self.kernel, "int8-gemm") in table.grids
+        return other and self.cost(table, "int8-gemm") < _STEERED * self.cost(table, "int8")
+
+
+# What steering must gain: less is within what a table can tell.
+_STEERED = 0.97
+
+
+def work_of(node: ir.Node, shapes: Shapes) -> Work | None:
+    """The ``Work`` of ``node``, which has an integer kernel; None where shapes are unknown or nothing was measured."""
+    out = shapes.get(node.outputs[0].name or "")
+    if out is None:
+        return None
+    if node.op_type == "Conv":
+        return _convolution(node, out)
+    if node.op_type in ("MatMul", "Gemm"):
+        weight = constant(node.inputs[1])
+        if weight is None or len(out) < 1:
+            return None
+        columns = out[-1]
+        return Work("matmul", (_product(out) / max(1, columns), _size(weight) / max(1, columns), columns))
+    if node.op_type in _VIEWS:
+        return Work("", ())
+    given = shapes.get((node.inputs[0].name if node.inputs[0] is not None else "") or "", out)
+    if node.op_type in _COPIES:
+        return Work("Transpose", (_product(given),))
+    if node.op_type == "GlobalAveragePool":
+        return Work(node.op_type, (_product(given),))
+    if node.op_type in ("Add", "Mul", "Sigmoid", "LeakyRelu", "MaxPool", "Resize"):
+        return Work(node.op_type, (_product(out),))
+    if node.op_type == "Concat":  # it was measured with two operands; its size is that of one
+        return Work(node.op_type, (_product(out) / 2,))
+    return None
+
+
+def _convolution(node: ir.Node, out: tuple[int, ...]) -> Work | None:
+    weight = constant(node.inputs[1])
+    if weight is None or len(out) < 3:
+        return None
+    channels, inner, *kernel = (int(d) for d in weight.shape.numpy())
+    area, pixels = math.prod(kernel), out[0] * _product(out[2:])
+    group = int(attribute(node, "group", 1))
+    if group > 1 and inner == 1:
+        return Work("conv.depthwise", (channels, area, pixels))
+    if group > 1:
+        return Work("conv.grouped", (inner * area, channels, pixels))
+    if inner < _FEW_CHANNELS:
+        return Work("conv.few", (inner * area, channels, pixels))
+    return Work("conv.pointwise" if area == 1 else "conv.spatial", (inner * area, channels, pixels))
+
+
+def fused_in_float(node: ir.Node) -> bool:
+    """Whether a float kernel takes ``node`` in: a convolution the sum behind it, another one ``x * sigmoid(x)``."""
+    makers = [v.producer() if v is not None else None for v in node.inputs]
+    if node.op_type == "Add":
+        return any(m is not None and m.op_type == "Conv" and len(list(m.outputs[0].uses())) == 1 for m in makers)
+    if node.op_type == "Mul" and len(node.inputs) == 2:
+        return any(
+            m is not None and m.op_type == "Sigmoid" and m.inputs[0] is other
+            for m, other in zip(makers, reversed(node.inputs), strict=True)
+        )
+    return False
+
+
+def elements(value: ir.Value, shapes: Shapes) -> int | None:
+    """How many elements ``value`` has; None where that is unknown."""
+    shape = shapes.get(value.name or "")
+    return None if shape is None else _product(shape)
+
+
+def in_layout(value: ir.Value, shapes: Shapes) -> bool:
+    """Whether ``value`` is a map, which integer and float convolutions keep in layouts of their own."""
+    shape = shapes.get(value.name or "")
+    return shape is not None and len(shape) >= 4
+
+
+def needs_layout(node: ir.Node | None) -> bool:
+    """Whether ``node`` is a convolution or a pooling, in float in a blocked layout."""
+    return node is not None and not node.domain and node.op_type in ("Conv", "MaxPool", "GlobalAveragePool")
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    return math.prod(shape)
+
+
+def _size(weight: ir.TensorProtocol) -> int:
+    return int(math.prod(int(d) for d in weight.shape.numpy()))
+
+
+def writes_codes(node: ir.Node) -> bool:
+    """Whether the integer kernel of ``node`` writes 8-bit codes whatever reads them."""
+    return ops.weight_slot(node) is None or node.op_type == "Conv"
