@@ -20,7 +20,7 @@ from onnxq.graph.signature import TensorSpec
 from onnxq.measure.kernels import FLOAT_COMPUTE, KernelMap, kernel_map
 from onnxq.measure.size import ModelSize, model_size
 from onnxq.measure.trace import Fate, fates
-from onnxq.plan import Plan, make_plan, settled_output
+from onnxq.plan import Plan, absorbed, make_plan
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.running import opened
 from onnxq.runtime.plain import plain
@@ -227,7 +227,7 @@ def _bytes(model: ir.Model, plan: Plan, integer: bool) -> int:
 def _by_op(model: ir.Model, plan: Plan) -> tuple[tuple[OpOutlook, ...], tuple[LeftGroup, ...]]:
     integer, stored = set(plan.integer), {w.node for w in plan.weights if not w.storage.computes}
     reasons = {s.node: s.reason for s in plan.skipped}
-    absorbed = _absorbed(model, integer)
+    taken_in = _absorbed(model, integer)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     left: list[tuple[str, str, str]] = []
     for node in nodes(model):
@@ -238,26 +238,17 @@ def _by_op(model: ir.Model, plan: Plan) -> tuple[tuple[OpOutlook, ...], tuple[Le
         row = counts[op]
         row[0] += 1
         row[1] += name in integer
-        row[2] += name in absorbed
+        row[2] += name in taken_in
         row[3] += name in stored and name not in integer
-        if name not in integer and name not in absorbed and (name in reasons or node.op_type in FLOAT_COMPUTE):
+        if name not in integer and name not in taken_in and (name in reasons or node.op_type in FLOAT_COMPUTE):
             left.append((op, reasons.get(name) or _why_float(name in stored), name))
     outlooks = tuple(OpOutlook(op, *row) for op, row in counts.items())
     return tuple(sorted(outlooks, key=lambda o: (-o.integer, -o.nodes, o.op))), _grouped(left)
 
 
 def _absorbed(model: ir.Model, integer: set[str]) -> set[str]:
-    """Names of the nodes between each integer node and the tensor that its kernel writes: bias Add, Relu, Clip."""
-    found = set()
-    for node in nodes(model):
-        if node.name not in integer:
-            continue
-        maker = settled_output(node).producer()
-        while maker is not None and maker is not node:
-            found.add(maker.name or "")
-            # Of an Add one input is the bias: only the other one has a maker.
-            maker = next((p for v in maker.inputs if v is not None and (p := v.producer()) is not None), None)
-    return found - integer
+    """Names of the nodes that an integer kernel takes in besides its own: bias Add, Relu, Clip."""
+    return {inner.name or "" for n in nodes(model) if n.name in integer for inner in absorbed(n)} - integer
 
 
 def _why_float(stored: bool) -> str:

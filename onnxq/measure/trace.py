@@ -59,12 +59,12 @@ def fates(model: Model, kernels: KernelMap) -> tuple[Fate, ...]:
     ambiguous = {name for (_, name), n in counts.items() if n > 1} | {""}
     known = {o.node for o in originals} - ambiguous
     rules: tuple[_Rule, ...] = (
-        ("name", lambda o: [o.node] if o.node in known else [], lambda k: [_plain_name(k.name, known)]),
-        ("output", lambda o: o.reached, lambda k: [*map(_plain_value, k.outputs), k.name.removesuffix("_nchwc")]),
+        ("name", lambda o: [o.node] if o.node in known else [], lambda k: [plain_name(k.name, known)]),
+        ("output", lambda o: o.reached, lambda k: [*map(plain_value, k.outputs), k.name.removesuffix("_nchwc")]),
         (
             "weight",
             lambda o: o.weights,
-            lambda k: [v for w in map(_plain_value, k.weights) for v in (w, w.removesuffix("_T"))],
+            lambda k: [v for w in map(plain_value, k.weights) for v in (w, w.removesuffix("_T"))],
         ),
     )
     found: dict[int, tuple[Kernel, str]] = {}
@@ -86,7 +86,7 @@ def fates(model: Model, kernels: KernelMap) -> tuple[Fate, ...]:
     return tuple(_fate(o, *found.get(i, (None, ""))) for i, o in enumerate(originals))
 
 
-def _plain_name(name: str, known: set[str]) -> str:
+def plain_name(name: str, known: set[str]) -> str:
     """A kernel's ``name`` less what fusions appended, stopping at the first ``known`` node name."""
     name = name.rstrip("/")
     while name not in known:
@@ -97,7 +97,7 @@ def _plain_name(name: str, known: set[str]) -> str:
     return name
 
 
-def _plain_value(name: str) -> str:
+def plain_value(name: str) -> str:
     """A value's ``name`` less what inlining an If and moving QuantizeLinear and DequantizeLinear about add to it."""
     return re.sub(r"^_if_(then|else)_branch_|(_pre_q|_q_to_dq|_post_dq)$", "", name)
 

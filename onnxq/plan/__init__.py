@@ -1,6 +1,6 @@
 """Where QuantizeLinear and DequantizeLinear go, decided from the graph alone."""
 
-from onnxq.plan.planner import make_plan, settled_output
+from onnxq.plan.planner import absorbed, make_plan, settled_output
 from onnxq.plan.types import Bias, Constant, KeptFloat, Own, Plan, Point, SharedWith, Skipped, Storage, Weight
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Skipped",
     "Storage",
     "Weight",
+    "absorbed",
     "make_plan",
     "settled_output",
 ]

@@ -88,6 +88,17 @@ def cost_table(target: str) -> CostTable | None:
     return CostTable(target, {(g["kernel"], g["number"]): _grid(g) for g in content["grids"]})
 
 
+def conversion_table(target: str) -> CostTable:
+    """The table of ``target`` or, for want of one, another: where kernels are measured, only its conversions count."""
+    own = cost_table(target)
+    found = cost_table(_WELL_KNOWN) if own is None else own
+    assert found is not None
+    return found
+
+
+_WELL_KNOWN = "x86-avx2"
+
+
 def _grid(entry: Mapping[str, object]) -> Grid:
     axes = entry["axes"]
     assert isinstance(axes, dict)

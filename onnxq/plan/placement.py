@@ -29,10 +29,10 @@ from onnxq.plan.types import KeptFloat, Plan, Storage
 from onnxq.plan.work import (
     Shapes,
     Work,
+    blocked,
     elements,
     fused_in_float,
     in_layout,
-    needs_layout,
     work_of,
     writes_codes,
 )
@@ -43,10 +43,14 @@ _UNKNOWN_GAIN = 1.0
 
 @dataclass(frozen=True)
 class Costs:
-    """What is known of a model: ``float_us`` and ``integer_us`` by node that could run on integers."""
+    """What is known of a model: ``float_us`` and ``integer_us`` by node that could run on integers.
+
+    ``pace``: how much slower than the machine of the cost table this one is; conversions are taken from the table.
+    """
 
     float_us: Mapping[str, float]
     integer_us: Mapping[str, float]
+    pace: float = 1.0
 
 
 def table_costs(model: ir.Model, plan: Plan, shapes: Shapes, table: CostTable) -> Costs:
@@ -119,7 +123,7 @@ class _Cut:
         self.graph = networkx.DiGraph()
         self.graph.add_nodes_from((self.SOURCE, self.SINK))
         self.names = set(plan.integer)
-        self.shapes, self.table = shapes, table
+        self.shapes, self.table, self.pace = shapes, table, costs.pace
         chosen = [n for n in nodes(model) if (n.name or "") in self.names]
         self.writer = {id(value): node for node in chosen for value in _written(node)}
         for node in chosen:
@@ -184,33 +188,33 @@ class _Cut:
         name = writer.name if writer is not None and (integer_writer or joined) else self.SINK
         if any(r is not None for r in readers):
             q = ("Q", value.name)
-            self._edge(q, name, self._quantize(value, readers))
+            self._edge(q, name, self._quantize(value))
             for reader in readers:
                 if reader is not None:
                     self._edge(reader.name, q, None)
         if integer_writer:
             d = ("D", value.name)
-            self._edge(name, d, self._dequantize(value, readers))
+            self._edge(name, d, self._dequantize(value))
             for reader in readers:
                 self._edge(d, self.SINK if reader is None else reader.name, None)
 
-    def _quantize(self, value: ir.Value, readers: list[ir.Node | None]) -> float:
+    def _quantize(self, value: ir.Value) -> float:
         cost = self._of("QuantizeLinear", value)
-        if in_layout(value, self.shapes):
+        if in_layout(value, self.shapes):  # out of the blocks of float convolutions, channels last for integer ones
             cost += self._of("Transpose", value, "int8")
-            cost += self._of("Transpose", value, "int8") if needs_layout(value.producer()) else 0.0
+            cost += self._of("ReorderOutput", value) if blocked(value.producer()) else 0.0
         return cost
 
-    def _dequantize(self, value: ir.Value, readers: list[ir.Node | None]) -> float:
+    def _dequantize(self, value: ir.Value) -> float:
         cost = self._of("DequantizeLinear", value)
         if in_layout(value, self.shapes):
             cost += self._of("Transpose", value, "int8")
-            cost += self._of("Transpose", value, "int8") if any(map(needs_layout, readers)) else 0.0
+            cost += self._of("ReorderInput", value) if any(blocked(use.node) for use in value.uses()) else 0.0
         return cost
 
     def _of(self, kernel: str, value: ir.Value, number: str = "float") -> float:
         count = elements(value, self.shapes)
-        return 0.0 if count is None else self.table.cost(kernel, number, count)
+        return 0.0 if count is None else self.pace * self.table.cost(kernel, number, count)
 
 
 # What a flow in floating point may leave of an edge that it has filled.

@@ -130,6 +130,17 @@ def settled_output(node: ir.Node) -> ir.Value:
     return out
 
 
+def absorbed(node: ir.Node) -> list[ir.Node]:
+    """The nodes that the integer kernel of ``node`` takes in: those from ``node`` to its ``settled_output``."""
+    found: list[ir.Node] = []
+    maker = settled_output(node).producer()
+    while maker is not None and maker is not node:
+        found.append(maker)
+        # Of an Add one input is the bias: only the other one has a maker.
+        maker = next((p for v in maker.inputs if v is not None and (p := v.producer()) is not None), None)
+    return found
+
+
 def _ends_in_activation(node: ir.Node) -> bool:
     """Whether a Relu or Clip follows ``node``: onnxruntime then fuses only where a quantizer absorbs it."""
     producer = settled_output(node).producer()

@@ -111,9 +111,18 @@ def in_layout(value: ir.Value, shapes: Shapes) -> bool:
     return shape is not None and len(shape) >= 4
 
 
-def needs_layout(node: ir.Node | None) -> bool:
-    """Whether ``node`` is a convolution or a pooling, in float in a blocked layout."""
-    return node is not None and not node.domain and node.op_type in ("Conv", "MaxPool", "GlobalAveragePool")
+def blocked(node: ir.Node | None) -> bool:
+    """Whether ``node`` in float keeps its channels in blocks, as onnxruntime's convolutions and poolings on x86 do.
+
+    An activation behind one does too, and so does a sum.
+    """
+    while node is not None and node.op_type in _ALONG and node.inputs and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and not node.domain and node.op_type in _BLOCKED
+
+
+_BLOCKED = frozenset({"Conv", "MaxPool", "AveragePool", "GlobalAveragePool"})
+_ALONG = frozenset({"Relu", "Clip", "Sigmoid", "Mul", "Add"})
 
 
 def _product(shape: tuple[int, ...]) -> int:
