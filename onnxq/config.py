@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,16 +19,25 @@ OPERATORS = ("onnxruntime", "standard")
 PLACEMENTS = ("cost", "all")
 
 
+PRECISIONS = ("int8", "int8-gemm", "stored", "float")
+
+
 @dataclass(frozen=True)
 class Rule:
-    """Nodes whose name or operator type matches ``match`` (shell wildcards) are kept ``"float"`` or made ``"int8"``."""
+    """How nodes run whose name or operator type matches ``match`` (shell wildcards).
+
+    ``int8``: on integers, whatever that costs. ``int8-gemm``: the same, a convolution by matrix products. ``stored``:
+    in float, weights stored as int8. ``float``: as in the float model.
+    """
 
     match: str
     precision: str = "float"
 
     def __post_init__(self) -> None:
-        if self.precision not in ("float", "int8"):
-            raise ConfigError(f"rule '{self.match}': precision is 'float' or 'int8', not '{self.precision}'")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"rule '{self.match}': precision is one of {', '.join(PRECISIONS)}, not '{self.precision}'"
+            )
 
     def matches(self, name: str, op_type: str) -> bool:
         """Whether the rule speaks of a node called ``name`` of type ``op_type``."""
@@ -53,6 +63,7 @@ class Config:
     | `min_agreement`     | layers are given back to float until held-out agreement reaches it (0: never)        |
     | `guard_sqnr`        | layers are given back to float until every output reaches it, dB (or no gain is left) |
     | `min_sqnr`          | dB; a result below it is reported as failed                                          |
+    | `tune_seconds`      | time given to finding the fastest placement by measuring on this machine (0: none)   |
     | `latency_seconds`   | time given to measuring latency for the report (0: none)                             |
     | `seed`              | of everything random                                                                 |
     """
@@ -70,6 +81,7 @@ class Config:
     min_agreement: float = 0.99
     guard_sqnr: float = 10.0
     min_sqnr: float | None = None
+    tune_seconds: float = 0.0
     latency_seconds: float = 0.0
     seed: int = 0
 
@@ -107,6 +119,18 @@ class Config:
             if role in ("", "activations"):
                 changed = replace(changed, activation_range=method)
         return changed
+
+
+def config_text(config: Config) -> str:
+    """``config`` as TOML that ``load_config`` reads back: what differs from the defaults."""
+    lines = []
+    for entry in fields(Config):
+        value = getattr(config, entry.name)
+        if entry.name != "rules" and value != entry.default and value is not None:
+            lines.append(f"{entry.name} = {json.dumps(value)}")
+    for rule in config.rules:
+        lines += ["", "[[rules]]", f"match = {json.dumps(rule.match)}", f'precision = "{rule.precision}"']
+    return "\n".join(lines) + "\n"
 
 
 def load_config(path: Path | str) -> Config:

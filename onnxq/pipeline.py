@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -23,6 +23,7 @@ from onnxq.graph.handoff import hand_off
 from onnxq.graph.io import load, save, serialize
 from onnxq.graph.kinds import require_float32
 from onnxq.graph.prepare import prepare
+from onnxq.graph.query import nodes
 from onnxq.graph.signature import Signature, signature
 from onnxq.guard import References, Verdict, judge, references, repair, summary
 from onnxq.measure.compare import Comparison
@@ -35,6 +36,8 @@ from onnxq.plan.planner import nothing_to_quantize
 from onnxq.ranges.registry import find_method
 from onnxq.runtime.session import open_session, run
 from onnxq.targets import resolve_target
+from onnxq.tuned import as_config, recall, remember, tuning_key
+from onnxq.tuning import Tuning, tune
 
 if TYPE_CHECKING:
     import onnx
@@ -67,12 +70,14 @@ class Result:
     | `plan`       | what was quantized, what not and why                                                    |
     | `report`     | sizes, noise, agreement, kernels, latency; prints as a table or as JSON                 |
     | `good`       | whether held-out samples bear out the promised agreement and SQNR (True if not checked) |
+    | `config`     | the choices with the placement spelled out: they give this model again, on any machine  |
     """
 
     model: ir.Model
     plan: Plan
     report: Report
     good: bool
+    config: Config
 
     @property
     def comparison(self) -> Comparison | None:
@@ -165,6 +170,7 @@ class _Outcome:
     warnings: tuple[str, ...] = ()
     latency: LatencyReport | None = None
     held_out: Feed | None = None
+    tuning: Tuning | None = None
 
 
 def _with_data(job: _Job, feed: Feed) -> _Outcome:
@@ -189,6 +195,8 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
         placement=place(job.prepared, config, target, calibration.limit(1), job.folder),
         progress=lambda done: job.tell("observe", done, total),
     )
+    timed = held_out.limit(_TIMED_FEEDS)
+    builder, trials = _tuned(job, builder, timed)
     first = builder.build()
     job.tell("verify", 0, None)
 
@@ -219,8 +227,9 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
     if feed.ignored:
         notes.append(f"arrays that no input wants were ignored: {', '.join(feed.ignored)}")
     warnings = (*([feed.warning] if feed.warning else []), *verdict.comparison.problems)
-    timed = held_out.limit(_TIMED_FEEDS)
-    return _Outcome(best, builder, verdict, timed, feed.description, tuple(notes), warnings, held_out=held_out)
+    return _Outcome(
+        best, builder, verdict, timed, feed.description, tuple(notes), warnings, held_out=held_out, tuning=trials
+    )
 
 
 def _without_data(job: _Job, options: FeedOptions | None) -> _Outcome:
@@ -239,15 +248,37 @@ def _without_data(job: _Job, options: FeedOptions | None) -> _Outcome:
         trusted=trusted if feed is not None else frozenset(),
         unseen="without calibration data the range of its input is unknown",
     )
-    built = builder.build()
     timed = None if feed is None else feed.limit(_TIMED_FEEDS)
+    builder, trials = _tuned(job, builder, timed)
+    built = builder.build()
     notes: tuple[str, ...] = ()
     if timed is not None:
         session = open_session(built.handed)
         for one in timed:
             run(session, one)
         notes = (f"loaded and run on random inputs: {', '.join(f'{k} {list(v.shape)}' for k, v in one.items())}",)
-    return _Outcome(built, builder, None, timed, "none", notes, (NO_DATA,))
+    return _Outcome(built, builder, None, timed, "none", notes, (NO_DATA,), tuning=trials)
+
+
+def _tuned(job: _Job, builder: Builder, timed: Feed | None) -> tuple[Builder, Tuning | None]:
+    """``builder`` with the fastest placement that the time allows to find, or that was found before, and the trials."""
+    config = job.config
+    if config.tune_seconds <= 0 or timed is None:
+        return builder, None
+    job.tell("tune", 0, None)
+    feeds, threads = list(timed), _thread_counts()
+    key = tuning_key(job.prepared, config, feeds[0], threads)
+    found = recall(key, config.tune_seconds)
+    if found is None:
+        progress = partial(job.tell, "tune")
+        found = tune(builder, feeds, threads=threads, seconds=config.tune_seconds, seed=config.seed, progress=progress)
+        remember(key, found, config.tune_seconds)
+    return replace(builder, placement=found.placement, config=replace(config, operators=found.operators)), found
+
+
+def _thread_counts() -> tuple[int, ...]:
+    """One, and all that there are."""
+    return tuple(sorted({1, os.cpu_count() or 1}))
 
 
 def _runs(model: bytes | Path, feed: Feed) -> bool:
@@ -272,28 +303,15 @@ def _never_slower(job: _Job, outcome: _Outcome) -> _Outcome:
     if outcome.held_out is not None:
         verdict = judge(job.reference, built.handed, outcome.held_out.limit(_JUDGED_FEEDS), job.config)
     note = "integer kernels made this model slower on this machine: weights are stored as int8, the computing is float"
-    return _timed(
-        job,
-        _Outcome(
-            built,
-            outcome.builder,
-            verdict,
-            outcome.timed,
-            outcome.made_from,
-            (*outcome.notes, note),
-            outcome.warnings,
-            held_out=outcome.held_out,
-        ),
-    )
+    return _timed(job, replace(outcome, built=built, verdict=verdict, notes=(*outcome.notes, note), latency=None))
 
 
 def _timed(job: _Job, outcome: _Outcome) -> _Outcome:
     assert outcome.timed is not None
-    threads = (1, os.cpu_count() or 1) if (os.cpu_count() or 1) > 1 else (1,)
     report = benchmark(
         [job.reference, outcome.built.handed],
         list(outcome.timed),
-        threads=threads,
+        threads=_thread_counts(),
         seconds=job.config.latency_seconds,
         seed=job.config.seed,
     )
@@ -310,7 +328,7 @@ def _result(job: _Job, outcome: _Outcome, notes: tuple[str, ...]) -> Result:
     provenance = {
         "onnxq": __version__,
         "calibration": outcome.made_from,
-        "config": json.dumps(asdict(job.config), sort_keys=True),
+        "config": json.dumps(asdict(outcome.builder.config), sort_keys=True),
     }
     built.model.metadata_props[METADATA_KEY] = json.dumps(provenance, sort_keys=True)
     final = hand_off(built.model, job.folder)
@@ -325,5 +343,7 @@ def _result(job: _Job, outcome: _Outcome, notes: tuple[str, ...]) -> Result:
         notes=(*notes, *unused),
         warnings=outcome.warnings,
         provenance=provenance,
+        tuning=() if outcome.tuning is None else outcome.tuning.trials,
     )
-    return Result(built.model, built.plan, report, outcome.verdict is None or outcome.verdict.good)
+    spelled = as_config(outcome.builder.config, built, nodes(job.prepared))
+    return Result(built.model, built.plan, report, outcome.verdict is None or outcome.verdict.good, spelled)

@@ -43,7 +43,8 @@ def place(model: ir.Model, config: Config, target: Target, feeds: Iterable[Feed]
         return Placement()
     shapes = tensor_shapes(model, feed, folder)
     plan = make_plan(model, config, target)
-    wanted = {n.name or "" for n in nodes(model) if config.precision_of(n.name or "", n.op_type) == "int8"}
+    ruled = {n.name or "": config.precision_of(n.name or "", n.op_type) or "" for n in nodes(model)}
+    wanted = {name for name, precision in ruled.items() if precision.startswith("int8")}
     return Placement(uneconomic(model, plan, shapes, table, wanted=wanted), steered(model, shapes, table))
 
 

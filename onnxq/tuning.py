@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -33,6 +33,7 @@ from onnxq.graph.query import nodes
 from onnxq.measure.attribution import Attribution, attribute
 from onnxq.measure.latency import benchmark
 from onnxq.measure.profile import profile
+from onnxq.measure.report import Trial
 from onnxq.placing import Placement, tensor_shapes
 from onnxq.plan import Plan, Storage, absorbed, make_plan
 from onnxq.plan.costs import conversion_table
@@ -49,19 +50,6 @@ _FEWEST_ROUNDS = 12
 _ONE_CANDIDATE = 1 / 40
 # Cost of a node that shall not run that way; far above any kernel, far below what would swallow the others' digits.
 _NEVER = 1e9
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One candidate: its time over that of the best before it, ``ratio``, with 95 % interval; geometric means over
-    the numbers of threads. ``kept``: whether it became the best.
-    """
-
-    what: str
-    ratio: float
-    low: float
-    high: float
-    kept: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,15 @@ class _Candidate:
         return frozenset(self.placement.keep_float), self.placement.steered, self.operators
 
 
-def tune(builder: Builder, feeds: list[Feed], *, threads: tuple[int, ...], seconds: float, seed: int) -> Tuning:
+def tune(
+    builder: Builder,
+    feeds: Sequence[Feed],
+    *,
+    threads: tuple[int, ...],
+    seconds: float,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Tuning:
     """The ``Tuning`` of ``builder``'s model within about ``seconds``; ``builder`` keeps its placement.
 
     Args:
@@ -94,18 +90,21 @@ def tune(builder: Builder, feeds: list[Feed], *, threads: tuple[int, ...], secon
         threads: numbers of threads, which count alike.
         seconds: for timing; observing the calibration data and the last candidate come on top.
         seed: of the order of runs.
+        progress: called with the seconds that have gone by and ``seconds``.
     """
     search = _Search(builder, feeds, threads, seconds, seed)
     for candidate in search.candidates():
         search.consider(candidate)
-        if time.monotonic() > search.deadline:
+        left = search.deadline - time.monotonic()
+        progress(int(seconds - max(left, 0.0)), int(seconds))
+        if left <= 0.0:
             break
     return Tuning(search.best.placement, search.best.operators, tuple(search.trials))
 
 
 class _Search:
     def __init__(
-        self, builder: Builder, feeds: list[Feed], threads: tuple[int, ...], seconds: float, seed: int
+        self, builder: Builder, feeds: Sequence[Feed], threads: tuple[int, ...], seconds: float, seed: int
     ) -> None:
         self.builder, self.feeds, self.threads, self.seconds, self.seed = builder, feeds, threads, seconds, seed
         self.trials: list[Trial] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from onnxq import placing
@@ -15,3 +17,9 @@ def integers_everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """
     if "costs" not in request.keywords:
         monkeypatch.setattr(placing, "cost_table", lambda target: None)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or leaves a tuning in the cache of whoever runs it."""
+    monkeypatch.setenv("ONNXQ_CACHE", str(tmp_path / "cache"))

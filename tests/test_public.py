@@ -32,6 +32,8 @@ ORDER = [
     "placing",
     "build",
     "guard",
+    "tuning",
+    "tuned",
     "pipeline",
     "running",
     "inspection",

@@ -14,7 +14,7 @@ from onnxq.calibrate.options import FeedOptions
 from onnxq.cli.commands import NOT_GOOD, takes
 from onnxq.cli.options import Json, Model, Quiet, Samples, base_config, feed_options
 from onnxq.cli.progress import progress_bar
-from onnxq.config import OBJECTIVES, RESTORE, Config
+from onnxq.config import OBJECTIVES, OPERATORS, RESTORE, Config, config_text
 from onnxq.errors import OutputError
 
 if TYPE_CHECKING:
@@ -73,6 +73,28 @@ def quantize(
     min_sqnr: Annotated[
         float | None, typer.Option(metavar="DB", help="Exit with 3 if the outputs' SQNR is below this, in dB.")
     ] = None,
+    tune: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Time for finding the fastest placement by measuring on this machine; found once, it is remembered "
+            "(default: none).",
+        ),
+    ] = None,
+    save_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TOML", help="Write the choices made, node by node, for --config: the same model again, anywhere."
+        ),
+    ] = None,
+    operators: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help=f"{', '.join(OPERATORS)} (default {Config.operators}): onnxruntime's own operators where they are "
+            "faster, or those of the ONNX standard only.",
+        ),
+    ] = None,
     latency: Annotated[
         float | None,
         typer.Option(
@@ -95,11 +117,15 @@ def quantize(
     """
     target = model.with_name(f"{model.stem}.int8.onnx") if output is None else output
     check_output(target, model, overwrite=overwrite)
+    if save_config is not None:
+        check_output(save_config, model, overwrite=overwrite)
     config = base if ranges is None else base.with_range(ranges)
     seconds = (config.latency_seconds or _LATENCY_SECONDS) if latency is None else latency
     config = replace(
         config,
         latency_seconds=seconds,
+        tune_seconds=config.tune_seconds if tune is None else tune,
+        operators=config.operators if operators is None else operators,
         objective=config.objective if objective is None else objective,
         restore=config.restore if restore is None else restore,
         samples=config.samples if samples is None else samples,
@@ -112,6 +138,7 @@ def quantize(
 
     from rich.console import Console
 
+    from onnxq.graph.atomic import write_bytes
     from onnxq.measure.size import model_size
     from onnxq.pipeline import quantize as run_pipeline
 
@@ -122,6 +149,8 @@ def quantize(
     with progress_bar(notices, quiet=quiet) as progress:
         result = run_pipeline(model, data, config=config, feed_options=options, progress=progress)
     written = result.save(target, overwrite=overwrite)
+    if save_config is not None:
+        write_bytes(save_config, config_text(result.config).encode())
     failures = shortcomings(result, config)
     # Of the files, not of what was in memory: names, and the bytes that the user has on disk.
     report = replace(result.report, source=model_size(model), result=model_size(written[0]))
@@ -223,6 +252,7 @@ COMMANDS = (
             "onnxq quantize model.onnx -c photos/ --image-size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
             "onnxq quantize bert.onnx -c sentences.txt --tokenizer tokenizer.json --max-length 128 -o bert.q.onnx",
             "onnxq quantize model.onnx -c my_data:batches --exclude 'head.*' --min-sqnr 30 --json",
+            "onnxq quantize model.onnx -c inputs.npz --tune 60 --save-config tuned.toml",
         ),
     ),
 )

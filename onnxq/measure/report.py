@@ -29,12 +29,26 @@ class LeftFloat:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A candidate of tuning: its time over that of the best before it, ``ratio``, with its 95 % interval; geometric
+    means over the numbers of threads. ``kept``: whether it became the best.
+    """
+
+    what: str
+    ratio: float
+    low: float
+    high: float
+    kept: bool
+
+
+@dataclass(frozen=True)
 class Report:
     """What is known of a quantized model beside its float ``source``; parts that were not measured are None or empty.
 
     ``latency``: the float model first, the quantized one second. ``fates``: of the compute nodes of the *result*.
     ``reasons``: why a node was left float, by node name or, for unnamed nodes, by first output name; where it says
-    nothing, the cause found in the graph stands. ``provenance``: versions, options, data, as text.
+    nothing, the cause found in the graph stands. ``provenance``: versions, options, data, as text. ``tuning``: the
+    candidates that were timed.
     """
 
     source: ModelSize
@@ -48,6 +62,7 @@ class Report:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
+    tuning: tuple[Trial, ...] = ()
 
     @property
     def integer(self) -> tuple[Fate, ...]:

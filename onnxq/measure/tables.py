@@ -10,7 +10,7 @@ from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.measure.layers import LayerNoise
-from onnxq.measure.report import LeftFloat, Report
+from onnxq.measure.report import LeftFloat, Report, Trial
 from onnxq.measure.size import ModelSize
 
 if TYPE_CHECKING:
@@ -84,6 +84,18 @@ def kernel_table(kernels: KernelMap) -> Table:
     return table
 
 
+def tuning_table(trials: Sequence[Trial]) -> Table:
+    """A row for each candidate that was kept, and one for those that were not."""
+    table = _table("Tuned on this machine", ["candidate", "time / best before", "95 % interval"], left=1)
+    for trial in trials:
+        if trial.kept:
+            _add(table, [trial.what, f"{trial.ratio:.3f}", f"{trial.low:.3f}-{trial.high:.3f}"])
+    lost = sum(not trial.kept for trial in trials)
+    if lost:
+        _add(table, [f"{lost} candidates that were not faster beyond noise", "-", "-"])
+    return table
+
+
 def layer_table(layers: Sequence[LayerNoise]) -> Table:
     """A row for each layer; the lowest local figure is where the most noise is made."""
     table = _table("Noise by layer", ["tensor", "node", "op", "accumulated dB", "local dB"], left=3)
@@ -114,6 +126,8 @@ def _show_report(report: Report, console: Console) -> None:
         console.print(_left_table(report.left_float))
     if report.layers:
         console.print(layer_table(report.layers))
+    if report.tuning:
+        console.print(tuning_table(report.tuning))
     for note in report.notes:
         console.print(note, markup=False)
     problems = () if report.comparison is None else report.comparison.problems

@@ -37,6 +37,7 @@ from onnxq.plan.work import (
     writes_codes,
 )
 
+NOT_WORTH_IT = "integers would not pay here, conversions counted"
 # What a layer of unknown size is taken to gain, in microseconds.
 _UNKNOWN_GAIN = 1.0
 
@@ -92,12 +93,7 @@ def uneconomic(
     costs = table_costs(model, plan, shapes, table) if costs is None else costs
     kept = _Cut(model, plan, shapes, table, costs, wanted).float_side()
     by_name = {n.name or "": n for n in nodes(model)}
-    return {name: KeptFloat(_reason(name, costs), _stored(by_name[name])) for name in plan.integer if name in kept}
-
-
-def _reason(name: str, costs: Costs) -> str:
-    integer, real = costs.integer_us[name], costs.float_us[name]
-    return f"integers would not pay: {integer:.0f} us and conversions, in float {real:.0f} us"
+    return {name: KeptFloat(NOT_WORTH_IT, _stored(by_name[name])) for name in plan.integer if name in kept}
 
 
 def _stored(node: ir.Node) -> Storage | None:

@@ -42,6 +42,7 @@ def make_plan(
     names must be unique across bodies of If and Loop.
     """
     rules = _Rules(config.rules)
+    products = set(steered)
     anchors: dict[str, ir.Node] = {}
     candidates: dict[str, ir.Node] = {}
     refused = dict(keep_float or {})
@@ -52,8 +53,11 @@ def make_plan(
     for node in nodes(model):
         name = node.name or ""
         rule = rules.first(node)
-        if rule is not None and rule.precision == "float":
-            refused[name] = KeptFloat(f"kept float by rule '{rule.match}'")
+        if rule is not None and rule.precision in ("float", "stored"):
+            packed = rule.precision == "stored" and ops.weight_slot(node) is not None
+            refused[name] = KeptFloat(f"kept float by rule '{rule.match}'", Storage.PACKED if packed else None)
+        if rule is not None and rule.precision == "int8-gemm":
+            products.add(name)
         if ops.weight_slot(node) is not None:
             if name not in refused and (obstacle := ops.anchor_obstacle(node)) is not None:
                 refused[name] = KeptFloat(obstacle, Storage.PACKED)
@@ -71,7 +75,7 @@ def make_plan(
     chosen = {**anchors, **integer}
     points = _points(model, chosen, anchors, target)
     fused = _fused(anchors, points) if config.operators == "onnxruntime" else frozenset()
-    weights = [w for n in anchors.values() for w in _anchor_weights(n, target, fused, steered)]
+    weights = [w for n in anchors.values() for w in _anchor_weights(n, target, fused, products)]
     stored = _stored_weights(model, anchors, refused, target)
     float_biases = [
         replace(b, storage=w.storage)
