@@ -14,10 +14,10 @@ import numpy.typing as npt
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
 from onnxq.errors import ConfigError, RuntimeFailure, one_line
 from onnxq.graph.handoff import hand_off
+from onnxq.graph.kinds import METADATA_KEY
 from onnxq.graph.prepare import prepare
 from onnxq.measure.compare import Comparison, compare
 from onnxq.measure.layers import LayerNoise, common_tensors, layer_noise
-from onnxq.pipeline import METADATA_KEY
 from onnxq.running import Opened, opened, told
 from onnxq.runtime.plain import plain
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
+from onnxq.calibrate.feeds import FeedOptions, FeedSource
 from onnxq.config import Config
-from onnxq.errors import ModelError, one_line
+from onnxq.errors import DataError, ModelError, one_line
+from onnxq.graph.io import load
 from onnxq.graph.kinds import quantized_ops, require_float32
 from onnxq.graph.prepare import prepare
 from onnxq.graph.query import is_float, nodes
@@ -20,9 +24,11 @@ from onnxq.graph.signature import TensorSpec
 from onnxq.measure.kernels import FLOAT_COMPUTE, KernelMap, kernel_map
 from onnxq.measure.size import ModelSize, model_size
 from onnxq.measure.trace import Fate, fates
+from onnxq.per_node import NodeTable, node_table
+from onnxq.placing import place
 from onnxq.plan import Plan, absorbed, make_plan
 from onnxq.plan.planner import nothing_to_quantize
-from onnxq.running import opened
+from onnxq.running import Opened, opened, some_feed
 from onnxq.runtime.plain import plain
 from onnxq.targets import resolve_target
 
@@ -105,6 +111,7 @@ class Inspection:
     | `refusal`       | why a float model cannot be quantized, or None                                              |
     | `kernels`       | what onnxruntime runs, from the graph that it optimised; None where that was not asked for  |
     | `fates`         | with ``kernels``: the kernel that each Conv, Gemm, MatMul, ... ended in                     |
+    | `node_table`    | kernel and share of the time of every node, where that was asked for                        |
     """
 
     name: str
@@ -120,6 +127,7 @@ class Inspection:
     refusal: str | None = None
     kernels: KernelMap | None = None
     fates: tuple[Fate, ...] = ()
+    node_table: NodeTable | None = None
 
     @property
     def quantized(self) -> bool:
@@ -146,7 +154,16 @@ class Inspection:
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
 
-def inspect(model: ModelSource, *, config: Config | None = None, kernels: Kernels = "quantized") -> Inspection:
+def inspect(
+    model: ModelSource,
+    quantized: ModelSource | None = None,
+    *,
+    config: Config | None = None,
+    kernels: Kernels = "quantized",
+    by_node: bool = False,
+    data: FeedSource | None = None,
+    feed_options: FeedOptions | None = None,
+) -> Inspection:
     """The ``Inspection`` of ``model``, float or quantized.
 
     Args:
@@ -154,9 +171,14 @@ def inspect(model: ModelSource, *, config: Config | None = None, kernels: Kernel
         config: the rules and the target that a float model's outlook follows.
         kernels: for which models to ask onnxruntime what it runs (it loads the model for that): quantized ones, all or
             none.
+        quantized: what was made of the float ``model``: both are run, and told node by node.
+        by_node: the same for ``model`` alone, beside what quantizing would do.
+        data: inputs to run on, anything that ``open_feed`` takes; None: random ones.
+        feed_options: how files become inputs; see ``FeedOptions``.
 
     Raises:
-        ModelError: unreadable.
+        ModelError: unreadable; or ``model`` is not a float model where it must be.
+        DataError: nothing could be made up to run the model on, or ``data`` does not fit.
         ConfigError: an unknown target.
         RuntimeFailure: onnxruntime cannot load the model (only where kernels are asked for).
     """
@@ -164,7 +186,14 @@ def inspect(model: ModelSource, *, config: Config | None = None, kernels: Kernel
     resolve_target(config.target)  # an unknown one is an error for quantized models too
     with opened(model) as (given,):
         found = quantized_ops(given.model)
-        outlook, refusal = (None, None) if found else _outlook(given.model, config)
+        table = None
+        if by_node or quantized is not None:
+            if found:
+                raise ModelError(f"{given.name} is quantized already; give the float model first, then this one")
+            feeds = list(some_feed(given, data, feed_options))
+            other = None if quantized is None else load(quantized)
+            table = node_table(given.model, feeds, quantized=other, config=config)
+        outlook, refusal = (None, None) if found or quantized is not None else _outlook(given, config, feed_options)
         asked = kernels == "always" or (kernels == "quantized" and bool(found))
         running = kernel_map(given.runnable) if asked else None
         signature = given.signature
@@ -183,6 +212,7 @@ def inspect(model: ModelSource, *, config: Config | None = None, kernels: Kernel
             refusal,
             running,
             () if running is None else fates(given.runnable, running),
+            table,
         )
 
 
@@ -193,15 +223,21 @@ def describe(spec: TensorSpec) -> TensorInfo:
     return TensorInfo(spec.name, dtype, spec.shape)
 
 
-def _outlook(model: ir.Model, config: Config) -> tuple[Outlook | None, str | None]:
-    """What quantizing the float ``model`` would do, or why it is refused."""
+def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tuple[Outlook | None, str | None]:
+    """What quantizing the float model would do, or why it is refused."""
     target = resolve_target(config.target)
     try:
-        require_float32(model)
-        prepared = prepare(model)
+        require_float32(given.model)
+        prepared = prepare(given.model)
     except ModelError as error:
         return None, one_line(error)
-    plan = make_plan(prepared.model, config, target)
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        try:
+            feeds = list(some_feed(given, None, options))
+        except DataError:
+            feeds = []  # of unknown sizes: everything that can
+        placement = place(prepared.model, config, target, feeds, Path(folder))
+    plan = make_plan(prepared.model, config, target, keep_float=placement.keep_float, steered=placement.steered)
     if not plan.anchors and not plan.weights:
         return None, nothing_to_quantize(plan)
     notes = (*prepared.notes, *(f"rule '{rule}' matched no node" for rule in plan.unused_rules))

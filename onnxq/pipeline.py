@@ -16,12 +16,12 @@ import onnx_ir as ir
 from onnxq._version import __version__
 from onnxq.build import Builder, Built
 from onnxq.calibrate.feeds import Feed, FeedOptions, FeedSource, open_feed
-from onnxq.calibrate.synthetic import impose_moments, random_feed
+from onnxq.calibrate.synthetic import impose_moments, runnable_feed
 from onnxq.config import Config
-from onnxq.errors import ModelError, OnnxqError
+from onnxq.errors import ModelError
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.io import load, save, serialize
-from onnxq.graph.kinds import require_float32
+from onnxq.graph.kinds import METADATA_KEY, require_float32
 from onnxq.graph.prepare import prepare
 from onnxq.graph.query import nodes
 from onnxq.graph.signature import Signature, signature
@@ -56,7 +56,6 @@ _WITNESSES = 256
 _WITNESSED_ELEMENTS = 1 << 24
 _TIMED_FEEDS = 4
 
-METADATA_KEY = "onnxq"
 NO_DATA = "no real data was seen: ranges come from the model alone, and accuracy was not checked"
 
 
@@ -235,7 +234,7 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
 def _without_data(job: _Job, options: FeedOptions | None) -> _Outcome:
     """Ranges from BatchNormalization where there is one; elsewhere ranges measured at run time, or none."""
     watched, trusted = impose_moments(job.prepared)
-    feed = next((f for f in random_feed(job.signature.inputs, options) if _runs(job.reference, f)), None)
+    feed = runnable_feed(job.reference, job.signature.inputs, options)
     target = resolve_target(job.config.target)
     builder = Builder(
         job.prepared,
@@ -281,14 +280,6 @@ def _thread_counts() -> tuple[int, ...]:
     return tuple(sorted({1, os.cpu_count() or 1}))
 
 
-def _runs(model: bytes | Path, feed: Feed) -> bool:
-    try:
-        run(open_session(model), next(iter(feed)))
-    except OnnxqError:
-        return False
-    return True
-
-
 def _never_slower(job: _Job, outcome: _Outcome) -> _Outcome:
     """``outcome`` with its latency; where it is slower than float, the one that only stores its weights as integers."""
     if job.config.latency_seconds <= 0 or outcome.timed is None:
@@ -330,7 +321,10 @@ def _result(job: _Job, outcome: _Outcome, notes: tuple[str, ...]) -> Result:
         "calibration": outcome.made_from,
         "config": json.dumps(asdict(outcome.builder.config), sort_keys=True),
     }
-    built.model.metadata_props[METADATA_KEY] = json.dumps(provenance, sort_keys=True)
+    reasons: dict[str, list[str]] = {}
+    for skipped in built.plan.skipped:
+        reasons.setdefault(skipped.reason, []).append(skipped.node)
+    built.model.metadata_props[METADATA_KEY] = json.dumps({**provenance, "float": reasons}, sort_keys=True)
     final = hand_off(built.model, job.folder)
     report = Report(
         model_size(job.reference),

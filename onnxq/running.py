@@ -16,7 +16,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.calibrate.feeds import Feed, FeedOptions, FeedSource, open_feed
-from onnxq.errors import ConfigError, ModelError
+from onnxq.calibrate.synthetic import runnable_feed
+from onnxq.errors import ConfigError, DataError, ModelError
 from onnxq.graph.atomic import staged, write_synced
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.io import load
@@ -199,6 +200,23 @@ def benchmark(
             feed = open_feed(data, given[0].signature.inputs, options=options)
         given_options = {key: value for key, value in chosen.items() if value is not None}
         return latency.benchmark([g.runnable for g in given], feed, **given_options)
+
+
+# Feeds that a profile goes round: what it measures depends on shapes, hardly on values.
+_SOME = 4
+
+
+def some_feed(given: Opened, data: FeedSource | None, options: FeedOptions | None) -> Feed:
+    """A few inputs to run ``given`` on: of ``data``, or random ones of sizes that it runs with.
+
+    Raises ``DataError`` where nothing can be made up, or ``data`` does not fit.
+    """
+    if data is not None:
+        return open_feed(data, given.signature.inputs, options=options).limit(_SOME)
+    made_up = runnable_feed(given.runnable, given.signature.inputs, options)
+    if made_up is None:
+        raise DataError(f"{given.name} runs on no random input; give some with --data, or sizes with --dim NAME=N")
+    return made_up.limit(1)
 
 
 def _require_same_inputs(models: Sequence[Opened]) -> None:

@@ -36,6 +36,7 @@ ORDER = [
     "tuned",
     "pipeline",
     "running",
+    "per_node",
     "inspection",
     "evaluation",
     "cli",

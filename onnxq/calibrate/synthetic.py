@@ -13,6 +13,7 @@ Only tensors all of whose paths from the inputs cross such a layer are trusted. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from onnxq.graph.copying import copy_model
 from onnxq.graph.passes.fold_affine import MOMENTS
 from onnxq.graph.query import constant
 from onnxq.graph.signature import TensorSpec
+from onnxq.runtime.session import open_session, run
 
 # Images at a time: the moments of a layer with few pixels need several samples.
 BATCH = 8
@@ -147,3 +149,14 @@ def _first_dims(inputs: Sequence[TensorSpec]) -> set[str]:
         if spec.shape and not isinstance(spec.shape[0], int):
             first.add(spec.shape[0] if isinstance(spec.shape[0], str) else f"{spec.name}.0")
     return first
+
+
+def runnable_feed(model: bytes | Path, inputs: Sequence[TensorSpec], options: FeedOptions | None) -> Feed | None:
+    """Random inputs of the first sizes that ``model`` runs with; None where there are none."""
+    for feed in random_feed(inputs, options):
+        try:
+            run(open_session(model), next(iter(feed)))
+        except OnnxqError:
+            continue
+        return feed
+    return None

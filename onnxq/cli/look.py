@@ -19,10 +19,23 @@ if TYPE_CHECKING:
     from onnxq.inspection import Kernels
 
 
+@takes(feed_options, name="options")
 @takes(base_config, name="config")
 def inspect(
     model: Model,
     config: Config,
+    options: FeedOptions,
+    quantized: Annotated[
+        Path | None,
+        typer.Argument(metavar="[QUANTIZED]", help="What was made of MODEL: both are run and told node by node."),
+    ] = None,
+    by_node: Annotated[
+        bool,
+        typer.Option("--nodes", help="Run the float MODEL and tell kernel, share of the time and fate of every node."),
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", metavar="DATA", help="Inputs to run on (default: random).")
+    ] = None,
     kernels: Annotated[
         bool | None,
         typer.Option(
@@ -39,7 +52,16 @@ def inspect(
     from onnxq.inspection import inspect as look
 
     asked: dict[bool | None, Kernels] = {None: "quantized", True: "always", False: "never"}
-    result = look(model, config=config, kernels=asked[kernels])
+    options = replace(options, model=model)
+    result = look(
+        model,
+        quantized,
+        config=config,
+        kernels=asked[kernels],
+        by_node=by_node,
+        data=data,
+        feed_options=options,
+    )
     if as_json:
         typer.echo(result.to_json())
     else:
@@ -84,6 +106,8 @@ COMMANDS = (
         (
             "onnxq inspect model.onnx",
             "onnxq inspect model.int8.onnx --json",
+            "onnxq inspect model.onnx --nodes",
+            "onnxq inspect model.onnx model.int8.onnx",
             "onnxq inspect model.onnx --exclude 'head.*' --target arm64",
         ),
     ),

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
     from onnxq.evaluation import Evaluation
     from onnxq.inspection import Inspection, LeftGroup, Outlook, TensorInfo
+    from onnxq.per_node import KernelShare, NodeTable
 
 _NAMES_SHOWN = 3
 _LAYERS_SHOWN = 12
+_NODES_SHOWN = 30
+_NAME_WIDTH = 28
 
 
 def show_inspection(found: Inspection, console: Console) -> None:
@@ -39,6 +42,9 @@ def show_inspection(found: Inspection, console: Console) -> None:
     console.print(_facts(facts))
     if found.outlook is not None:
         _show_outlook(found.outlook, console)
+    if found.node_table is not None:
+        _print(console, "")
+        _show_nodes(found.node_table, console)
     if found.kernels is not None:
         _print(console, "")
         show(found.kernels, console)
@@ -70,6 +76,50 @@ def _show_outlook(outlook: Outlook, console: Console) -> None:
         )
     for note in outlook.notes:
         _print(console, f"Note: {note}")
+
+
+def _show_nodes(table: NodeTable, console: Console) -> None:
+    """The nodes that take longest, before or after."""
+    both = table.total_after_us is not None
+    took = sorted(table.rows, key=lambda row: -max(_time(row.before), _time(row.after)))
+    wanted = {id(row) for row in took[:_NODES_SHOWN] if _time(row.before) or _time(row.after)}
+    columns = [("node", 0), ("float", 1), ("us", 0), ("%", 0)]
+    columns += [("quantized", 1), ("us", 0), ("%", 0), ("why", 1)] if both else [("becomes", 1), ("why", 1)]
+    shown = _table("Time by node", columns)
+    reasons = list(dict.fromkeys(row.reason for row in table.rows if id(row) in wanted and row.reason))
+    for row in table.rows:
+        if id(row) in wanted:
+            why = f"({reasons.index(row.reason) + 1})" if row.reason else ""
+            after = _cells(row.after, row.becomes) if both else [row.becomes or "float"]
+            _add(shown, [_end(row.node), *_cells(row.before, ""), *after, why])
+    console.print(shown)
+    for number, reason in enumerate(reasons, start=1):
+        _print(console, f"({number}) float: {reason}.")
+    rest = len(table.rows) - len(wanted)
+    if rest:
+        _print(console, f"The {len(wanted)} nodes that take longest; {rest} more with --json.")
+    for title, total, others in (
+        ("float", table.total_before_us, table.others_before),
+        ("quantized", table.total_after_us, table.others_after),
+    ):
+        if total is not None:
+            apart = ", ".join(f"{op} {t:.0f}" for op, t in sorted(others.items(), key=lambda o: -o[1]))
+            _print(console, f"All kernels, {title}: {total:.0f} us" + (f"; of no node: {apart}." if apart else "."))
+
+
+def _end(name: str) -> str:
+    """The end of a long name, which tells nodes apart better than its beginning."""
+    return name if len(name) <= _NAME_WIDTH else "..." + name[3 - _NAME_WIDTH :]
+
+
+def _time(share: KernelShare | None) -> float:
+    return 0.0 if share is None else share.microseconds
+
+
+def _cells(share: KernelShare | None, otherwise: str) -> list[str]:
+    if share is None:
+        return [otherwise, "-", "-"]
+    return [share.kernel, f"{share.microseconds:.0f}", f"{100 * share.share:.1f}"]
 
 
 def show_evaluation(result: Evaluation, console: Console) -> None:

@@ -7,12 +7,13 @@ changes of layout that onnxruntime adds, belong to no node: they are counted by 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
 
+from onnxq.measure.kernels import FLOAT_COMPUTE, INTEGER_COMPUTE
 from onnxq.measure.profile import Profile
 from onnxq.measure.trace import plain_name, plain_value
 from onnxq.runtime.proto import Model, load_proto, walk
@@ -41,6 +42,26 @@ class Attribution:
         return sum(t.microseconds for t in self.nodes.values()) + sum(self.others.values())
 
 
+def computes(op: str) -> bool:
+    """Whether ``op`` is a convolution, a matrix product or the like, on floats or integers."""
+    return op in FLOAT_COMPUTE or op in INTEGER_COMPUTE
+
+
+def _nearest_compute(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto:
+    """The compute node that ``node`` is or that lies the fewest steps before it; ``node`` where there is none."""
+    pending, seen = deque([node]), {node.output[0]}
+    while pending:
+        current = pending.popleft()
+        if computes(current.op_type):
+            return current
+        for name in current.input:
+            maker = makers.get(name)
+            if maker is not None and maker.output[0] not in seen:
+                seen.add(maker.output[0])
+                pending.append(maker)
+    return node
+
+
 def attribute(model: Model, profile: Profile) -> Attribution:
     """The ``Attribution`` of ``profile``, which is one of ``model``."""
     known: dict[str, onnx.NodeProto] = {}
@@ -60,6 +81,8 @@ def attribute(model: Model, profile: Profile) -> Attribution:
             owner = None
         while owner is not None and owner.op_type in CONVERSIONS:  # an integer kernel ends in a QuantizeLinear
             owner = makers.get(owner.input[0])
+        if owner is not None and computes(kernel.op):  # it may end in an activation, a bias or a sum
+            owner = _nearest_compute(owner, makers)
         if owner is None or not owner.name:
             others[kernel.op] += time
         else:
