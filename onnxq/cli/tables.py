@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _NAMES_SHOWN = 3
 _LAYERS_SHOWN = 12
 _NODES_SHOWN = 30
-_NAME_WIDTH = 28
+_NAME_WIDTH = 22
 
 
 def show_inspection(found: Inspection, console: Console) -> None:

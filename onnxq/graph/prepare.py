@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.graph.copying import copy_model
+from onnxq.graph.passes.channels_last import transpose_maps
 from onnxq.graph.passes.exporter_traces import drop_exporter_traces
+from onnxq.graph.passes.fixed_shapes import fix_shapes
 from onnxq.graph.passes.fold_affine import fold_affine
 from onnxq.graph.passes.fold_constants import fold_constants
 from onnxq.graph.passes.fold_if import fold_if
@@ -23,7 +25,7 @@ from onnxq.graph.passes.shapes import forget_shapes, infer_shapes, recall_shapes
 from onnxq.graph.passes.share_constants import share_constants
 from onnxq.graph.passes.unused import remove_unused
 
-_ROUNDS = 4
+_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,14 @@ def prepare(model: ir.Model) -> Prepared:
         evaluated = bool(changes)
         changes += remove_passthrough(work)
         remove_unused(work)
-        changes += fold_pad(work) + fold_affine(work)
+        changes += fold_pad(work) + fold_affine(work) + fix_shapes(work)
         remove_unused(work)
         unique_names(work)
         if not changes:
             break
+    if transpose_maps(work):
+        remove_unused(work)
+        unique_names(work)
     share_constants(work)
     drop_exporter_traces(work)
     remove_unused(work)
