@@ -21,6 +21,7 @@ from onnxq.graph.passes.lift_constants import lift_constants
 from onnxq.graph.passes.naming import unique_names
 from onnxq.graph.passes.opset import fit_opset
 from onnxq.graph.passes.order import sort_nodes
+from onnxq.graph.passes.pointwise import move_pointwise
 from onnxq.graph.passes.shapes import forget_shapes, infer_shapes, recall_shapes
 from onnxq.graph.passes.share_constants import share_constants
 from onnxq.graph.passes.unused import remove_unused
@@ -69,9 +70,12 @@ def prepare(model: ir.Model) -> Prepared:
         unique_names(work)
         if not changes:
             break
-    if transpose_maps(work):
-        remove_unused(work)
-        unique_names(work)
+    infer_shapes(work)
+    for move in (transpose_maps, move_pointwise):
+        if move(work):
+            remove_unused(work)
+            unique_names(work)
+            infer_shapes(work)
     share_constants(work)
     drop_exporter_traces(work)
     remove_unused(work)

@@ -119,6 +119,14 @@ def cheap_operand(node: ir.Node, value: ir.Value) -> bool:
     return node.op_type in ("Add", "Mul") and trailing_ones(value, 2)
 
 
+def quantizes_its_inputs(node: ir.Node) -> bool:
+    """Whether ``node`` may quantize floats that it reads: a Concat has as many elements before as behind it.
+
+    What is joined as 8-bit codes is a quarter of the bytes to move.
+    """
+    return not node.domain and node.op_type == "Concat"
+
+
 def absorbed_ceiling(node: ir.Node) -> float | None:
     """The upper end of an activation function that a quantizer with zero point ``qmin`` replaces exactly.
 

@@ -163,7 +163,7 @@ class _Cut:
             writer = self.writer.get(id(value))
             if writer is not None and writes_codes(writer):
                 self._edge(node.name, writer.name, None)
-            elif not ops.cheap_operand(node, value):
+            elif not (ops.cheap_operand(node, value) or ops.quantizes_its_inputs(node)):
                 reader = next((n for n in self._readers(value) if n is not None and n.op_type == "Conv"), None)
                 self._edge(node.name, self.SINK if reader is None else reader.name, None)
 

@@ -222,9 +222,9 @@ def _reads_integers(node: ir.Node, integers: set[int]) -> bool:
                 return False
         elif id(value) in integers:
             computed += 1
-        elif not (is_float(value) and ops.cheap_operand(node, value)):
+        elif not (is_float(value) and (ops.cheap_operand(node, value) or ops.quantizes_its_inputs(node))):
             return False
-    return computed > 0
+    return computed > 0 or ops.quantizes_its_inputs(node)
 
 
 # Additive masks hold numbers like -1e4 or -3.4e38: a range that includes them has no codes left for anything else.

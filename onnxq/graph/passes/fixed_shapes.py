@@ -1,7 +1,7 @@
-"""Reshape to a constant shape where only the batch is open, instead of one that is computed at every run.
+"""Reshape and Resize by constants where only the batch is open, instead of a shape that is computed at every run.
 
-Exporters spell ``x.view(b, n, h, -1)`` as Shape, Gather, Unsqueeze and Concat: some ten small nodes for every Reshape of
-a transformer, though all they ever compute is the batch. ONNX's ``0`` (copy that dimension) and ``-1`` (whatever is
+Exporters spell ``x.view(b, n, h, -1)`` as Shape, Gather, Unsqueeze and Concat: some ten small nodes for every Reshape
+of a transformer, though all they ever compute is the batch. ONNX's ``0`` (copy that dimension) and ``-1`` (whatever is
 left) say the same in a constant. What ``-1`` stands for is also worked out, since onnx's own inference gives up on it
 wherever the batch is a symbol.
 """
@@ -33,6 +33,8 @@ def fix_shapes(model: ir.Model) -> int:
             if is_op(node, "Reshape") and len(node.inputs) == 2 and not integer(node, "allowzero", 0):
                 count += _solve(node)
                 count += _fix(node)
+            elif is_op(node, "Resize"):
+                count += _fix_resize(node)
     return count
 
 
@@ -75,6 +77,58 @@ def _fix(node: ir.Node) -> bool:
     fixed = new_constant(owner(node), np.asarray(shape, np.int64), name=f"{label(node)}_shape")
     set_input(node, 1, fixed)
     return True
+
+
+def _fix_resize(node: ir.Node) -> bool:
+    """Enlarges by constant factors instead of to computed sizes: only the batch was computed, and it stays."""
+    given, wanted = _dims(node.inputs[0]), _dims(node.outputs[0])
+    if len(node.inputs) < 4 or node.inputs[3] is None or given is None or wanted is None or len(given) != len(wanted):
+        return False
+    if (
+        constant(node.inputs[3]) is not None
+        or _copied(node.inputs[3]) != given[:2]
+        or not _numbers(given[2:], wanted[2:])
+    ):
+        return False
+    factors = [b / a for a, b in zip(given[2:], wanted[2:], strict=True)]  # type: ignore[operator]
+    if any(factor != int(factor) for factor in factors):
+        return False  # the size is rounded from a factor
+    scales = new_constant(owner(node), np.asarray([1, 1, *factors], np.float32), name=f"{label(node)}_scales")
+    set_input(node, 2, scales)
+    node.resize_inputs(3)
+    node.outputs[0].shape = ir.Shape([*given[:2], *wanted[2:]])
+    return True
+
+
+def _copied(sizes: ir.Value) -> list[Dim] | None:
+    """The dimensions of the tensor whose first two are the first two of ``sizes``: ``Concat(Slice(Shape(x)), ..)``."""
+    concat = sizes.producer()
+    head = (
+        None
+        if concat is None or not is_op(concat, "Concat") or concat.inputs[0] is None
+        else concat.inputs[0].producer()
+    )
+    if head is None or not is_op(head, "Slice") or len(head.inputs) < 3 or head.inputs[0] is None:
+        return None
+    starts, ends = constant(head.inputs[1]), constant(head.inputs[2])
+    steps = constant(head.inputs[4]) if len(head.inputs) > 4 and head.inputs[4] is not None else np.ones(1)
+    shape = head.inputs[0].producer()
+    if (
+        starts is None
+        or ends is None
+        or steps is None
+        or shape is None
+        or not is_op(shape, "Shape")
+        or shape.attributes
+    ):
+        return None
+    dims = _dims(shape.inputs[0])
+    plain = starts.tolist() == [0] and ends.tolist() == [2] and steps.tolist() == [1]
+    return dims[:2] if plain and dims is not None and None not in dims[:2] else None
+
+
+def _numbers(*groups: Sequence[Dim]) -> bool:
+    return all(isinstance(d, int) and d > 0 for dims in groups for d in dims)
 
 
 def _dims(value: ir.Value | None) -> list[Dim] | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import bypass, constant, integer, is_op, static_shape
+from onnxq.graph.edit import bypass, constant, integer, is_op, static_shape, text
+
+_CROPS = "tf_crop_and_resize"
 
 
 def remove_passthrough(model: ir.Model) -> int:
-    """Removes Identity, inference-time Dropout, and Cast, Reshape or Transpose that change nothing; returns how many.
+    """Removes Identity, inference-time Dropout, and Cast, Resize, Reshape or Transpose that change nothing; returns
+    how many.
 
     Kept: a node whose output is a graph output where its input may not take that name (a graph input, an initializer,
     another output, a value from outside an If/Loop body), and Dropout whose mask is read.
@@ -36,6 +39,11 @@ def _passes_through(node: ir.Node, source: ir.Value) -> bool:
     if is_op(node, "Transpose"):
         order = node.attributes.get("perm")
         return order is not None and tuple(order.as_ints()) == tuple(range(len(order.as_ints())))
+    if is_op(node, "Resize") and len(node.inputs) == 3 and text(node, "coordinate_transformation_mode", "") != _CROPS:
+        scales = constant(node.inputs[2])
+        return (
+            scales is not None and scales.size > 0 and bool((scales == 1).all()) and "antialias" not in node.attributes
+        )
     if is_op(node, "Reshape") and len(node.inputs) == 2:
         shape, target = static_shape(source), constant(node.inputs[1])
         return shape is not None and target is not None and shape == tuple(target.tolist()) and 0 not in shape
