@@ -15,6 +15,7 @@ from onnxq.graph.passes.fold_constants import fold_constants
 from onnxq.graph.passes.fold_if import fold_if
 from onnxq.graph.passes.fold_pad import fold_pad
 from onnxq.graph.passes.functions import inline_functions
+from onnxq.graph.passes.global_pool import use_global_pool
 from onnxq.graph.passes.identity import remove_passthrough
 from onnxq.graph.passes.inputs import remove_initializers_from_inputs
 from onnxq.graph.passes.lift_constants import lift_constants
@@ -71,7 +72,7 @@ def prepare(model: ir.Model) -> Prepared:
         if not changes:
             break
     infer_shapes(work)
-    for move in (transpose_maps, move_pointwise):
+    for move in (transpose_maps, move_pointwise, use_global_pool):
         if move(work):
             remove_unused(work)
             unique_names(work)

@@ -11,11 +11,10 @@ _CROPS = "tf_crop_and_resize"
 
 
 def remove_passthrough(model: ir.Model) -> int:
-    """Removes Identity, inference-time Dropout, and Cast, Resize, Reshape or Transpose that change nothing; returns
-    how many.
+    """Removes Identity, inference-time Dropout, and Cast, Pad, Resize, Reshape or Transpose that change nothing.
 
-    Kept: a node whose output is a graph output where its input may not take that name (a graph input, an initializer,
-    another output, a value from outside an If/Loop body), and Dropout whose mask is read.
+    Returns how many. Kept: a node whose output is a graph output where its input may not take that name (a graph input,
+    an initializer, another output, a value from outside an If/Loop body), and Dropout whose mask is read.
     """
     count = 0
     for graph in all_graphs(model):
@@ -39,6 +38,9 @@ def _passes_through(node: ir.Node, source: ir.Value) -> bool:
     if is_op(node, "Transpose"):
         order = node.attributes.get("perm")
         return order is not None and tuple(order.as_ints()) == tuple(range(len(order.as_ints())))
+    if is_op(node, "Pad") and len(node.inputs) > 1:
+        pads = constant(node.inputs[1])
+        return pads is not None and pads.size > 0 and not pads.any()
     if is_op(node, "Resize") and len(node.inputs) == 3 and text(node, "coordinate_transformation_mode", "") != _CROPS:
         scales = constant(node.inputs[2])
         return (

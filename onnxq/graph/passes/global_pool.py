@@ -1,0 +1,62 @@
+"""Means over a whole map as GlobalAveragePool: its integer kernel is fast, AveragePool's slow, ReduceMean has none."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxq.graph.copying import all_graphs
+from onnxq.graph.edit import constant, integer, integers, is_op, label, new_node, owner, text
+
+_SPATIAL = (2, 3)
+
+
+def use_global_pool(model: ir.Model) -> int:
+    """Replaces AveragePool over the whole map and ReduceMean over height and width; returns how many. Needs shapes."""
+    count = 0
+    for graph in all_graphs(model):
+        for node in tuple(graph):
+            if _covers_all(node) or _reduces_all(node):
+                _replace(node)
+                count += 1
+    return count
+
+
+def _covers_all(node: ir.Node) -> bool:
+    """Whether ``node`` is an AveragePool whose one window is the map."""
+    if not is_op(node, "AveragePool") or text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return False
+    plain = not any(integers(node, "pads") or ()) and set(integers(node, "dilations") or (1,)) == {1}
+    source, kernel = node.inputs[0], integers(node, "kernel_shape")
+    if source is None or source.shape is None or kernel is None or not plain:
+        return False
+    return tuple(list(source.shape)[2:]) == kernel
+
+
+def _reduces_all(node: ir.Node) -> bool:
+    """Whether ``node`` is a ReduceMean over the last two of four axes that keeps them."""
+    source = node.inputs[0] if is_op(node, "ReduceMean") else None
+    if source is None or source.shape is None or len(source.shape) != 4 or not integer(node, "keepdims", 1):
+        return False
+    if source.dtype != ir.DataType.FLOAT:
+        return False
+    axes = integers(node, "axes")
+    if axes is None and len(node.inputs) > 1:
+        given = constant(node.inputs[1])
+        axes = None if given is None else tuple(given.tolist())
+    return axes is not None and tuple(sorted(axis % 4 for axis in axes)) == _SPATIAL
+
+
+def _replace(node: ir.Node) -> None:
+    graph, old = owner(node), node.outputs[0]
+    pool = new_node("GlobalAveragePool", [node.inputs[0]], name=f"{label(node)}_global")
+    new = pool.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    graph.insert_before(node, pool)
+    for use in tuple(old.uses()):
+        use.node.replace_input_with(use.idx, new)
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = new
+    name, old.name = old.name, None
+    graph.remove(node, safe=True)
+    new.name, pool.name = name, node.name
