@@ -168,6 +168,20 @@ def bypass(node: ir.Node, *, keep: ir.Value) -> bool:
     return True
 
 
+def supersede(old: ir.Value, new: ir.Value) -> None:
+    """Puts ``new`` in the place of ``old`` for every reader and as an output of the graph, and gives it the name."""
+    producer = new.producer()
+    graph = None if producer is None else producer.graph
+    for use in tuple(old.uses()):
+        use.node.replace_input_with(use.idx, new)
+    if isinstance(graph, ir.Graph):
+        for index, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[index] = new
+    name, old.name = old.name, None
+    new.name = name
+
+
 def insert_before(node: ir.Node, new: Iterable[ir.Node]) -> None:
     """Puts ``new`` nodes, in order, right before ``node``."""
     owner(node).insert_before(node, tuple(new))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.graph.copying import copy_model
-from onnxq.graph.passes.channels_last import transpose_maps
 from onnxq.graph.passes.exporter_traces import drop_exporter_traces
 from onnxq.graph.passes.fixed_shapes import fix_shapes
 from onnxq.graph.passes.fold_affine import fold_affine
@@ -19,6 +18,7 @@ from onnxq.graph.passes.global_pool import use_global_pool
 from onnxq.graph.passes.identity import remove_passthrough
 from onnxq.graph.passes.inputs import remove_initializers_from_inputs
 from onnxq.graph.passes.lift_constants import lift_constants
+from onnxq.graph.passes.movement import tidy_movement
 from onnxq.graph.passes.naming import unique_names
 from onnxq.graph.passes.opset import fit_opset
 from onnxq.graph.passes.order import sort_nodes
@@ -58,12 +58,10 @@ def prepare(model: ir.Model) -> Prepared:
     infer_shapes(work)
     notes += fit_opset(work)
     unique_names(work)
-    evaluated = False
-    for _ in range(_ROUNDS):  # each pass may give the others more to do; this many rounds serve every model seen
-        if evaluated:  # nothing else tells anything new about shapes
+    for turn in range(_ROUNDS):  # each pass may give the others more to do; this many rounds serve every model seen
+        if turn:
             infer_shapes(work)
         changes = fold_constants(work) + fold_if(work)
-        evaluated = bool(changes)
         changes += remove_passthrough(work)
         remove_unused(work)
         changes += fold_pad(work) + fold_affine(work) + fix_shapes(work)
@@ -72,7 +70,7 @@ def prepare(model: ir.Model) -> Prepared:
         if not changes:
             break
     infer_shapes(work)
-    for move in (transpose_maps, move_pointwise, use_global_pool):
+    for move in (tidy_movement, move_pointwise, use_global_pool):
         if move(work):
             remove_unused(work)
             unique_names(work)

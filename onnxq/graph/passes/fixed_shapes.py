@@ -8,130 +8,93 @@ wherever the batch is a symbol.
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import constant, integer, is_op, label, new_constant, owner, set_input
-
-Dim: TypeAlias = "int | str | None"
+from onnxq.graph.passes.shapes import UNKNOWN
+from onnxq.graph.passes.symbolic import Product, contents, dims_of, product, put, read_dim, reshaped
 
 
 def fix_shapes(model: ir.Model) -> int:
-    """Makes the shapes of Reshape nodes constant, and known, where all but one dimension can be told; how many changed.
+    """Makes the shapes that Reshape and Resize are given constant where they can be told; returns how many changed.
 
-    Needs inferred shapes; works only in the main graph and bodies whose values have some.
+    Needs inferred shapes, and improves those of what it changes.
     """
     count = 0
+    found: dict[str, Product] = {}
     for graph in all_graphs(model):
         for node in graph:
             if is_op(node, "Reshape") and len(node.inputs) == 2 and not integer(node, "allowzero", 0):
-                count += _solve(node)
-                count += _fix(node)
+                count += _fix_reshape(node, found)
             elif is_op(node, "Resize"):
                 count += _fix_resize(node)
+    if found:
+        _tell(model, found)
     return count
 
 
-def _solve(node: ir.Node) -> bool:
-    """Works out the one unknown dimension of the output of ``node`` from the number of its elements."""
-    given, wanted = _dims(node.inputs[0]), _dims(node.outputs[0])
-    if given is None or wanted is None:
-        return False
-    unknown = [i for i, d in enumerate(wanted) if not isinstance(d, int) and d not in given]
-    if len(unknown) != 1:
-        return False
-    rest = [d for i, d in enumerate(wanted) if i != unknown[0]]
-    above, below = _split(given), _split(rest)
-    if above is None or below is None or above[1] != below[1] or below[0] == 0 or above[0] % below[0]:
-        return False
-    dims: list[int | str | None] = list(wanted)
-    dims[unknown[0]] = above[0] // below[0]
-    node.outputs[0].shape = ir.Shape(dims)
-    return True
+def _tell(model: ir.Model, found: Mapping[str, Product]) -> None:
+    """Replaces the names of unknown dimensions by what they were found to be, in all shapes inside the graphs."""
+    for graph in all_graphs(model):
+        for node in graph:
+            for value in node.outputs:
+                if value.shape is None:
+                    continue
+                dims = [read_dim(d) for d in value.shape]
+                if any(d is not None and not found.keys().isdisjoint(d.symbols) for d in dims):
+                    value.shape = ir.Shape([None if d is None else put(d, found).dim for d in dims])
 
 
-def _split(dims: Sequence[Dim]) -> tuple[int, Counter[str]] | None:
-    """The product of the numbers among ``dims``, and how often each symbol occurs; None where one has no name."""
-    if any(d is None for d in dims):
-        return None
-    return math.prod(d for d in dims if isinstance(d, int)), Counter(d for d in dims if isinstance(d, str))
-
-
-def _fix(node: ir.Node) -> bool:
-    """Makes the shape of ``node`` a constant: numbers, 0 for a dimension that is copied, -1 for one other."""
-    given, wanted = _dims(node.inputs[0]), _dims(node.outputs[0])
-    if given is None or wanted is None or constant(node.inputs[1]) is not None or 0 in wanted:
+def _fix_reshape(node: ir.Node, found: dict[str, Product]) -> bool:
+    """Numbers, 0 for a dimension that is copied, -1 for one other; adds to ``found`` which unknowns that tells."""
+    given, target = dims_of(node.inputs[0]), contents(node.inputs[1])
+    wanted = None if given is None or target is None else reshaped(given, target)
+    if given is None or wanted is None or any(d.number < 1 for d in wanted):
         return False
-    shape = [
-        d if isinstance(d, int) else 0 if d is not None and i < len(given) and given[i] == d else -1
-        for i, d in enumerate(wanted)
-    ]
+    before = None if node.outputs[0].shape is None else [read_dim(d) for d in node.outputs[0].shape]
+    told = before != wanted
+    _solve(given, wanted, found)
+    if told:
+        for old, new in zip(before or (), wanted, strict=False):
+            if old is not None and old.number == 1 and len(old.symbols) == 1 and old.symbols[0].startswith(UNKNOWN):
+                found.setdefault(old.symbols[0], new)
+        node.outputs[0].shape = ir.Shape([d.dim for d in wanted])
+    if constant(node.inputs[1]) is not None:
+        return told
+    shape = [d.number if not d.symbols else 0 if i < len(given) and given[i] == d else -1 for i, d in enumerate(wanted)]
     if shape.count(-1) > 1:
-        return False
+        return told
     fixed = new_constant(owner(node), np.asarray(shape, np.int64), name=f"{label(node)}_shape")
     set_input(node, 1, fixed)
     return True
 
 
+def _solve(given: Sequence[Product], wanted: Sequence[Product], found: dict[str, Product]) -> None:
+    """Where one made-up name occurs in ``given``, once, the equal number of elements says what it stands for."""
+    names = [s for d in given for s in d.symbols if s.startswith(UNKNOWN)]
+    if len(names) == 1 and all(names[0] not in d.symbols for d in wanted):
+        rest = product(put(d, {names[0]: Product(1)}) for d in given)
+        value = product(wanted).divided_by(rest)
+        if value is not None:
+            found.setdefault(names[0], value)
+
+
 def _fix_resize(node: ir.Node) -> bool:
     """Enlarges by constant factors instead of to computed sizes: only the batch was computed, and it stays."""
-    given, wanted = _dims(node.inputs[0]), _dims(node.outputs[0])
-    if len(node.inputs) < 4 or node.inputs[3] is None or given is None or wanted is None or len(given) != len(wanted):
+    given = dims_of(node.inputs[0])
+    sizes = contents(node.inputs[3]) if len(node.inputs) > 3 else None
+    if given is None or sizes is None or len(given) != len(sizes) or constant(node.inputs[3]) is not None:
         return False
-    if (
-        constant(node.inputs[3]) is not None
-        or _copied(node.inputs[3]) != given[:2]
-        or not _numbers(given[2:], wanted[2:])
-    ):
+    factors = [b.divided_by(a) for a, b in zip(given, sizes, strict=True)]
+    # Other factors than whole numbers would round to the size, perhaps to another one.
+    if any(f is None or f.symbols or f.number < 1 for f in factors):
         return False
-    factors = [b / a for a, b in zip(given[2:], wanted[2:], strict=True)]  # type: ignore[operator]
-    if any(factor != int(factor) for factor in factors):
-        return False  # the size is rounded from a factor
-    scales = new_constant(owner(node), np.asarray([1, 1, *factors], np.float32), name=f"{label(node)}_scales")
-    set_input(node, 2, scales)
+    scales = np.asarray([f.number for f in factors if f is not None], np.float32)
+    set_input(node, 2, new_constant(owner(node), scales, name=f"{label(node)}_scales"))
     node.resize_inputs(3)
-    node.outputs[0].shape = ir.Shape([*given[:2], *wanted[2:]])
+    node.outputs[0].shape = ir.Shape([d.dim for d in sizes])
     return True
-
-
-def _copied(sizes: ir.Value) -> list[Dim] | None:
-    """The dimensions of the tensor whose first two are the first two of ``sizes``: ``Concat(Slice(Shape(x)), ..)``."""
-    concat = sizes.producer()
-    head = (
-        None
-        if concat is None or not is_op(concat, "Concat") or concat.inputs[0] is None
-        else concat.inputs[0].producer()
-    )
-    if head is None or not is_op(head, "Slice") or len(head.inputs) < 3 or head.inputs[0] is None:
-        return None
-    starts, ends = constant(head.inputs[1]), constant(head.inputs[2])
-    steps = constant(head.inputs[4]) if len(head.inputs) > 4 and head.inputs[4] is not None else np.ones(1)
-    shape = head.inputs[0].producer()
-    if (
-        starts is None
-        or ends is None
-        or steps is None
-        or shape is None
-        or not is_op(shape, "Shape")
-        or shape.attributes
-    ):
-        return None
-    dims = _dims(shape.inputs[0])
-    plain = starts.tolist() == [0] and ends.tolist() == [2] and steps.tolist() == [1]
-    return dims[:2] if plain and dims is not None and None not in dims[:2] else None
-
-
-def _numbers(*groups: Sequence[Dim]) -> bool:
-    return all(isinstance(d, int) and d > 0 for dims in groups for d in dims)
-
-
-def _dims(value: ir.Value | None) -> list[Dim] | None:
-    if value is None or value.shape is None:
-        return None
-    return [d if isinstance(d, int) else d.value for d in value.shape]

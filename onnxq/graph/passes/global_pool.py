@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import constant, integer, integers, is_op, label, new_node, owner, text
+from onnxq.graph.edit import constant, integer, integers, is_op, label, new_node, owner, supersede, text
 
 _SPATIAL = (2, 3)
 
@@ -49,14 +49,8 @@ def _reduces_all(node: ir.Node) -> bool:
 def _replace(node: ir.Node) -> None:
     graph, old = owner(node), node.outputs[0]
     pool = new_node("GlobalAveragePool", [node.inputs[0]], name=f"{label(node)}_global")
-    new = pool.outputs[0]
-    new.type, new.shape = old.type, old.shape
+    pool.outputs[0].type, pool.outputs[0].shape = old.type, old.shape
     graph.insert_before(node, pool)
-    for use in tuple(old.uses()):
-        use.node.replace_input_with(use.idx, new)
-    for index, output in enumerate(graph.outputs):
-        if output is old:
-            graph.outputs[index] = new
-    name, old.name = old.name, None
+    supersede(old, pool.outputs[0])
     graph.remove(node, safe=True)
-    new.name, pool.name = name, node.name
+    pool.name = node.name

@@ -28,6 +28,7 @@ from onnxq.graph.edit import (
     owner,
     set_input,
     sole_consumer,
+    supersede,
     text,
 )
 
@@ -88,7 +89,8 @@ def _before_joining(conv: ir.Node) -> bool:
         terms.append((height * width, term))
         start += channels
     total = _sum(conv, [value for _, value in sorted(terms, key=lambda term: term[0])])
-    _replace(conv, total)
+    supersede(conv.outputs[0], total)
+    owner(conv).remove(conv, safe=True)
     return True
 
 
@@ -140,19 +142,6 @@ def _sum(conv: ir.Node, terms: Sequence[ir.Value]) -> ir.Value:
     return total
 
 
-def _replace(conv: ir.Node, total: ir.Value) -> None:
-    """Puts ``total`` in the place of the output of ``conv``, which goes."""
-    old, graph = conv.outputs[0], owner(conv)
-    for use in tuple(old.uses()):
-        use.node.replace_input_with(use.idx, total)
-    for index, output in enumerate(graph.outputs):
-        if output is old:
-            graph.outputs[index] = total
-    name, old.name = old.name, None
-    total.name = name
-    graph.remove(conv, safe=True)
-
-
 def _into_matmul(conv: ir.Node) -> bool:
     """``Conv(Transpose(Reshape(x W + b)))`` as one product of tokens, where that takes fewer products."""
     second, value = _pointwise(conv), conv.inputs[0]
@@ -200,7 +189,8 @@ def _into_matmul(conv: ir.Node) -> bool:
     set_input(reshape, 1, new_constant(graph, np.asarray([*shape[:3], outer], np.int64), name=f"{name}_joint_shape"))
     for node, axis in ((matmul, -1), (add, -1), (reshape, -1), (transpose, 1)):
         _with_channels(node.outputs[0], axis, outer)
-    _replace(conv, transpose.outputs[0])
+    supersede(conv.outputs[0], transpose.outputs[0])
+    graph.remove(conv, safe=True)
     return True
 
 

@@ -14,6 +14,10 @@ _log = logging.getLogger(__name__)
 _SMALL = 1024
 
 
+# What onnx calls a dimension that it cannot tell: each name stands for one number, wherever it turns up.
+UNKNOWN = "unk__"
+
+
 def infer_shapes(model: ir.Model) -> int:
     """Fills in shapes and types that onnx can infer, bodies included; returns how many values became better known.
 
@@ -103,7 +107,7 @@ def _collect(graph: onnx.GraphProto, known: dict[str, onnx.TypeProto]) -> None:
 
 
 def _improve(value: ir.Value, found: onnx.TypeProto) -> bool:
-    """Merges ``found`` into ``value``: numbers win over names, what the model already says wins over guesses."""
+    """Merges ``found`` into ``value``: numbers win over names, names over made-up ones, what is said over guesses."""
     if not found.HasField("tensor_type"):
         return False
     tensor, better = found.tensor_type, False
@@ -127,7 +131,10 @@ def _improve(value: ir.Value, found: onnx.TypeProto) -> bool:
         elif isinstance(new, int):
             merged.append(new)
             better = True
+        elif old.value is None or (old.value.startswith(UNKNOWN) and new is not None and not new.startswith(UNKNOWN)):
+            better |= new is not None
+            merged.append(new)
         else:
-            merged.append(old.value or new)
+            merged.append(old.value)
     value.shape = ir.Shape(merged)
     return better
