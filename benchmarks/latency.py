@@ -1,7 +1,8 @@
-"""Latency of INT8 on the models in `models/` and the eleven networks: float, onnxq and `quantize_static` (min-max).
+"""Latency of INT8 on the models in `models/` and the eleven networks: float, onnxq, onnxq --tune, `quantize_static`.
 
-For each model the three files run in one process, interleaved in random order (`onnxq.benchmark`'s loop), with one
-thread and with all. On the eleven, whose weights are random, onnxq gives no layer back to float (`harness.UNGUARDED`).
+For each model the files run in one process, interleaved in random order (`onnxq.benchmark`'s loop), with one thread and
+with all. On the eleven, whose weights are random, onnxq gives no layer back to float (`harness.UNGUARDED`).
+`quantize_static` uses min-max. onnxq's files also run in an older onnxruntime, whose answers are compared.
 Prints a markdown table and writes `benchmarks/results/latency.json`.
 """
 
@@ -18,14 +19,18 @@ from typing import Any
 import harness
 import networks
 import numpy as np
+import older
 import peers
 
 import onnxq
 from onnxq.measure import benchmark, compare, kernel_map
+from onnxq.numerics import noise
 
-FLOAT, ONNXQ, STATIC = "float", "onnxq", "quantize_static"
+FLOAT, ONNXQ, TUNED, STATIC = "float", "onnxq", "onnxq --tune", "quantize_static"
+FILES = {ONNXQ: "onnxq", TUNED: "tuned", STATIC: "static"}
 CALIBRATION_SEED, UNSEEN_SEED = 1001, 1002  # neither is among those that set the networks' batch statistics
 TIMED = 8
+OLDER_SAMPLES = 4
 
 
 def main() -> None:
@@ -35,6 +40,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help=f"any of {', '.join(known)} (default: all)")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each model and number of threads")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
+    parser.add_argument("--tune", type=float, default=60.0, help="seconds of tuning; 0: leave it out")
+    parser.add_argument("--no-older", action="store_true", help=f"do not run onnxruntime {older.VERSION}")
     parser.add_argument("--samples", type=int, default=64, help="calibration samples")
     parser.add_argument("--unseen", type=int, default=32, help="inputs for SQNR and agreement")
     parser.add_argument("--seed", type=int, default=0, help="of the order of runs")
@@ -81,26 +88,36 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     files = {FLOAT: model}
     tools: dict[str, dict[str, Any]] = {}
 
-    def by_onnxq() -> tuple[str, ...]:
-        config = onnxq.Config(samples=options.samples, **(harness.UNGUARDED if name.startswith("net:") else {}))
+    def by_onnxq(tool: str) -> tuple[str, ...]:
+        os.environ["ONNXQ_CACHE"] = str(folder / "cache")  # nothing that was found before
+        config = onnxq.Config(
+            samples=options.samples,
+            tune_seconds=options.tune if tool == TUNED else 0.0,
+            **(harness.UNGUARDED if name.startswith("net:") else {}),
+        )
         result = onnxq.quantize(model, calibration, config=config)
-        result.save(folder / f"{ONNXQ}.onnx")
-        return (*result.report.notes, *result.report.warnings)
+        result.save(folder / f"{FILES[tool]}.onnx")
+        kept = [f"tuning: {t.what} ({t.ratio:.3f})" for t in result.report.tuning if t.kept]
+        tried = [f"tuning: {len(result.report.tuning)} candidates timed"] if result.report.tuning else []
+        return (*result.report.notes, *result.report.warnings, *tried, *kept)
 
-    def by_static() -> tuple[str, ...]:
-        made = peers.quantize_static(model, folder / f"{STATIC}.onnx", harness.feeds(calibration))
+    def by_static(tool: str) -> tuple[str, ...]:
+        made = peers.quantize_static(model, folder / f"{FILES[tool]}.onnx", harness.feeds(calibration))
         return (f"pre-processing: {made.preprocessing}",)
 
-    for tool, action in ((ONNXQ, by_onnxq), (STATIC, by_static)):
-        notes, error = harness.attempt(f"{tool} on {name}", action)
+    actions = {ONNXQ: by_onnxq, **({TUNED: by_onnxq} if options.tune > 0 else {}), STATIC: by_static}
+    for tool, action in actions.items():
+        notes, error = harness.attempt(f"{tool} on {name}", lambda t=tool, a=action: a(t))
         if notes is None:
             tools[tool] = {"error": error}
             continue
-        figures, error = harness.attempt(f"{tool}'s file of {name}", lambda t=tool: judge(model, folder, t, unseen))
+        figures, error = harness.attempt(
+            f"{tool}'s file of {name}", lambda t=tool: judge(model, folder, t, unseen, options)
+        )
         if figures is None:
             tools[tool] = {"error": error, "notes": notes}
             continue
-        files[tool] = folder / f"{tool}.onnx"
+        files[tool] = folder / f"{FILES[tool]}.onnx"
         tools[tool] = {**figures, "notes": notes}
     tools[FLOAT] = {"kernels": kernels(model), "bytes": model.stat().st_size}
     timed = list(harness.feeds({key: value[:TIMED] for key, value in unseen.items()}))
@@ -124,16 +141,26 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     return {"model": name, "tools": tools, "latency": latency, "spinning": report.spinning}
 
 
-def judge(model: Path, folder: Path, tool: str, unseen: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """SQNR and agreement on unseen inputs, kernels and size of the file that `tool` made."""
-    path = folder / f"{tool}.onnx"
+def judge(
+    model: Path, folder: Path, tool: str, unseen: Mapping[str, np.ndarray], options: argparse.Namespace
+) -> dict[str, Any]:
+    """SQNR and agreement on unseen inputs, kernels and size of the file of `tool`, and what an older runtime says."""
+    path = folder / f"{FILES[tool]}.onnx"
     seen = compare(model, path, harness.feeds(unseen))
-    return {
+    figures = {
         "sqnr_db": seen.sqnr_db,
         "agreement": seen.primary.agreement,
         "kernels": kernels(path),
         "bytes": path.stat().st_size,
     }
+    if tool != STATIC and not options.no_older:
+        few = {name: array[:OLDER_SAMPLES] for name, array in unseen.items()}
+        found, error = harness.attempt(f"onnxruntime {older.VERSION}", lambda: older.outputs(path, few))
+        if found is None:
+            figures["older"] = {"error": error}
+        else:
+            figures["older"] = {"sqnr_db": noise(harness.outputs(path, few), found).sqnr_db}
+    return figures
 
 
 def kernels(path: Path) -> dict[str, int]:
@@ -149,7 +176,7 @@ def kernels(path: Path) -> dict[str, int]:
 def geometric_means(rows: Sequence[Mapping[str, Any]], threads: Sequence[int]) -> list[dict[str, Any]]:
     """Over the networks that a tool's file exists for: geometric mean and least of its speed-ups over float."""
     means = []
-    for tool in (ONNXQ, STATIC):
+    for tool in (ONNXQ, TUNED, STATIC):
         for count in threads:
             cells = [row["latency"][str(count)].get(tool) for row in rows if row["model"].startswith("net:")]
             speedups = [1 / cell["ratio"] for cell in cells if cell is not None]
@@ -172,7 +199,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
         for threads, cells in row["latency"].items():
-            for tool in (FLOAT, ONNXQ, STATIC):
+            for tool in (FLOAT, ONNXQ, TUNED, STATIC):
+                if tool not in row["tools"]:
+                    continue
                 figures, cell = row["tools"][tool], cells.get(tool)
                 ran = figures.get("kernels", {})
                 share = figures.get("agreement")
