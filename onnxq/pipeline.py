@@ -32,6 +32,7 @@ from onnxq.measure.report import Report
 from onnxq.measure.size import model_size
 from onnxq.placing import place
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
+from onnxq.plan.placement import NOT_WORTH_IT
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.ranges.registry import find_method
 from onnxq.runtime.session import open_session, run
@@ -56,6 +57,10 @@ _WITNESSES = 256
 _WITNESSED_ELEMENTS = 1 << 24
 _TIMED_FEEDS = 4
 
+NOTHING_PAYS = (
+    "no layer of this model is large enough for integers to pay on this CPU: weights are stored as int8, "
+    "the computing is float; placement = 'all' in the configuration tries all the same"
+)
 NO_DATA = "no real data was seen: ranges come from the model alone, and accuracy was not checked"
 
 
@@ -315,6 +320,8 @@ def _slower(outcome: _Outcome) -> bool:
 
 def _result(job: _Job, outcome: _Outcome, notes: tuple[str, ...]) -> Result:
     built = outcome.built
+    if not built.plan.anchors and any(k.reason == NOT_WORTH_IT for k in built.kept_float.values()):
+        notes = (*notes, NOTHING_PAYS)
     unused = tuple(f"rule '{rule}' matched no node" for rule in built.plan.unused_rules)
     provenance = {
         "onnxq": __version__,

@@ -14,8 +14,10 @@ import onnx
 import pytest
 import toys
 from typer.testing import CliRunner, Result
+from zoo import transformer_mlp
 
 from onnxq.cli import app
+from onnxq.measure.latency import Latency, LatencyReport
 
 # --help shows before anything is computed: this is processor time, which other work on the machine does not change.
 HELP_SECONDS = 0.5
@@ -212,6 +214,49 @@ def test_inspect_prints_and_is_json(model: Path, quantized: Path) -> None:
     assert "image: float32[batch, 3, 8, 8]" in done.stdout
     assert json.loads(call("inspect", quantized, "--json").stdout)["quantized_ops"]["QuantizeLinear"] > 0
     assert "run on integers" in call("inspect", quantized).stdout
+
+
+def test_inspect_tells_node_by_node(model: Path, quantized: Path) -> None:
+    beside = call("inspect", model, quantized)
+    assert beside.exit_code == 0, beside.output
+    for text in ("Time by node", "QLinearConv", "All kernels, quantized"):
+        assert text in beside.stdout
+    alone = call("inspect", model, "--nodes", "--json")
+    assert {row["node"] for row in json.loads(alone.stdout)["node_table"]["rows"]} >= {"conv", "fc"}
+    refused = call("inspect", quantized, "--nodes")
+    assert refused.exit_code == 2
+    assert "give the float model first" in refused.stderr
+
+
+def test_tuned_choices_are_written_and_give_the_same_model(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_is_faster(
+        models: list[bytes], feeds: object, *, threads: tuple[int, ...], **_: object
+    ) -> LatencyReport:
+        return LatencyReport(tuple(Latency("", n, 9, *[1.0] * 7) for n in threads for _ in models), (), False, 0)
+
+    monkeypatch.setattr("onnxq.tuning.benchmark", nothing_is_faster)
+    first, again, choices = tmp_path / "a.onnx", tmp_path / "b.onnx", tmp_path / "tuned.toml"
+    common = ("quantize", model, "--calib", data, "--latency", 0, "--exclude", "fc", "--quiet")
+    done = call(*common, "--tune", 0.5, "--save-config", choices, "-o", first)
+    assert done.exit_code == 0, done.output
+    assert 'placement = "all"' in choices.read_text()
+    done = call("quantize", model, "--calib", data, "--latency", 0, "--config", choices, "-o", again, "--json")
+    assert done.exit_code == 0, done.output
+    assert [n["node"] for n in json.loads(done.stdout)["left_float"]] == ["fc"]
+    ops = [sorted(n.op_type for n in onnx.load(path).graph.node) for path in (first, again)]
+    assert ops[0] == ops[1]
+    assert call(*common, "--save-config", tmp_path / "no" / "c.toml", "-o", first).exit_code == 2
+
+
+def test_standard_operators_on_request(tmp_path: Path) -> None:
+    net, data, out = tmp_path / "net.onnx", tmp_path / "data.npz", tmp_path / "q.onnx"
+    onnx.save(transformer_mlp(), net)
+    np.savez(data, x=np.random.default_rng(0).standard_normal((32, 6, 16)).astype(np.float32))
+    done = call("quantize", net, "--calib", data, "--latency", 0, "--operators", "standard", "-o", out, "-q")
+    assert done.exit_code in (0, 3), done.output
+    assert {n.domain for n in onnx.load(out).graph.node} == {""}
 
 
 def script(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -91,3 +91,44 @@ def test_all_kinds_of_models_are_taken_and_left_as_they_are(tmp_path: Path) -> N
 def test_unknown_target() -> None:
     with pytest.raises(ConfigError, match="z80"):
         onnxq.inspect(toys.classifier(), config=onnxq.Config(target="z80"))
+
+
+# -- node by node -----------------------------------------------------------------------------------------------------
+
+
+def test_every_node_before_and_after() -> None:
+    proto = toys.classifier()
+    images = {"image": np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)}
+    config = onnxq.Config().with_excluded(("fc",))
+    result = onnxq.quantize(proto, images, config=config)
+    table = onnxq.inspect(proto, result.model, data=images).node_table
+    assert table is not None
+    rows = {row.node: row for row in table.rows}
+    assert set(rows) == {"conv", "relu", "pool", "flatten", "fc"}
+    assert (rows["conv"].becomes, rows["conv"].after and rows["conv"].after.kernel) == ("integer", "QLinearConv")
+    assert rows["relu"].becomes == "absorbed"
+    assert rows["relu"].before is None  # within the convolution's kernel
+    assert rows["fc"].becomes == "float"
+    assert rows["fc"].reason == "kept float by rule 'fc'"  # read back from the file
+    shares = [row.before.share for row in table.rows if row.before is not None]
+    rest = sum(table.others_before.values()) / table.total_before_us
+    assert sum(shares) + rest == pytest.approx(1.0)
+    assert table.total_after_us is not None
+    assert table.others_after["QuantizeLinear"] > 0
+
+
+def test_every_node_beside_what_quantizing_would_do() -> None:
+    found = onnxq.inspect(toys.classifier(), by_node=True, config=onnxq.Config().with_excluded(("conv",)))
+    assert found.node_table is not None
+    becomes = {row.node: (row.becomes, row.reason) for row in found.node_table.rows}
+    assert becomes["conv"] == ("float", "kept float by rule 'conv'")
+    assert becomes["fc"] == ("integer", "")
+    assert found.node_table.total_after_us is None
+    assert "node_table" in found.to_dict()
+
+
+def test_the_float_model_comes_first() -> None:
+    images = {"image": np.zeros((8, 3, 8, 8), np.float32)}
+    result = onnxq.quantize(toys.classifier(), images)
+    with pytest.raises(onnxq.ModelError, match="quantized already; give the float model first"):
+        onnxq.inspect(result.model, toys.classifier())

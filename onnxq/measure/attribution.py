@@ -77,7 +77,10 @@ def attribute(model: Model, profile: Profile) -> Attribution:
         if owner is None:
             written = (*kernel.outputs, kernel.name.removesuffix("_nchwc"))
             owner = next((m for v in written if (m := makers.get(plain_value(v))) is not None), None)
-        if kernel.op in CONVERSIONS or kernel.op.startswith("Reorder"):
+        changes_layout = kernel.op.startswith("Reorder") or (
+            kernel.op == "Transpose" and owner is not None and owner.op_type != "Transpose"
+        )
+        if kernel.op in CONVERSIONS or changes_layout:
             owner = None
         while owner is not None and owner.op_type in CONVERSIONS:  # an integer kernel ends in a QuantizeLinear
             owner = makers.get(owner.input[0])

@@ -10,7 +10,7 @@ import itertools
 import json
 import statistics
 import tempfile
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,14 +131,14 @@ def _shapes(entries: Iterable[dict[str, list[int]]]) -> tuple[Shape, ...]:
 
 
 def _assigned(nodes: tuple[Kernel, ...], times: tuple[KernelTime, ...]) -> tuple[float, ...]:
-    """The time of each of ``nodes``. Those without a name are profiled under that of their operator, in order."""
-    by_name: dict[tuple[str, str], list[float]] = defaultdict(list)
+    """The time of each of ``nodes``. Those without a name are profiled under one made up of the operator, in order."""
+    named: dict[tuple[str, str], deque[float]] = defaultdict(deque)
+    unnamed: dict[str, deque[float]] = defaultdict(deque)
+    known = {(node.name, node.op) for node in nodes if node.name}
     for time in times:
-        by_name[time.name, time.op].append(time.microseconds)
-    for rest in by_name.values():
-        rest.reverse()
+        (named[time.name, time.op] if (time.name, time.op) in known else unnamed[time.op]).append(time.microseconds)
     assigned = []
     for node in nodes:
-        waiting = by_name.get((node.name or node.op, node.op))
-        assigned.append(waiting.pop() if waiting else 0.0)
+        waiting = named[node.name, node.op] if node.name else unnamed[node.op]
+        assigned.append(waiting.popleft() if waiting else 0.0)
     return tuple(assigned)

@@ -115,17 +115,20 @@ class _Atoms:
 
     def reshape(self, target: Sequence[int]) -> None:
         """Regroups as ONNX's Reshape does: 0 copies a dimension, -1 takes what is left."""
-        sizes = [self._product(self.dims[i]) if t == 0 else t for i, t in enumerate(target)]
-        rest = [i for i, size in enumerate(sizes) if size in (-1, None)]
-        if len(rest) > 1:
-            raise _Misfit
-        middle = rest[0] if rest else len(sizes)
         flat = [atom for dim in self.dims for atom in dim]
+        copied: list[list[int]] = []
+        if target and target[0] == 0 and self.dims:  # the batch, which may be open
+            copied.append(flat[: len(self.dims[0])])
+            flat, target = flat[len(self.dims[0]) :], target[1:]
+        sizes = [self._product(self.dims[i]) if t == 0 else t for i, t in enumerate(target, start=len(copied))]
+        if None in sizes or sizes.count(-1) > 1:
+            raise _Misfit
+        middle = sizes.index(-1) if -1 in sizes else len(sizes)
         front = [self._take(flat, size, first=True) for size in sizes[:middle]]
         back = [self._take(flat, size, first=False) for size in reversed(sizes[middle + 1 :])][::-1]
-        if not rest and flat:
+        if -1 not in sizes and flat:
             raise _Misfit
-        self.dims = [*front, *([flat] if rest else []), *back]
+        self.dims = [*copied, *front, *([flat] if -1 in sizes else []), *back]
 
     def _take(self, flat: list[int], wanted: int | None, *, first: bool) -> list[int]:
         """Removes from one end of ``flat`` atoms whose product is ``wanted``, and returns them in order."""

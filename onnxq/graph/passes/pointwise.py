@@ -90,7 +90,9 @@ def _before_joining(conv: ir.Node) -> bool:
         start += channels
     total = _sum(conv, [value for _, value in sorted(terms, key=lambda term: term[0])])
     supersede(conv.outputs[0], total)
-    owner(conv).remove(conv, safe=True)
+    graph = owner(conv)
+    for idle in (conv, concat, *(resize for _, resize in parts if resize is not None)):
+        graph.remove(idle, safe=True)
     return True
 
 

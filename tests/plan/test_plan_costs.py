@@ -1,0 +1,116 @@
+"""Cost tables: what lies between their points, what ships, and how a node's work is found in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from zoo import Net, prepared
+
+from onnxq.graph.query import nodes
+from onnxq.plan.costs import CostTable, Grid, conversion_table, cost_table
+from onnxq.plan.work import Work, fused_in_float, work_of
+from onnxq.targets import TARGETS
+
+GRID = Grid((("a", (1.0, 4.0, 16.0)), ("b", (10.0, 100.0))), np.array([[1.0, 10.0], [4.0, 40.0], [16.0, 160.0]]))
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [((1, 10), 1), ((4, 100), 40), ((16, 10), 16)])
+def test_points_are_what_was_measured(sizes, expected) -> None:
+    assert GRID.at(*sizes) == pytest.approx(expected)
+
+
+def test_between_points_a_power_law_is_met_exactly() -> None:
+    assert GRID.at(7.3, 55.0) == pytest.approx(7.3 * 5.5)  # the grid is a * b / 10
+
+
+def test_beyond_the_largest_point_in_proportion_and_below_the_smallest_as_there() -> None:
+    assert GRID.at(32, 300) == pytest.approx(160 * 2 * 3)
+    assert GRID.at(0.01, 1) == pytest.approx(1.0)
+
+
+def test_a_wrong_number_of_sizes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"2 sizes are needed \(a, b\)"):
+        GRID.at(1.0)
+
+
+SHIPPED = [name for name in TARGETS if cost_table(name) is not None]
+
+
+@pytest.mark.parametrize("target", SHIPPED)
+def test_a_shipped_table_is_complete_and_plausible(target: str) -> None:
+    table = cost_table(target)
+    assert table is not None
+    kernels = {kernel for kernel, _ in table.grids}
+    edges = {"QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput"}
+    assert {"conv.pointwise", "conv.spatial", "conv.few", "conv.depthwise", "conv.grouped", "matmul"} < kernels
+    assert all(table.knows(kernel) for kernel in kernels - edges)
+    for grid in table.grids.values():
+        assert (grid.microseconds > 0).all()
+        assert all(list(points) == sorted(set(points)) for _, points in grid.axes)
+        # The largest size takes longer than the smallest, whatever the noise between.
+        assert grid.microseconds.flat[-1] > grid.microseconds.flat[0]
+    # What quantization is for: a large product is faster on integers.
+    assert table.cost("matmul", "int8", 512, 512, 512) < table.cost("matmul", "float", 512, 512, 512)
+
+
+def test_something_ships_and_serves_conversions_everywhere() -> None:
+    assert SHIPPED
+    for target in TARGETS:
+        assert conversion_table(target).cost("QuantizeLinear", "float", 1e5) > 0
+    assert cost_table("z80") is None
+
+
+CONVOLUTIONS = [
+    ({"cin": 16, "cout": 32, "k": 1}, "conv.pointwise", (16, 32, 64)),
+    ({"cin": 16, "cout": 32, "k": 3}, "conv.spatial", (144, 32, 64)),
+    ({"cin": 3, "cout": 32, "k": 3}, "conv.few", (27, 32, 64)),
+    ({"cin": 16, "cout": 16, "k": 5, "group": 16}, "conv.depthwise", (16, 25, 64)),
+    ({"cin": 16, "cout": 32, "k": 3, "group": 2}, "conv.grouped", (72, 32, 64)),
+]
+
+
+@pytest.mark.parametrize(("how", "kernel", "sizes"), CONVOLUTIONS)
+def test_the_work_of_a_convolution(how, kernel, sizes) -> None:
+    n = Net()
+    n.conv("x", name="conv", out="y", **how)
+    model = prepared(n.model({"x": [1, how["cin"], 8, 8]}, {"y": [1, how["cout"], 8, 8]}))
+    (conv,) = nodes(model)
+    assert work_of(conv, {"y": (1, how["cout"], 8, 8)}) == Work(kernel, sizes)
+    assert work_of(conv, {}) is None
+
+
+def test_the_work_of_products_and_of_nodes_without_weights() -> None:
+    n = Net()
+    n("Reshape", n.linear("x", 8, 24, name="mm", bias=False), n.const("s", [0, -1], np.int64), name="view", out="y")
+    n("GlobalAveragePool", "m", name="pool", out="z")
+    n("Concat", "m", "m", name="join", axis=1, out="w")
+    model = prepared(
+        n.model({"x": [2, 5, 8], "m": [1, 4, 6, 6]}, {"y": [2, 120], "z": [1, 4, 1, 1], "w": [1, 8, 6, 6]})
+    )
+    shapes = {"mm_out": (2, 5, 24), "y": (2, 120), "m": (1, 4, 6, 6), "z": (1, 4, 1, 1), "w": (1, 8, 6, 6)}
+    works = {node.name: work_of(node, shapes) for node in nodes(model)}
+    assert works == {
+        "mm": Work("matmul", (10, 8, 24)),
+        "view": Work("", ()),
+        "pool": Work("GlobalAveragePool", (144,)),
+        "join": Work("Concat", (144,)),  # of one operand
+    }
+    assert works["view"].cost(CostTable("t", {}), "int8") == 0.0
+
+
+def test_what_float_kernels_take_in_costs_nothing_there() -> None:
+    n = Net()
+    x = n.conv("x", 4, 4, k=1, name="conv")
+    n("Add", x, "x", name="sum", out="y")
+    n("Mul", "x", n("Sigmoid", "x", name="gate"), name="silu", out="z")
+    n("Mul", "x", "x", name="square", out="w")
+    model = prepared(n.model({"x": [1, 4, 8, 8]}, {"y": [1, 4, 8, 8], "z": [1, 4, 8, 8], "w": [1, 4, 8, 8]}))
+    assert {node.name for node in nodes(model) if fused_in_float(node)} == {"sum", "silu"}
+
+
+def test_steering_follows_the_table() -> None:
+    axes = (("reduction", (1.0, 9.0)), ("channels", (1.0, 9.0)), ("pixels", (1.0, 9.0)))
+    flat = {number: Grid(axes, np.full((2, 2, 2), us)) for number, us in (("int8", 10.0), ("int8-gemm", 9.0))}
+    work = Work("conv.pointwise", (4, 4, 4))
+    assert work.steered(CostTable("t", {("conv.pointwise", k): g for k, g in flat.items()}))
+    assert not work.steered(CostTable("t", {("conv.pointwise", "int8"): flat["int8"]}))
