@@ -9,6 +9,7 @@ Prints a markdown table and writes `benchmarks/results/latency.json`.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import tempfile
@@ -44,8 +45,12 @@ def main() -> None:
     parser.add_argument("--no-older", action="store_true", help=f"do not run onnxruntime {older.VERSION}")
     parser.add_argument("--samples", type=int, default=64, help="calibration samples")
     parser.add_argument("--unseen", type=int, default=32, help="inputs for SQNR and agreement")
+    parser.add_argument("--plot", action="store_true", help="only draw what was measured before (needs matplotlib)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of runs")
     options = parser.parse_args()
+    if options.plot:
+        print(f"written: {plot(json.loads((harness.RESULTS / 'latency.json').read_text())).relative_to(harness.ROOT)}")
+        return
     rows = []
     for name in harness.chosen(options.models, known):
         with tempfile.TemporaryDirectory(prefix="onnxq-latency-") as folder:
@@ -62,6 +67,30 @@ def main() -> None:
             f"{mean['speedup']:.2f} times float, slowest {mean['slowest']:.2f}"
         )
     print(f"\nwritten: {path.relative_to(harness.ROOT)}")
+
+
+def plot(data: Mapping[str, Any]) -> Path:
+    """Bars of how many times faster than float each tool's file of the eleven networks is, by number of threads."""
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in data["models"] if row["model"].startswith("net:")]
+    colours = {STATIC: "#9aa5b1", ONNXQ: "#2f6fb3", TUNED: "#0b2f5b"}
+    counts = list(rows[0]["latency"])
+    figure, axes = plt.subplots(len(counts), 1, figsize=(9, 2.6 * len(counts)), sharex=True, layout="constrained")
+    for axis, threads in zip(np.atleast_1d(axes), counts, strict=True):
+        for i, (tool, colour) in enumerate(colours.items()):
+            cells = [row["latency"][threads].get(tool) for row in rows]
+            heights = [0.0 if cell is None else 1 / cell["ratio"] for cell in cells]
+            axis.bar([x + 0.27 * (i - 1) for x in range(len(rows))], heights, 0.25, color=colour, label=tool)
+        axis.axhline(1.0, color="black", linewidth=0.8)
+        axis.set_ylabel(f"times float, {threads} thread{'s' if threads != '1' else ''}")
+        axis.spines[["top", "right"]].set_visible(False)
+    titles = [networks.NETWORKS[row["model"].removeprefix("net:")].title for row in rows]
+    axis.set_xticks(range(len(rows)), titles, rotation=25, ha="right")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    path = harness.ROOT / "docs" / "images" / "latency.png"
+    figure.savefig(path, dpi=110)
+    return path
 
 
 def sources(name: str, calibration: int, unseen: int) -> tuple[Path, dict[str, np.ndarray], dict[str, np.ndarray]]:

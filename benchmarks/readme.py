@@ -14,8 +14,11 @@ from typing import Any
 
 from starts import tables
 
+from onnxq.plan.costs import cost_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+COSTS = ROOT / "onnxq" / "plan" / "cost_tables" / "x86-avx2"
 
 Rows = list[list[str]]
 
@@ -60,24 +63,28 @@ def accuracy(data: dict[str, Any]) -> str:
     )
 
 
+TOOLS = ("onnxq", "onnxq --tune", "quantize_static")
+
+
 def latency(data: dict[str, Any]) -> str:
-    """One line a network: float milliseconds, how many times faster both tools are, with one and with all threads."""
+    """One line a network: float milliseconds, how many times faster all tools are, with one and with all threads."""
     rows: Rows = []
     counts = sorted({threads for row in data["models"] for threads in row["latency"]}, key=int)
+    tools = [tool for tool in TOOLS if any(tool in row["tools"] for row in data["models"])]
     for row in data["models"]:
         line = [row["model"].removeprefix("net:"), _number(row["latency"][counts[0]]["float"]["median_ms"], ".2f")]
         for threads in counts:
-            for tool in ("onnxq", "quantize_static"):
+            for tool in tools:
                 cell = row["latency"][threads].get(tool)
                 line.append("fails" if cell is None else _number(1 / cell["ratio"], ".2f"))
         line += [_number(row["tools"][tool].get("sqnr_db"), ".1f") for tool in ("onnxq", "quantize_static")]
         rows.append(line)
     means = {(m["tool"], str(m["threads"])): m["speedup"] for m in data["geometric_means"]}
-    mean = [_number(means.get((tool, threads)), ".2f") for threads in counts for tool in ("onnxq", "quantize_static")]
+    mean = [_number(means.get((tool, threads)), ".2f") for threads in counts for tool in tools]
     rows.append(["**geometric mean, eleven networks**", "", *mean, "", ""])
     header = ["network", "float ms"]
     for threads in counts:
-        header += [f"onnxq x, {threads} thread{'s' if threads != '1' else ''}", "quantize_static x"]
+        header += [f"{tools[0]} x, {threads} thread{'s' if threads != '1' else ''}", *(f"{t} x" for t in tools[1:])]
     return markdown([*header, "SQNR dB, onnxq", "quantize_static"], rows)
 
 
@@ -148,6 +155,40 @@ def study(render: Callable[[dict[str, Any]], tables.Table], part: str) -> Callab
     return lambda data: markdown(*render(data[part]))
 
 
+def rewrites(data: dict[str, Any]) -> str:
+    """One line a rewrite and network: how many times faster the network is with it."""
+    rows = [
+        [r["rewrite"], r["network"], *(f"{f['times']:.2f}" for f in r["faster"].values())] for r in data["rewrites"]
+    ]
+    threads = [f"times faster, {n} thread{'s' if n != '1' else ''}" for n in data["rewrites"][0]["faster"]]
+    return markdown(["left out", "network", *threads], rows)
+
+
+# By kernel: what is shown, and its sizes in the cost table.
+SHOWN_COSTS = {
+    "1x1 convolution, 16 / 256 / 1024 channels, 16x16": [("conv.pointwise", (c, c, 256)) for c in (16, 256, 1024)],
+    "3x3 convolution, 16 / 64 / 256 channels, 16x16": [("conv.spatial", (9 * c, c, 256)) for c in (16, 64, 256)],
+    "depthwise 3x3, 64 / 256 / 1024 channels, 16x16": [("conv.depthwise", (c, 9, 256)) for c in (64, 256, 1024)],
+    "depthwise 7x7, 64 / 256 / 1024 channels, 8x8": [("conv.depthwise", (c, 49, 64)) for c in (64, 256, 1024)],
+    "first convolution, 3 to 64 channels, 3x3 / 7x7 / 16x16, 32x32 out": [
+        ("conv.few", (k, 64, 1024)) for k in (27, 147, 768)
+    ],
+    "matrix product, 256 rows, 32 / 128 / 2048 squared": [("matmul", (256, n, n)) for n in (32, 128, 2048)],
+    "sum of two maps, 16 / 64 / 1024 thousand elements": [("Add", (n,)) for n in (16384, 65536, 1048576)],
+}
+
+
+def kernel_costs(data: dict[str, Any]) -> str:
+    """Float time divided by int8 time for a few kernels and sizes of a cost table."""
+    table = cost_table(data["target"])
+    assert table is not None
+    rows = [
+        [title, *(f"{table.cost(k, 'float', *sizes) / table.cost(k, 'int8', *sizes):.1f}" for k, sizes in cases)]
+        for title, cases in SHOWN_COSTS.items()
+    ]
+    return markdown(["kernel", "first", "second", "third"], rows)
+
+
 STUDY = {
     "ranges_objective": study(tables.by_objective, "whole"),
     "ranges_errors": study(tables.error_ratios, "errors"),
@@ -167,6 +208,10 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
             for name in ("ranges_objective", "ranges_errors", "ranges_convergence")
         },
     },
+    "docs/placement.md": {
+        "kernel_costs": (str(COSTS), kernel_costs),
+        "rewrites": ("rewrites", rewrites),
+    },
     "docs/ranges.md": {
         **{name: ("initialisation", STUDY[name]) for name in ("ranges_methods", "ranges_speed")},
         "ranges_models": ("initialisation", study(tables.by_objective_and_model, "whole")),
@@ -184,14 +229,16 @@ def main() -> None:
             path = RESULTS / f"{source}.json"
             if path.exists():
                 text = replaced(text, f"table:{name}", render(json.loads(path.read_text())), page)
-        path = RESULTS / "latency.json"
-        if page == "README.md" and path.exists():
-            text = replaced(text, "machine", machine(json.loads(path.read_text())["machine"]), page)
+        if page == "README.md":
+            for mark, source in (("machine", "accuracy"), ("machine:latency", "latency")):
+                text = replaced(
+                    text, mark, machine(json.loads((RESULTS / f"{source}.json").read_text())["machine"]), page
+                )
         (ROOT / page).write_text(text)
 
 
 def machine(taken: dict[str, Any]) -> str:
-    """One sentence about where the latency was measured."""
+    """One sentence about where figures were taken."""
     extensions = [name for name, there in taken["instructions"].items() if there]
     return (
         f"Measured on {taken['cores']} cores of an {taken['cpu']} ({', '.join(extensions)}), onnxruntime "
