@@ -1,8 +1,9 @@
 """Measures what onnxruntime's float and int8 kernels cost by operator and size, for the planner's cost table.
 
 Every size is one node of a small model; its time is that of onnxruntime's own profile, one thread, median over runs,
-least over repeats. Outputs are cut to one element, so that no allocation of a large result is counted, and layout
-changes at the ends are not either. What has more work than `--largest` is scaled up from the size below.
+least over repeats. What profiling adds to a node stays in: it makes conversions, which are nodes more, as much dearer as
+networks have shown them to be. Outputs are cut to one element, so that no allocation of a large result is counted, and
+layout changes at the ends are not either. What has more work than `--largest` is scaled up from the size below.
 
 Writes `onnxq/plan/cost_tables/TARGET.json` for the kind of CPU that this machine is (`onnxq.targets`). Run it while the
 machine does nothing else.
@@ -31,6 +32,7 @@ from onnxq.targets import resolve_target
 OPSET = 17
 TABLES = harness.ROOT / "onnxq" / "plan" / "cost_tables"
 NODES_A_MODEL = 24
+SHORTEST = 1.0  # microseconds: what the profile can tell
 SIDES = (1, 4, 8, 16, 32, 64, 128)
 
 
@@ -299,8 +301,8 @@ def main() -> None:
     """Measure every kernel and write the table of this machine's kind of CPU."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--largest", type=float, default=3e8, help="multiply-adds of the largest size that is run")
-    parser.add_argument("--runs", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="kernels to measure anew; the others stay as they are in the table")
     options = parser.parse_args()
     target = resolve_target("auto").name
@@ -308,11 +310,11 @@ def main() -> None:
     kept = json.loads(path.read_text())["grids"] if options.only else []
     grids = [g for g in kept if g["kernel"] not in options.only]
     for kernel in KERNELS:
-        for number in kernel.numbers:
-            if options.only and kernel.name not in options.only:
-                continue
-            times = measure(kernel, number, options)
-            axes = {name: list(sizes) for name, sizes in kernel.axes.items()}
+        if options.only and kernel.name not in options.only:
+            continue
+        axes = {name: list(sizes) for name, sizes in kernel.axes.items()}
+        for number, found in measure(kernel, options).items():
+            times = [round(max(SHORTEST, t), 2) for t in found]
             grids.append({"kernel": kernel.name, "number": number, "axes": axes, "microseconds": times})
             print(f"{kernel.name} {number}: {min(times):.1f} to {max(times):.0f} us", flush=True)
     path.parent.mkdir(exist_ok=True)
@@ -321,21 +323,26 @@ def main() -> None:
     print(f"written: {path.relative_to(harness.ROOT)}")
 
 
-def measure(kernel: Kernel, number: str, options: argparse.Namespace) -> list[float]:
-    """Microseconds at every size of `kernel`, the last axis running fastest."""
+def measure(kernel: Kernel, options: argparse.Namespace) -> dict[str, list[float]]:
+    """By number, profiled microseconds at every size of `kernel`, the last axis running fastest.
+
+    Float and int8 take turns: what slows the machine down for a while must not fall on one of them alone.
+    """
     sizes = list(itertools.product(*kernel.axes.values()))
     run = [s for s in sizes if kernel.work(*s) <= options.largest]
-    found: dict[tuple[int, ...], float] = {}
+    found: dict[str, dict[tuple[int, ...], float]] = {number: {} for number in kernel.numbers}
     for batch in _batches(run, 1 if kernel.alone else NODES_A_MODEL):
         for _ in range(options.repeats):
-            for size, time in zip(batch, timed(kernel, number, batch, options.runs), strict=True):
-                found[size] = min(time, found.get(size, math.inf))
-    for size in sizes:
-        if size not in found:  # the sizes below come earlier, since axes increase
-            axis = next(i for i in reversed(range(len(size))) if _below(kernel, size, i) in found)
-            smaller = _below(kernel, size, axis)
-            found[size] = found[smaller] * kernel.work(*size) / kernel.work(*smaller)
-    return [round(found[size], 2) for size in sizes]
+            for number, least in found.items():
+                for size, took in zip(batch, timed(kernel, number, batch, options.runs), strict=True):
+                    least[size] = min(took, least.get(size, math.inf))
+    for least in found.values():
+        for size in sizes:
+            if size not in least:  # the sizes below come earlier, since axes increase
+                axis = next(i for i in reversed(range(len(size))) if _below(kernel, size, i) in least)
+                smaller = _below(kernel, size, axis)
+                least[size] = least[smaller] * kernel.work(*size) / kernel.work(*smaller)
+    return {number: [least[size] for size in sizes] for number, least in found.items()}
 
 
 def _below(kernel: Kernel, size: tuple[int, ...], axis: int) -> tuple[int, ...]:
@@ -350,7 +357,7 @@ def _batches(sizes: Sequence[tuple[int, ...]], most: int) -> Iterator[Sequence[t
 
 
 def timed(kernel: Kernel, number: str, sizes: Sequence[tuple[int, ...]], runs: int) -> list[float]:
-    """Microseconds of `kernel` at each of `sizes`, measured in one model; at least 1, the resolution of the profile."""
+    """Profiled microseconds of `kernel` at each of `sizes`, measured in one model."""
     parts = Parts()
     for case, size in enumerate(sizes):
         parts.case = case
@@ -362,7 +369,7 @@ def timed(kernel: Kernel, number: str, sizes: Sequence[tuple[int, ...]], runs: i
         wanted = own[-1:] if kernel.name == "MaxPool" else own
         if len(wanted) != 1:
             raise SystemExit(f"{kernel.name} {number} {sizes[case]}: not one kernel but {[t.name for t in own]}")
-        found.append(max(1.0, wanted[0].microseconds))
+        found.append(wanted[0].microseconds)
     return found
 
 

@@ -37,7 +37,7 @@ class Rewrite:
 
 def nothing(name: str) -> Callable[[], Any]:
     """A context in which a pass of `onnxq.graph.prepare` changes nothing."""
-    return lambda: mock.patch(f"onnxq.graph.prepare.{name}", lambda model: 0)
+    return lambda: mock.patch(f"onnxq.graph.prepare.{name}", return_value=0)
 
 
 REWRITES = (
@@ -47,7 +47,7 @@ REWRITES = (
     Rewrite(
         "GELU and layer normalisation kept whole",
         ("vit_s16", "convnext_t"),
-        lambda: mock.patch("onnxq.graph.passes.fold_affine.completes_fusion", lambda node: False),
+        lambda: mock.patch("onnxq.graph.passes.fold_affine.completes_fusion", return_value=False),
     ),
     Rewrite("constant shapes (and what they make possible)", ("vit_s16", "segformer_b0"), nothing("fix_shapes")),
     Rewrite("chains of movement", ("segformer_b0", "mobilevit_s"), nothing("tidy_movement")),

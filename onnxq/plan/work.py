@@ -39,8 +39,8 @@ class Work:
         return other and self.cost(table, "int8-gemm") < _STEERED * self.cost(table, "int8")
 
 
-# What steering must gain: less is within what a table can tell.
-_STEERED = 0.97
+# What steering must gain: less is within what a table can tell of a network.
+_STEERED = 0.9
 
 
 def work_of(node: ir.Node, shapes: Shapes) -> Work | None:

@@ -110,7 +110,7 @@ def test_what_float_kernels_take_in_costs_nothing_there() -> None:
 
 def test_steering_follows_the_table() -> None:
     axes = (("reduction", (1.0, 9.0)), ("channels", (1.0, 9.0)), ("pixels", (1.0, 9.0)))
-    flat = {number: Grid(axes, np.full((2, 2, 2), us)) for number, us in (("int8", 10.0), ("int8-gemm", 9.0))}
+    flat = {number: Grid(axes, np.full((2, 2, 2), us)) for number, us in (("int8", 10.0), ("int8-gemm", 8.5))}
     work = Work("conv.pointwise", (4, 4, 4))
     assert work.steered(CostTable("t", {("conv.pointwise", k): g for k, g in flat.items()}))
     assert not work.steered(CostTable("t", {("conv.pointwise", "int8"): flat["int8"]}))
