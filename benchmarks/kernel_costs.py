@@ -1,9 +1,9 @@
 """Measures what onnxruntime's float and int8 kernels cost by operator and size, for the planner's cost table.
 
 Every size is one node of a small model; its time is that of onnxruntime's own profile, one thread, median over runs,
-least over repeats. What profiling adds to a node stays in: it makes conversions, which are nodes more, as much dearer as
-networks have shown them to be. Outputs are cut to one element, so that no allocation of a large result is counted, and
-layout changes at the ends are not either. What has more work than `--largest` is scaled up from the size below.
+least over repeats. What profiling adds to a node stays in: it makes conversions, which are nodes more, as much dearer
+as networks have shown them to be. Outputs are cut to one element, so that no allocation of a large result is counted,
+and layout changes at the ends are not either. What has more work than `--largest` is scaled up from the size below.
 
 Writes `onnxq/plan/cost_tables/TARGET.json` for the kind of CPU that this machine is (`onnxq.targets`). Run it while the
 machine does nothing else.

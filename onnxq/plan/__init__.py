@@ -1,7 +1,8 @@
 """Where QuantizeLinear and DequantizeLinear go, decided from the graph alone."""
 
-from onnxq.plan.planner import absorbed, make_plan, settled_output
+from onnxq.plan.planner import make_plan
 from onnxq.plan.types import Bias, Constant, KeptFloat, Own, Plan, Point, SharedWith, Skipped, Storage, Weight
+from onnxq.plan.units import absorbed, settled_output
 
 __all__ = [
     "Bias",

@@ -24,8 +24,8 @@ import onnx_ir as ir
 from onnxq.graph.query import constant, nodes
 from onnxq.plan import ops
 from onnxq.plan.costs import CostTable
-from onnxq.plan.planner import settled_output
 from onnxq.plan.types import KeptFloat, Plan, Storage
+from onnxq.plan.units import ends_in_activation, written
 from onnxq.plan.work import (
     Shapes,
     Work,
@@ -121,14 +121,14 @@ class _Cut:
         self.names = set(plan.integer)
         self.shapes, self.table, self.pace = shapes, table, costs.pace
         chosen = [n for n in nodes(model) if (n.name or "") in self.names]
-        self.writer = {id(value): node for node in chosen for value in _written(node)}
+        self.writer = {id(value): node for node in chosen for value in written(node)}
         for node in chosen:
             name = node.name or ""
             self._edge(self.SOURCE, name, None if name in wanted else costs.float_us[name])
             self._edge(name, self.SINK, costs.integer_us[name])
             if name not in plan.anchors:
                 self._follows(node)
-        tensors = {id(v): v for n in chosen for v in (*_read(n), *_written(n))}
+        tensors = {id(v): v for n in chosen for v in (*_read(n), *written(n))}
         for value in tensors.values():
             self._conversions(value)
 
@@ -178,7 +178,7 @@ class _Cut:
     def _conversions(self, value: ir.Value) -> None:
         readers = self._readers(value)
         writer = self.writer.get(id(value))
-        integer_writer = writer is not None and (writes_codes(writer) or _absorbs(writer))
+        integer_writer = writer is not None and (writes_codes(writer) or ends_in_activation(writer))
         # A matrix product with one reader writes what that reader wants; with several it writes float.
         joined = writer is not None and not integer_writer and len(readers) == 1 and readers[0] is not None
         name = writer.name if writer is not None and (integer_writer or joined) else self.SINK
@@ -222,16 +222,6 @@ def _read(node: ir.Node) -> list[ir.Value]:
     slots = [0] if ops.weight_slot(node) is not None else ops.data_inputs(node)
     values = (node.inputs[i] for i in slots)
     return [v for v in values if v is not None and constant(v) is None]
-
-
-def _written(node: ir.Node) -> list[ir.Value]:
-    return list(node.outputs) if node.op_type == "Split" else [settled_output(node)]
-
-
-def _absorbs(node: ir.Node) -> bool:
-    """Whether an activation follows that a quantizer must absorb: then even a matrix product writes codes."""
-    producer = settled_output(node).producer()
-    return producer is not None and ops.absorbed_ceiling(producer) is not None
 
 
 def steered(model: ir.Model, shapes: Shapes, table: CostTable) -> frozenset[str]:

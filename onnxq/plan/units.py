@@ -1,0 +1,75 @@
+"""A node and what its integer kernel takes in besides: the bias behind a MatMul, the activation behind anything."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxq.graph.query import constant, is_float
+from onnxq.plan import ops
+
+
+def settled_output(node: ir.Node) -> ir.Value:
+    """The tensor after ``node`` and the bias and activation that its integer kernel takes in.
+
+    A MatMul's bias is the Add that follows; a Relu, or a Clip from 0, is absorbed by the output's quantizer.
+    """
+    out = node.outputs[0]
+    if ops.weight_slot(node) is not None and bias_add(node) is not None:
+        add = bias_add(node)
+        assert add is not None
+        out = add[0].outputs[0]
+    if ops.moves_data(node) or node.op_type in ("Sigmoid", "LeakyRelu", "Concat"):
+        return out
+    follower = _only_reader(out)
+    if follower is not None and ops.absorbed_ceiling(follower) is not None and follower.inputs[0] is out:
+        return follower.outputs[0]
+    return out
+
+
+def absorbed(node: ir.Node) -> list[ir.Node]:
+    """The nodes that the integer kernel of ``node`` takes in: those from ``node`` to its ``settled_output``."""
+    found: list[ir.Node] = []
+    maker = settled_output(node).producer()
+    while maker is not None and maker is not node:
+        found.append(maker)
+        # Of an Add one input is the bias: only the other one has a maker.
+        maker = next((p for v in maker.inputs if v is not None and (p := v.producer()) is not None), None)
+    return found
+
+
+def ends_in_activation(node: ir.Node) -> bool:
+    """Whether a Relu or Clip follows ``node``: onnxruntime then fuses only where a quantizer absorbs it."""
+    producer = settled_output(node).producer()
+    return producer is not None and ops.absorbed_ceiling(producer) is not None
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    producer = value.producer()
+    return uses[0].node if producer is not None and uses[0].node.graph is producer.graph else None
+
+
+def bias_add(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """The Add after a MatMul that adds one constant to each output channel, and which of its inputs is the constant."""
+    if node.op_type != "MatMul":
+        return None
+    add = _only_reader(node.outputs[0])
+    weight = constant(node.inputs[1])
+    if add is None or add.op_type != "Add" or add.domain or weight is None:
+        return None
+    for index, value in enumerate(add.inputs):
+        bias = constant(value)
+        if bias is None or not is_float(value):
+            continue
+        # A bias of higher rank would raise the rank of a matrix product.
+        shape = tuple(bias.shape.numpy())
+        if shape[-1:] == (weight.shape[1],) and bias.size == weight.shape[1] and len(shape) <= 2:
+            return add, index
+    return None
+
+
+def written(node: ir.Node) -> list[ir.Value]:
+    """The tensors that an integer ``node`` must write quantized."""
+    return list(node.outputs) if node.op_type == "Split" else [settled_output(node)]

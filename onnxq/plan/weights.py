@@ -1,0 +1,123 @@
+"""The constants of a plan: weights and how they are stored, biases, operands of elementwise nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnxq.graph.query import attribute, constant, is_float, nodes
+from onnxq.numerics import Granularity, PerAxis, PerBlock
+from onnxq.plan import ops
+from onnxq.plan.types import Bias, Constant, KeptFloat, Point, Storage, Weight
+from onnxq.plan.units import bias_add, settled_output
+from onnxq.targets import Target
+
+# Symmetric codes reach from -127 to 127 at most: one lower they still fit.
+_SHIFT = -1
+
+
+def fused_products(anchors: Mapping[str, ir.Node], points: Sequence[Point]) -> frozenset[str]:
+    """The MatMuls that become MatMulIntegerToFloat in the file.
+
+    Left to itself, onnxruntime makes one of MatMul between quantizers too, but never takes the bias into it: an Add
+    over the whole output remains, up to a fifth of the time of the product. Where all readers want integers,
+    QLinearMatMul or QGemm writes them at once and is better still; QGemm, which a bias needs, takes matrices only.
+    """
+    everywhere = {p.tensor for p in points if p.consumers is None}
+    found = set()
+    for name, node in anchors.items():
+        out = node.outputs[0]
+        biased = bias_add(node) is not None
+        writes_codes = settled_output(node).name in everywhere
+        is_matrix = out.shape is not None and len(out.shape) == 2
+        if node.op_type == "MatMul" and not (writes_codes and (is_matrix or not biased)):
+            found.add(name)
+    return frozenset(found)
+
+
+def anchor_weights(node: ir.Node, target: Target, fused: Collection[str], steered: Collection[str]) -> list[Weight]:
+    slot = ops.weight_slot(node)
+    assert slot is not None
+    value = node.inputs[slot.index]
+    assert value is not None
+    weight = constant(value)
+    assert weight is not None
+    granularity = PerAxis(slot.axis % len(weight.shape))
+    storage = Storage.FUSED if node.name in fused else Storage.INTEGER
+    shift = _SHIFT if node.name in steered and node.op_type == "Conv" else 0
+    return [Weight(value.name or "", node.name or "", slot.index, target.weights, granularity, storage, shift)]
+
+
+def biases(node: ir.Node) -> list[Bias]:
+    slot = ops.weight_slot(node)
+    assert slot is not None
+    source = node.inputs[0]
+    assert source is not None
+    add = bias_add(node)
+    if add is not None:
+        value = add[0].inputs[add[1]]
+        assert value is not None
+        return [Bias(value.name or "", add[0].name or "", add[1], source.name or "", node.name or "")]
+    if slot.bias is None or len(node.inputs) <= slot.bias or node.inputs[slot.bias] is None:
+        return []
+    value = node.inputs[slot.bias]
+    assert value is not None
+    return [Bias(value.name or "", node.name or "", slot.bias, source.name or "", node.name or "")]
+
+
+def operands(node: ir.Node, target: Target) -> list[Constant]:
+    if not ops.constants_allowed(node):
+        return []
+    found = []
+    for index in ops.data_inputs(node):
+        value = node.inputs[index]
+        if value is not None and constant(value) is not None:
+            found.append(Constant(value.name or "", node.name or "", index, target.activations))
+    return found
+
+
+def stored_weights(
+    model: ir.Model, anchors: Mapping[str, ir.Node], refused: Mapping[str, KeptFloat], target: Target
+) -> list[Weight]:
+    """Weights of float nodes that are stored as int8 all the same: the file shrinks, the computation stays."""
+    found: list[Weight] = []
+    for node in nodes(model):
+        name = node.name or ""
+        if name in anchors or node.domain or (name in refused and refused[name].weight is None):
+            continue
+        for index, axes in _stored_slots(node).items():
+            value = node.inputs[index] if index < len(node.inputs) else None
+            weight = constant(value)
+            if value is None or weight is None or not is_float(value) or weight.size < ops.STORED_MINIMUM:
+                continue
+            storage = Storage.PACKED
+            if node.op_type == "Gather":
+                storage = Storage.GATHERED
+            elif name in refused and refused[name].weight is Storage.DYNAMIC and ops.can_be_dynamic(node):
+                storage = Storage.DYNAMIC
+            shape = tuple(weight.shape.numpy())
+            linear = ops.weight_slot(node) is not None
+            granularity = PerAxis(axes[0]) if linear else _row_granularity(shape, axes)
+            found.append(Weight(value.name or "", name, index, target.weights, granularity, storage))
+    return found
+
+
+def _stored_slots(node: ir.Node) -> Mapping[int, tuple[int, ...]]:
+    """The inputs of a float node whose weight may be stored as int8, and the axes that have one scale each."""
+    slot = ops.weight_slot(node)
+    if slot is not None:
+        weight = constant(node.inputs[slot.index])
+        return {} if weight is None or len(weight.shape) < 2 else {slot.index: (slot.axis % len(weight.shape),)}
+    if node.op_type == "Gather":
+        table = constant(node.inputs[0])
+        is_embedding = table is not None and len(table.shape) == 2 and constant(node.inputs[1]) is None
+        return {0: (0,)} if is_embedding and attribute(node, "axis", 0) == 0 else {}
+    return ops.STORED.get(node.op_type, {})
+
+
+def _row_granularity(shape: tuple[int, ...], axes: tuple[int, ...]) -> Granularity:
+    """One scale for every index of ``axes``: the leading axes of a matrix-like weight, or a single axis."""
+    if axes == tuple(range(len(shape) - 1)):
+        return PerBlock(len(shape) - 1, shape[-1])
+    return PerAxis(axes[0])
