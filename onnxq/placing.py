@@ -43,9 +43,14 @@ def place(model: ir.Model, config: Config, target: Target, feeds: Iterable[Feed]
         return Placement()
     shapes = tensor_shapes(model, feed, folder)
     plan = make_plan(model, config, target)
+    kept = uneconomic(model, plan, shapes, table, wanted=wanted_on_integers(model, config))
+    return Placement(kept, steered(model, shapes, table))
+
+
+def wanted_on_integers(model: ir.Model, config: Config) -> frozenset[str]:
+    """The nodes that a rule puts on integers, whatever that costs."""
     ruled = {n.name or "": config.precision_of(n.name or "", n.op_type) or "" for n in nodes(model)}
-    wanted = {name for name, precision in ruled.items() if precision.startswith("int8")}
-    return Placement(uneconomic(model, plan, shapes, table, wanted=wanted), steered(model, shapes, table))
+    return frozenset(name for name, precision in ruled.items() if precision.startswith("int8"))
 
 
 def tensor_shapes(model: ir.Model, feed: Feed, folder: Path) -> Shapes:

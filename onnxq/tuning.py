@@ -34,7 +34,7 @@ from onnxq.measure.attribution import Attribution, attribute
 from onnxq.measure.latency import benchmark
 from onnxq.measure.profile import profile
 from onnxq.measure.report import Trial
-from onnxq.placing import Placement, tensor_shapes
+from onnxq.placing import Placement, tensor_shapes, wanted_on_integers
 from onnxq.plan import Plan, Storage, absorbed, make_plan
 from onnxq.plan.costs import conversion_table
 from onnxq.plan.placement import Costs, table_costs, uneconomic
@@ -192,6 +192,7 @@ class _Facts:
         self.table = conversion_table(self.target.name)
         self.search = search
         self.nodes = {n.name or "": n for n in nodes(self.model)}
+        self.wanted = wanted_on_integers(self.model, self.config)
         self.shapes: Shapes = tensor_shapes(self.model, search.feeds[0], builder.folder)
         in_float = self._attributed(hand_off(self.model, builder.folder))
         self.integer = self._attributed(search.all_integer.handed)
@@ -219,7 +220,7 @@ class _Facts:
         float_us = {**self.costs.float_us, **{n: _NEVER for n, integer in told.items() if integer}}
         integer_us = {**self.costs.integer_us, **{n: _NEVER for n, integer in told.items() if not integer}}
         costs = Costs(float_us, integer_us, self.costs.pace)
-        kept = uneconomic(self.model, self.plan, self.shapes, self.table, costs=costs)
+        kept = uneconomic(self.model, self.plan, self.shapes, self.table, costs=costs, wanted=self.wanted)
         return replace(base.placement, keep_float=kept)
 
     def faster_as_products(self) -> frozenset[str]:
@@ -239,7 +240,7 @@ class _Facts:
         """(what, nodes, whether to integers): nodes of one kind and size, the most promising first."""
         groups: dict[tuple[str, object, bool], list[str]] = defaultdict(list)
         for name in self.plan.integer:
-            if self.costs.integer_us[name] < _NEVER:
+            if self.costs.integer_us[name] < _NEVER and name not in self.wanted:
                 node, on_integers = self.nodes[name], name not in base.placement.keep_float
                 groups[node.op_type, work_of(node, self.shapes), not on_integers].append(name)
 

@@ -74,6 +74,19 @@ def test_what_is_faster_beyond_noise_is_kept(tmp_path: Path, monkeypatch: pytest
     assert len(found.placement.keep_float) > 1
 
 
+def test_rules_of_the_user_come_before_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fewer(before: bytes, after: bytes, threads: int) -> tuple[float, float, float]:
+        ratio = (1 + integers(after)) / (1 + integers(before))
+        return ratio, ratio - 0.01, ratio + 0.01
+
+    monkeypatch.setattr(tuning, "benchmark", claimed(fewer, []))
+    config = Config(rules=(Rule("stem", "int8"), Rule("head", "float")))
+    made = replace(builder(mobilenet(), tmp_path), config=config)
+    found = tune(made, feeds(mobilenet(), 1), threads=(1,), seconds=30.0, seed=0)
+    assert any(t.kept for t in found.trials)
+    assert "stem" not in found.placement.keep_float
+
+
 def test_noise_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = tuned(lambda *_: (0.97, 0.93, 1.01), tmp_path, monkeypatch)
     assert found.trials
