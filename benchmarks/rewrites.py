@@ -41,7 +41,7 @@ def nothing(name: str) -> Callable[[], Any]:
 
 
 REWRITES = (
-    Rewrite("bias inside the integer product", ("swin_t",), config=(("operators", "standard"),)),
+    Rewrite("bias inside the integer product", ("swin_t", "bert_6"), config=(("operators", "standard"),)),
     Rewrite(
         "GELU and layer normalisation kept whole",
         ("convnext_t",),

@@ -29,7 +29,13 @@ def _covers_all(node: ir.Node) -> bool:
     source, kernel = node.inputs[0], integers(node, "kernel_shape")
     if source is None or source.shape is None or kernel is None or not plain:
         return False
-    return tuple(list(source.shape)[2:]) == kernel
+    sizes, out = list(source.shape)[2:], node.outputs[0].shape
+    if tuple(sizes) == kernel:
+        return True
+    # A window larger than the map, which rounding up makes room for: onnxruntime 1.19 divides by the window's area.
+    larger = all(isinstance(size, int) and size <= k for size, k in zip(sizes, kernel, strict=False))
+    one = out is not None and all(d == 1 for d in list(out)[2:])
+    return bool(integer(node, "ceil_mode", 0)) and not integer(node, "count_include_pad", 0) and larger and one
 
 
 def _reduces_all(node: ir.Node) -> bool:
