@@ -198,9 +198,13 @@ def max_pool(parts: Parts, number: str, sizes: tuple[int, ...]) -> None:
     parts.output(parts.quantized(y), 4, TensorProto.UINT8)
 
 
+# What only moves is given in the type that it moves.
+MOVED = {"float": (np.float32, TensorProto.FLOAT), "int8": (np.uint8, TensorProto.UINT8)}
+
+
 def transpose(parts: Parts, number: str, sizes: tuple[int, ...]) -> None:
     """[1, 64, n] to [1, n, 64]."""
-    kind, proto = (np.float32, TensorProto.FLOAT) if number == "float" else (np.uint8, TensorProto.UINT8)
+    kind, proto = MOVED[number]
     parts.output(parts.node("Transpose", [parts.input((1, 64, sizes[0] // 64), kind)], perm=[0, 2, 1]), 3, proto)
 
 
@@ -209,7 +213,7 @@ def resize(parts: Parts, number: str, sizes: tuple[int, ...]) -> None:
     edge = side(sizes[0] // 64)
     scales = parts.constant(np.array([1, 1, 2, 2], np.float32))
     attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    kind, proto = (np.float32, TensorProto.FLOAT) if number == "float" else (np.uint8, TensorProto.UINT8)
+    kind, proto = MOVED[number]
     x = parts.input((1, 64, max(1, edge // 2), max(1, edge // 2)), kind)
     parts.output(parts.node("Resize", [x, "", scales], **attributes), 4, proto)
 

@@ -25,8 +25,8 @@ from onnxq.measure.kernels import FLOAT_COMPUTE, KernelMap, kernel_map
 from onnxq.measure.size import ModelSize, model_size
 from onnxq.measure.trace import Fate, fates
 from onnxq.per_node import NodeTable, node_table
-from onnxq.placing import place
-from onnxq.plan import Plan, absorbed, make_plan
+from onnxq.placing import planned
+from onnxq.plan import Plan, absorbed
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.running import Opened, opened, some_feed
 from onnxq.runtime.plain import plain
@@ -236,8 +236,7 @@ def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tupl
             feeds = list(some_feed(given, None, options))
         except DataError:
             feeds = []  # of unknown sizes: everything that can
-        placement = place(prepared.model, config, target, feeds, Path(folder))
-    plan = make_plan(prepared.model, config, target, keep_float=placement.keep_float, steered=placement.steered)
+        plan = planned(prepared.model, config, target, feeds, Path(folder))
     if not plan.anchors and not plan.weights:
         return None, nothing_to_quantize(plan)
     notes = (*prepared.notes, *(f"rule '{rule}' matched no node" for rule in plan.unused_rules))

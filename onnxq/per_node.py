@@ -24,8 +24,8 @@ from onnxq.graph.query import is_float, nodes
 from onnxq.measure.attribution import Attribution, attribute
 from onnxq.measure.kernels import INTEGER_COMPUTE, classify
 from onnxq.measure.profile import profile
-from onnxq.placing import place
-from onnxq.plan import Plan, absorbed, make_plan
+from onnxq.placing import planned
+from onnxq.plan import Plan, absorbed
 from onnxq.targets import resolve_target
 
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -80,9 +80,7 @@ def node_table(
         folder = Path(name)
         before = _measured(prepared, kept, folder)
         if quantized is None:
-            target = resolve_target(config.target)
-            placement = place(prepared, config, target, kept[:1], folder)
-            plan = make_plan(prepared, config, target, keep_float=placement.keep_float, steered=placement.steered)
+            plan = planned(prepared, config, resolve_target(config.target), kept[:1], folder)
             after, becomes, reasons = None, _planned(prepared, plan), {s.node: s.reason for s in plan.skipped}
         else:
             after = _measured(quantized, kept, folder)

@@ -18,7 +18,7 @@ from onnxq.errors import OnnxqError
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.query import nodes
 from onnxq.measure.profile import observed_shapes
-from onnxq.plan import KeptFloat, make_plan
+from onnxq.plan import KeptFloat, Plan, make_plan
 from onnxq.plan.costs import cost_table
 from onnxq.plan.placement import steered, uneconomic
 from onnxq.plan.work import Shapes
@@ -45,6 +45,12 @@ def place(model: ir.Model, config: Config, target: Target, feeds: Iterable[Feed]
     plan = make_plan(model, config, target)
     kept = uneconomic(model, plan, shapes, table, wanted=wanted_on_integers(model, config))
     return Placement(kept, steered(model, shapes, table))
+
+
+def planned(model: ir.Model, config: Config, target: Target, feeds: Iterable[Feed], folder: Path) -> Plan:
+    """The plan that ``place`` leads to, for a look without building anything."""
+    placement = place(model, config, target, feeds, folder)
+    return make_plan(model, config, target, keep_float=placement.keep_float, steered=placement.steered)
 
 
 def wanted_on_integers(model: ir.Model, config: Config) -> frozenset[str]:

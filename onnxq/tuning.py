@@ -113,9 +113,9 @@ class _Search:
         self.trials: list[Trial] = []
         self.everywhere = _Candidate("integers wherever they can be", Placement(), builder.config.operators)
         # First, so that all tensors are observed in one go.
-        self.all_integer = self._build(self.everywhere)
+        self.all_integer = self.build(self.everywhere)
         self.best = _Candidate("by the cost table", builder.placement, builder.config.operators)
-        self.fastest = self._build(self.best)
+        self.fastest = self.build(self.best)
         self.start = self.best, self.fastest
         self.tried = {self.best.choice}
         self.deadline = time.monotonic() + seconds
@@ -142,7 +142,7 @@ class _Search:
         if candidate.choice in self.tried:
             return
         self.tried.add(candidate.choice)
-        built = self._build(candidate)
+        built = self.build(candidate)
         if built.handed == self.fastest.handed:
             return
         trial = self._trial(candidate.what, self.fastest, built, self.seconds * _ONE_CANDIDATE)
@@ -177,7 +177,7 @@ class _Search:
         )
         return Trial(what, ratio, low, high, high < 1.0 and all(row.ratio_low <= 1.0 for row in rows))
 
-    def _build(self, candidate: _Candidate) -> Built:
+    def build(self, candidate: _Candidate) -> Built:
         config = replace(self.builder.config, operators=candidate.operators)
         return replace(self.builder, config=config, placement=candidate.placement).build()
 
@@ -229,7 +229,7 @@ class _Facts:
         if not convolutions:
             return convolutions
         steered = replace(self.search.everywhere, placement=Placement(steered=convolutions))
-        times = self._attributed(self.search._build(steered).handed)
+        times = self._attributed(self.search.build(steered).handed)
         return frozenset(
             n
             for n in convolutions

@@ -17,6 +17,7 @@ from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
 from onnxq.errors import ModelError
 from onnxq.graph.copying import copy_model
+from onnxq.graph.edit import replace_value
 from onnxq.graph.query import array, attribute
 from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Point, SharedWith, Storage, Weight
@@ -58,9 +59,10 @@ def emit(
         writer.constant(constant)
     for point in plan.points:
         writer.point(point)
+    biases_of = {b.weight_node: b for b in plan.biases if b.storage is Storage.FUSED}
     for weight in plan.weights:
         if weight.storage is Storage.FUSED:
-            fuse_matmul(writer, weight.node)
+            fuse_matmul(writer, weight.node, biases_of.get(weight.node))
     writer.drop_unused_initializers()
     return writer.model
 
@@ -130,8 +132,7 @@ class _Writer(Pieces):
         scales = self.made[scale_key]
         factor = self.node("Gather", [scales, index], f"{tensor}_row_scales", place=Before(node), axis=0)
         rows = self.node("Mul", [floats, factor], f"{tensor}_rows", place=Before(node))
-        for use in list(node.outputs[0].uses()):
-            use.node.replace_input_with(use.idx, rows)
+        replace_value(node.outputs[0], rows)
         self.take_over(node.outputs[0], rows)
         graph.remove(node, safe=True)
 
@@ -169,8 +170,7 @@ class _Writer(Pieces):
         result = self.node("Mul", [floats, factor], f"{name}_result", place=place)
         if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
             result = self.node("Add", [result, node.inputs[2]], f"{name}_biased", place=place)
-        for use in list(node.outputs[0].uses()):
-            use.node.replace_input_with(use.idx, result)
+        replace_value(node.outputs[0], result)
         self.take_over(node.outputs[0], result)
         graph.remove(node, safe=True)
 

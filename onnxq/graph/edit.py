@@ -172,8 +172,7 @@ def supersede(old: ir.Value, new: ir.Value) -> None:
     """Puts ``new`` in the place of ``old`` for every reader and as an output of the graph, and gives it the name."""
     producer = new.producer()
     graph = None if producer is None else producer.graph
-    for use in tuple(old.uses()):
-        use.node.replace_input_with(use.idx, new)
+    replace_value(old, new)
     if isinstance(graph, ir.Graph):
         for index, output in enumerate(graph.outputs):
             if output is old:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxq.measure.kernels import FLOAT_COMPUTE, INTEGER_COMPUTE
+from onnxq.measure.kernels import computes
 from onnxq.measure.profile import Profile
 from onnxq.measure.trace import plain_name, plain_value
 from onnxq.runtime.proto import Model, load_proto, walk
@@ -40,11 +40,6 @@ class Attribution:
     def total(self) -> float:
         """Microseconds of all kernels."""
         return sum(t.microseconds for t in self.nodes.values()) + sum(self.others.values())
-
-
-def computes(op: str) -> bool:
-    """Whether ``op`` is a convolution, a matrix product or the like, on floats or integers."""
-    return op in FLOAT_COMPUTE or op in INTEGER_COMPUTE
 
 
 def _nearest_compute(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto:

@@ -224,6 +224,11 @@ def _stays_8_bit(node: onnx.NodeProto) -> bool:
     return node.op_type.startswith("QLinear")
 
 
+def computes(op: str) -> bool:
+    """Whether ``op`` is a convolution, a matrix product or the like, on floats or integers."""
+    return op in FLOAT_COMPUTE or op in INTEGER_COMPUTE
+
+
 def classify(op: str, *, on_codes: bool = False) -> Kind:
     """The ``Kind`` of operator ``op``; ``on_codes``: whether its first input holds 8-bit codes."""
     if op in INTEGER_COMPUTE:

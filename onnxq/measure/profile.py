@@ -104,10 +104,9 @@ def _timed(
 def _kernel_times(events: list[dict[str, Any]], warm_up: int) -> tuple[KernelTime, ...]:
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     starts = [e["ts"] for e in events if e.get("cat") == "Session" and e["name"] == "model_run"]
-    ends = [e["ts"] + e["dur"] for e in events if e.get("cat") == "Session" and e["name"] == "model_run"]
-    runs = sorted(zip(starts, ends, strict=True))[warm_up:]
+    runs = sorted(starts)[warm_up:]
     for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX) and event["ts"] >= runs[0][0]:
+        if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX) and event["ts"] >= runs[0]:
             found[event["name"].removesuffix(_SUFFIX), event["args"]["node_index"]].append(event)
     times = []
     for (name, _), own in found.items():

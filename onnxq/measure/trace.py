@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from onnxq.measure.kernels import FLOAT_COMPUTE, INTEGER_COMPUTE, Kernel, KernelMap
+from onnxq.measure.kernels import Kernel, KernelMap, computes
 from onnxq.runtime.proto import Model, load_proto, walk
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class _Graph:
 
     def compute(self) -> Iterator[_Original]:
         for node in self.graph.node:
-            if node.op_type in FLOAT_COMPUTE or node.op_type in INTEGER_COMPUTE:
+            if computes(node.op_type):
                 output = next((name for name in node.output if name), "")
                 weights = tuple(sorted(w for name in node.input for w in self._weights(name)))
                 reached = self._reached(node)
@@ -155,7 +155,7 @@ class _Graph:
         pending = deque(order)
         while pending:
             for user in self.users[pending.popleft()]:
-                if user.op_type not in FLOAT_COMPUTE and user.op_type not in INTEGER_COMPUTE:
+                if not computes(user.op_type):
                     new = [name for name in user.output if name and name not in order]
                     order.update(dict.fromkeys(new))
                     pending.extend(new)

@@ -67,10 +67,6 @@ class CostTable:
     target: str
     grids: Mapping[tuple[str, str], Grid]
 
-    def knows(self, kernel: str) -> bool:
-        """Whether ``kernel`` was measured in both float and int8."""
-        return (kernel, "float") in self.grids and (kernel, "int8") in self.grids
-
     def cost(self, kernel: str, number: str, *sizes: float) -> float:
         """Microseconds of ``kernel`` on ``float`` or ``int8``; see ``Grid.at``."""
         return self.grids[kernel, number].at(*sizes)

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.graph.query import constant, nodes
+from onnxq.graph.query import nodes
 from onnxq.plan import ops
 from onnxq.plan.costs import CostTable
 from onnxq.plan.types import KeptFloat, Plan, Storage
-from onnxq.plan.units import ends_in_activation, written
+from onnxq.plan.units import ends_in_activation, read, written
 from onnxq.plan.work import (
     Shapes,
     Work,
@@ -128,7 +128,7 @@ class _Cut:
             self._edge(name, self.SINK, costs.integer_us[name])
             if name not in plan.anchors:
                 self._follows(node)
-        tensors = {id(v): v for n in chosen for v in (*_read(n), *written(n))}
+        tensors = {id(v): v for n in chosen for v in (*read(n), *written(n))}
         for value in tensors.values():
             self._conversions(value)
 
@@ -159,7 +159,7 @@ class _Cut:
 
     def _follows(self, node: ir.Node) -> None:
         """A node without weights runs on integers only if what it reads is there in integers."""
-        for value in _read(node):
+        for value in read(node):
             writer = self.writer.get(id(value))
             if writer is not None and writes_codes(writer):
                 self._edge(node.name, writer.name, None)
@@ -171,7 +171,7 @@ class _Cut:
         """The nodes that may read ``value`` as integers, None for each other reader."""
         found: list[ir.Node | None] = [None] if value.is_graph_output() else []
         for use in value.uses():
-            known = (use.node.name or "") in self.names and value in _read(use.node)
+            known = (use.node.name or "") in self.names and value in read(use.node)
             found.append(use.node if known else None)
         return found
 
@@ -215,13 +215,6 @@ class _Cut:
 
 # What a flow in floating point may leave of an edge that it has filled.
 _ROUNDING = 1e-9
-
-
-def _read(node: ir.Node) -> list[ir.Value]:
-    """The tensors that ``node`` would read as integers."""
-    slots = [0] if ops.weight_slot(node) is not None else ops.data_inputs(node)
-    values = (node.inputs[i] for i in slots)
-    return [v for v in values if v is not None and constant(v) is None]
 
 
 def steered(model: ir.Model, shapes: Shapes, table: CostTable) -> frozenset[str]:

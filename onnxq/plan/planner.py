@@ -23,7 +23,7 @@ from onnxq.graph.instrument import unobservable
 from onnxq.graph.query import array, constant, is_float, nodes
 from onnxq.plan import ops
 from onnxq.plan.types import KeptFloat, Own, Plan, Point, SharedWith, Skipped, Source, Storage
-from onnxq.plan.units import ends_in_activation, written
+from onnxq.plan.units import ends_in_activation, read, written
 from onnxq.plan.weights import anchor_weights, biases, fused_products, operands, stored_weights
 from onnxq.targets import Target
 
@@ -191,11 +191,7 @@ def _points(
         name = node.name or ""
         if name not in chosen:
             continue
-        slots = [0] if name in anchors else ops.data_inputs(node)
-        for index in slots:
-            value = node.inputs[index]
-            if value is None or constant(value) is not None:
-                continue
+        for value in read(node):
             producer = value.producer()
             # A linear layer whose activation is absorbed must not leak an unquantized copy of it.
             through = producer is not None and ops.absorbed_ceiling(producer) is not None

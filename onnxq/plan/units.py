@@ -73,3 +73,10 @@ def bias_add(node: ir.Node) -> tuple[ir.Node, int] | None:
 def written(node: ir.Node) -> list[ir.Value]:
     """The tensors that an integer ``node`` must write quantized."""
     return list(node.outputs) if node.op_type == "Split" else [settled_output(node)]
+
+
+def read(node: ir.Node) -> list[ir.Value]:
+    """The tensors that ``node`` would read as integers."""
+    slots = [0] if ops.weight_slot(node) is not None else ops.data_inputs(node)
+    values = (node.inputs[i] for i in slots)
+    return [v for v in values if v is not None and constant(v) is None]

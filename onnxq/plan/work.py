@@ -55,18 +55,18 @@ def work_of(node: ir.Node, shapes: Shapes) -> Work | None:
         if weight is None or len(out) < 1:
             return None
         columns = out[-1]
-        return Work("matmul", (_product(out) / max(1, columns), _size(weight) / max(1, columns), columns))
+        return Work("matmul", (math.prod(out) / max(1, columns), weight.size / max(1, columns), columns))
     if node.op_type in _VIEWS:
         return Work("", ())
     given = shapes.get((node.inputs[0].name if node.inputs[0] is not None else "") or "", out)
     if node.op_type in _COPIES:
-        return Work("Transpose", (_product(given),))
+        return Work("Transpose", (math.prod(given),))
     if node.op_type == "GlobalAveragePool":
-        return Work(node.op_type, (_product(given),))
+        return Work(node.op_type, (math.prod(given),))
     if node.op_type in ("Add", "Mul", "Sigmoid", "LeakyRelu", "MaxPool", "Resize"):
-        return Work(node.op_type, (_product(out),))
+        return Work(node.op_type, (math.prod(out),))
     if node.op_type == "Concat":  # it was measured with two operands; its size is that of one
-        return Work(node.op_type, (_product(out) / 2,))
+        return Work(node.op_type, (math.prod(out) / 2,))
     return None
 
 
@@ -75,7 +75,7 @@ def _convolution(node: ir.Node, out: tuple[int, ...]) -> Work | None:
     if weight is None or len(out) < 3:
         return None
     channels, inner, *kernel = (int(d) for d in weight.shape.numpy())
-    area, pixels = math.prod(kernel), out[0] * _product(out[2:])
+    area, pixels = math.prod(kernel), out[0] * math.prod(out[2:])
     group = int(attribute(node, "group", 1))
     if group > 1 and inner == 1:
         return Work("conv.depthwise", (channels, area, pixels))
@@ -102,7 +102,7 @@ def fused_in_float(node: ir.Node) -> bool:
 def elements(value: ir.Value, shapes: Shapes) -> int | None:
     """How many elements ``value`` has; None where that is unknown."""
     shape = shapes.get(value.name or "")
-    return None if shape is None else _product(shape)
+    return None if shape is None else math.prod(shape)
 
 
 def in_layout(value: ir.Value, shapes: Shapes) -> bool:
@@ -123,14 +123,6 @@ def blocked(node: ir.Node | None) -> bool:
 
 _BLOCKED = frozenset({"Conv", "MaxPool", "AveragePool", "GlobalAveragePool"})
 _ALONG = frozenset({"Relu", "Clip", "Sigmoid", "Mul", "Add"})
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)
-
-
-def _size(weight: ir.TensorProtocol) -> int:
-    return int(math.prod(int(d) for d in weight.shape.numpy()))
 
 
 def writes_codes(node: ir.Node) -> bool:

@@ -12,6 +12,7 @@ from zoo import ZOO, Net, attention, feeds, prepared, residual, transformer_mlp
 
 from onnxq.config import Config, Rule
 from onnxq.emit import emit
+from onnxq.graph.io import serialize
 from onnxq.measure import kernel_map
 from onnxq.plan import Storage, make_plan
 from onnxq.targets import TARGETS
@@ -87,7 +88,7 @@ def shifted(proto: onnx.ModelProto, names: set[str]) -> tuple[onnx.ModelProto, o
     e = emitted(proto)
     plan = make_plan(prepared(proto), Config(), TARGETS["x86-vnni"], steered=names)
     model = emit(e.prepared, plan, **vars(e.parameters))
-    return e.proto, onnx.load_model_from_string(__import__("onnxq.graph.io", fromlist=["serialize"]).serialize(model))
+    return e.proto, onnx.load_model_from_string(serialize(model))
 
 
 def test_a_shifted_zero_point_changes_no_number() -> None:

@@ -63,5 +63,10 @@ def ops(model: ir.Model) -> list[str]:
     return sorted(n.op_type for n in model.graph.all_nodes())
 
 
+def ops_in_order(model: ir.Model) -> list[str]:
+    """The operator types of the main graph, in its order."""
+    return [n.op_type for n in model.graph]
+
+
 def rand(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -166,19 +166,17 @@ def _respell(chain: list[ir.Node]) -> bool:
     source, last = chain[0].inputs[0], chain[-1].outputs[0]
     if source is None or source.shape is None:
         return False
+    spelled = _spelled(chain)
     try:
         atoms = _Atoms.of([d if isinstance(d, int) else d.value for d in source.shape])
-        for node in chain:
-            if is_op(node, "Transpose"):
-                atoms.transpose(integers(node, "perm") or ())
+        for op, numbers in spelled:
+            if op == "Transpose":
+                atoms.transpose(numbers)
             else:
-                shape = constant(node.inputs[1])
-                assert shape is not None
-                atoms.reshape(shape.tolist())
+                atoms.reshape(numbers)
     except _Misfit:
         return False
     steps = _steps(atoms)
-    spelled = _spelled(chain)
     if steps is None or steps == spelled or _transposes(steps) > _transposes(spelled):
         return False
     if _transposes(steps) == _transposes(spelled) and not _at_a_map(steps):
