@@ -20,6 +20,7 @@ from onnxq.measure.kernels import KernelMap, kernel_map
 from onnxq.measure.trace import Fate
 from onnxq.placing import Placement
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
+from onnxq.ranges.fit import code_type, concrete_rounding
 from onnxq.ranges.layer import concrete
 from onnxq.targets import Target
 
@@ -80,11 +81,15 @@ class Builder:
             draft = self._drafted(plan)
             kernels = kernel_map(draft.handed)
             fates = kernels.fates(draft.handed)
-            refused = {
-                f.node: KeptFloat(f"the runtime keeps it in a float kernel ({f.why or f.kernel})", Storage.DYNAMIC)
-                for f in fates
-                if f.node in plan.anchors and not f.integer and f.node not in kept
-            }
+            refused = (
+                {}
+                if self.config.simulated
+                else {
+                    f.node: KeptFloat(f"the runtime keeps it in a float kernel ({f.why or f.kernel})", Storage.DYNAMIC)
+                    for f in fates
+                    if f.node in plan.anchors and not f.integer and f.node not in kept
+                }
+            )
             if not refused:
                 break
             kept.update(refused)
@@ -110,7 +115,7 @@ class Builder:
     def _observe(self, plan: Plan) -> dict[str, KeptFloat]:
         """Sees the tensors of ``plan`` that no earlier plan had; the readers of those that were never computed."""
         # Tensors with shared parameters are seen too: they need their own once a neighbour is given back to float.
-        tensors = [p.tensor for p in plan.points]
+        tensors = list(dict.fromkeys([*(p.tensor for p in plan.points), *fit_tensors(self.prepared, plan)]))
         new = [t for t in tensors if t not in self._observed and (self.trusted is None or t in self.trusted)]
         if new:
             watched = self.prepared if self.watched is None else self.watched
@@ -137,16 +142,35 @@ def touches(model: ir.Model, node: str, tensors: set[str]) -> bool:
     return False
 
 
+def fit_tensors(model: ir.Model, plan: Plan) -> list[str]:
+    """What the layers of ``plan`` read whose weights have so few bits that they are fitted to it, even in float."""
+    few = {w.node for w in plan.weights if w.stored.packed and not w.storage.computes}
+    sources = [n.inputs[0] for n in nodes(model) if n.name in few and linear_layer(n) is not None]
+    return [v.name for v in sources if v is not None and v.name and not v.is_initializer()]
+
+
+# Inputs of a layer up to which all second moments are kept for rounding its weights together, and what the moments of
+# all layers may take: beyond, a layer makes do with the squares alone.
+COMPENSATED_INPUTS = 4608
+MOST_MOMENT_BYTES = 2 << 30
+_MOMENT_BYTES = 8
+
+
 def fitted_layers(model: ir.Model, plan: Plan, config: Config, tensors: set[str]) -> dict[str, LayerInput]:
     """By node, the layers of ``plan`` that read one of ``tensors`` and whose weight is fitted to what they read."""
-    if config.objective == "tensor" and config.restore == "none":
+    roundings = {w.node: concrete_rounding(config.rounding, w.stored.bits) for w in plan.weights}
+    if config.objective == "tensor" and config.restore == "none" and "compensated" not in roundings.values():
         return {}
     found = {}
     weights = {w.node: w for w in plan.weights}
+    held = 0
     for node in nodes(model):
         source, layer = node.inputs[0] if node.inputs else None, linear_layer(node)
         if layer is None or source is None or source.name not in tensors or node.name not in weights:
             continue
-        goal = concrete(config.objective, layer.inputs, weights[node.name].qtype)
-        found[node.name] = LayerInput(source.name, layer, goal == "output")
+        stored = weights[node.name].stored
+        goal = concrete(config.objective, layer.inputs, code_type(stored, weights[node.name].qtype))
+        full = goal == "output" or (roundings[node.name] == "compensated" and layer.inputs <= COMPENSATED_INPUTS)
+        held += layer.groups * layer.inputs**2 * _MOMENT_BYTES if full else 0
+        found[node.name] = LayerInput(source.name, layer, full and held <= MOST_MOMENT_BYTES)
     return found

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,17 @@ from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.emit import WeightKey, weight_key
 from onnxq.errors import DataError, ModelError, NumericsError, one_line
+from onnxq.formats import WeightFormat
 from onnxq.graph.linear_layer import LinearLayer, linear_layer
 from onnxq.graph.query import array, nodes, values_by_name
-from onnxq.numerics import INT32, PerTensor, Quantized, QuantParams, params
+from onnxq.numerics import INT32, PerBlock, PerTensor, Quantized, QuantParams, params
 from onnxq.plan.types import Bias, Own, Plan, Point, SharedWith, Storage, Weight
-from onnxq.ranges import activation_params, layer_scales, mean_shift, weight_params
+from onnxq.ranges import activation_params, fitted, mean_shift
+from onnxq.ranges.blocks import InBlocks, in_blocks
+from onnxq.ranges.fit import concrete_rounding
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.moments import Moments
+from onnxq.ranges.samples import from_rows, rows_of
 
 F32 = npt.NDArray[np.float32]
 
@@ -76,6 +81,33 @@ def choose(
     return Parameters(tensors, weights, biases)
 
 
+class Rounded(NamedTuple):
+    """A weight in some format: ``real: [..] float32``, and ``error``, the energy of its layer's output error."""
+
+    real: F32
+    error: float
+
+
+def rounded_as(
+    model: ir.Model, plan: Plan, statistics: Statistics, config: Config, weight: Weight, stored: WeightFormat
+) -> Rounded:
+    """What ``weight`` of ``plan`` would be in the format ``stored``; nothing is kept.
+
+    The error is by the second moments of the layer's inputs where they are known, else the squared error of the weight.
+    """
+    values = values_by_name(model)
+    biases = tuple(b for b in plan.biases if b.weight_node == weight.node)
+    one = replace(plan, weights=(replace(weight, stored=stored),), biases=biases)
+    (job,) = _weight_jobs(model, values, one, statistics, config, None)
+    found = job.quantized(config).dequantize()
+    if not job.seen:
+        return Rounded(found, float(np.square(found - job.data, dtype=np.float64).sum()))
+    layer, moments = next(iter(job.seen.values()))
+    lost = layer.matrix(job.data - found).astype(np.float64)
+    seen = np.matmul(lost, moments.matrix(centred="mean" in job.restore))
+    return Rounded(found, float((seen * lost).sum()))
+
+
 def _tensors(
     values: Mapping[str, ir.Value], plan: Plan, statistics: Statistics, config: Config, known: Collection[str]
 ) -> dict[str, QuantParams]:
@@ -98,11 +130,14 @@ def _weight_jobs(
     plan: Plan,
     statistics: Statistics,
     config: Config,
-    tensors: Mapping[str, QuantParams],
+    tensors: Mapping[str, QuantParams] | None,
 ) -> list[_WeightJob]:
-    """One job for each weight of ``plan``, whatever the number of nodes that share it."""
+    """One job for each weight of ``plan``, whatever the number of nodes that share it.
+
+    Without ``tensors`` no room is left for biases: for a look at what a weight would be.
+    """
     layers = {n.name or "": linear_layer(n) for n in nodes(model) if n.name in statistics.moments}
-    least = _least_scales(plan, values, tensors)
+    least = {} if tensors is None else _least_scales(plan, values, tensors)
     uses: dict[WeightKey, list[Weight]] = {}
     for weight in plan.weights:
         uses.setdefault(weight_key(weight), []).append(weight)
@@ -184,35 +219,61 @@ class _WeightJob:
         return weight_key(self.use)
 
     def too_small(self, found: Quantized) -> bool:
-        return bool((found.params.scale < self.least).any())
+        return bool(self.least.any() and (found.params.scale < self.least).any())
 
     def quantized(self, config: Config) -> Quantized:
         # A packed weight or a table is read in float: its full code range is used, saturation is no concern.
         use = self.use
+        layer, moments = next(iter(self.seen.values()), (None, None))
+        if use.storage is Storage.BLOCKS:
+            return self._in_blocks(config, moments)
+        if layer is not None and moments is not None:
+            # The same weight may serve convolutions with different numbers of groups; one kind is fitted to.
+            alike = [m for _, m in self.seen.values() if m.second.shape == moments.second.shape]
+            rows, moments = layer.matrix(self.data), reduce(add, alike)
+        else:
+            rows = rows_of(self.data, use.granularity)[None]
+        least = self.least.reshape(-1).astype(np.float64)
         try:
-            if self.seen:
-                layer, first = next(iter(self.seen.values()))
-                # The same weight may serve convolutions with different numbers of groups; one kind is fitted to.
-                alike = [moments for _, moments in self.seen.values() if moments.second.shape == first.second.shape]
-                found = layer_scales(
-                    layer.matrix(self.data).astype(np.float64),
-                    reduce(add, alike),
-                    qtype=use.qtype,
-                    method=config.weight_range,
-                    objective=config.objective,
-                    restore=self.restore,
-                )
-                step, scale = found.step.reshape(-1), found.scale.reshape(-1)
-            else:
-                alone = weight_params(
-                    self.data, qtype=use.qtype, granularity=use.granularity, method=config.weight_range
-                )
-                step = scale = alone.scale.astype(np.float64)
+            found = fitted(
+                rows.astype(np.float64),
+                moments,
+                stored=use.stored,
+                qtype=use.qtype,
+                method=config.weight_range,
+                objective=config.objective,
+                restore=self.restore,
+                rounding=config.rounding,
+                least=np.broadcast_to(least, rows.shape[0] * rows.shape[1]).reshape(rows.shape[:2]),
+            )
         except NumericsError as error:
             raise ModelError(f"weight '{use.tensor}': {one_line(error)}") from error
-        rounding = params(use.qtype, np.maximum(step, self.least), granularity=use.granularity)
-        reading = params(use.qtype, np.maximum(scale, self.least), granularity=use.granularity)
-        return Quantized(rounding.quantize(self.data), reading)
+        integers: npt.NDArray[Any] = found.codes.astype(use.qtype.storage)
+        codes: npt.NDArray[Any] = integers[0]
+        codes = from_rows(codes, use.granularity, self.data.shape) if layer is None else layer.tensor(integers)
+        scale = found.scale.reshape(use.granularity.scale_shape(self.data.shape))
+        return Quantized(codes, params(use.qtype, scale, granularity=use.granularity))
+
+    def _in_blocks(self, config: Config, moments: Moments | None) -> Quantized:
+        """The weight of a linear layer in blocks along its inputs (``ranges.blocks``)."""
+        granularity = self.use.granularity
+        assert isinstance(granularity, PerBlock)
+        rows = self.data if granularity.axis == 1 else self.data.T
+        try:
+            found = in_blocks(
+                rows,
+                moments,
+                size=granularity.size,
+                offset=self.use.stored.offset,
+                method=config.weight_range,
+                rounding=concrete_rounding(config.rounding, self.use.stored.bits),
+                centred="mean" in self.restore,
+            )
+        except NumericsError as error:
+            raise ModelError(f"weight '{self.use.tensor}': {one_line(error)}") from error
+        if granularity.axis == 0:
+            found = InBlocks(*(np.ascontiguousarray(x.T) for x in found))
+        return Quantized(found.codes, QuantParams(self.use.qtype, found.scale, found.zero, granularity))
 
     def restored(
         self, biases: list[Bias], found: Quantized, values: Mapping[str, ir.Value]

@@ -11,15 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.errors import ConfigError, one_line
+from onnxq.formats import weight_format
 
 # What ``ranges.layer`` knows; importing that would cost numpy, which ``onnxq --help`` does without.
 OBJECTIVES = ("auto", "tensor", "diagonal", "output")
 RESTORE = ("none", "mean", "gain", "mean+gain")
 OPERATORS = ("onnxruntime", "standard")
 PLACEMENTS = ("cost", "all")
+ACTIVATIONS = ("uint8", "uint6", "uint4", "none")
+ROUNDINGS = ("auto", "nearest", "compensated")
 
 
-PRECISIONS = ("int8", "int8-gemm", "stored", "float")
+# Bits of each layer's weight by sensitivity.
+AUTO = "auto"
+
+# What a preset changes of the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "int8": {},
+    "w4a8": {"weights": "int4"},
+    "w4": {"weights": "int4:32", "activations": "none"},
+    "w4a4": {"weights": "int4", "activations": "uint4"},
+    "w6a6": {"weights": "int6", "activations": "uint6"},
+}
+
+PRECISIONS = ("auto", "int8", "int8-gemm", "stored", "float")
 
 
 @dataclass(frozen=True)
@@ -27,13 +42,20 @@ class Rule:
     """How nodes run whose name or operator type matches ``match`` (shell wildcards).
 
     ``int8``: on integers, whatever that costs. ``int8-gemm``: the same, a convolution by matrix products. ``stored``:
-    in float, weights stored as int8. ``float``: as in the float model.
+    in float, weights stored as integers. ``float``: as in the float model. ``weights`` names a weight format (see
+    ``onnxq.formats``) instead of ``Config.weights``; a rule that gives one and no precision leaves where things run to
+    the placement.
     """
 
     match: str
-    precision: str = "float"
+    precision: str = ""
+    weights: str = ""
 
     def __post_init__(self) -> None:
+        if not self.precision:
+            object.__setattr__(self, "precision", "auto" if self.weights else "float")
+        if self.weights:
+            weight_format(self.weights)
         if self.precision not in PRECISIONS:
             raise ConfigError(
                 f"rule '{self.match}': precision is one of {', '.join(PRECISIONS)}, not '{self.precision}'"
@@ -50,6 +72,11 @@ class Config:
 
     | field               | meaning                                                                              |
     |---------------------|--------------------------------------------------------------------------------------|
+    | `weights`           | weight format: ``int8``, ``int4``, ``int4:32``, ``codebook4``, ...: ``onnxq.formats``  |
+    | `size_budget`       | with ``weights = "auto"``: bits by sensitivity, so that the file is at most this share |
+    | `first_last`        | that of the first and the last layers where ``weights`` has 4 bits or fewer          |
+    | `activations`       | ``uint8``; ``uint6``, ``uint4``: simulated; ``none``: weights only                   |
+    | `rounding`          | of weights: ``nearest``, ``compensated``, ``auto``: the latter below 7 bits          |
     | `weight_range`      | method for weight scales, see ``onnxq.ranges``                                       |
     | `activation_range`  | method for activation scales and zero points                                         |
     | `objective`         | what ``mse`` minimises for weights: ``auto``, or one of ``ranges.layer``               |
@@ -62,12 +89,19 @@ class Config:
     | `held_out`          | share of the samples kept back from calibration, to judge the result (0 to 0.5)      |
     | `min_agreement`     | layers are given back to float until held-out agreement reaches it (0: never)        |
     | `guard_sqnr`        | layers are given back to float until every output reaches it, dB (or no gain is left) |
-    | `min_sqnr`          | dB; a result below it is reported as failed                                          |
+    | `min_sqnr`          | dB; a result below it is reported as failed; with ``weights = "auto"`` bits are given |
+    |                     | by sensitivity, so that it is reached                                                |
     | `tune_seconds`      | time given to finding the fastest placement by measuring on this machine (0: none)   |
+    | `accuracy_level`    | of MatMulNBits: 4 rounds its inputs to 8 bits for each block, 1 computes in float32   |
     | `latency_seconds`   | time given to measuring latency for the report (0: none)                             |
     | `seed`              | of everything random                                                                 |
     """
 
+    weights: str = "int8"
+    size_budget: float | None = None
+    first_last: str = "int8"
+    activations: str = "uint8"
+    rounding: str = "auto"
     weight_range: str = "mse"
     activation_range: str = "mse"
     objective: str = "auto"
@@ -82,11 +116,26 @@ class Config:
     guard_sqnr: float = 10.0
     min_sqnr: float | None = None
     tune_seconds: float = 0.0
+    accuracy_level: int = 4
     latency_seconds: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choices = (("objective", OBJECTIVES), ("restore", RESTORE), ("operators", OPERATORS), ("placement", PLACEMENTS))
+        choices = (
+            ("objective", OBJECTIVES),
+            ("restore", RESTORE),
+            ("operators", OPERATORS),
+            ("placement", PLACEMENTS),
+            ("activations", ACTIVATIONS),
+            ("rounding", ROUNDINGS),
+        )
+        if self.size_budget is not None and (self.weights != AUTO or not 0.0 < self.size_budget < 1.0):
+            raise ConfigError("size_budget is a share of the float file, from 0 to 1, and goes with weights = 'auto'")
+        if self.weights == AUTO and self.activations != "uint8":
+            raise ConfigError("weights = 'auto' goes with activations = 'uint8'")
+        for text in (self.usual_weights, self.first_last, *(r.weights for r in self.rules if r.weights)):
+            if weight_format(text).offset and self.activations != "none":
+                raise ConfigError(f"weight format '{text}' has zero points: it goes with activations = 'none' only")
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is one of {', '.join(known)}, not '{getattr(self, name)}'")
@@ -96,12 +145,38 @@ class Config:
             raise ConfigError(f"held_out is a share from 0 to 0.5, not {self.held_out}")
         if not 0.0 <= self.min_agreement <= 1.0:
             raise ConfigError(f"min_agreement is a share from 0 to 1, not {self.min_agreement}")
+        if self.accuracy_level not in (0, 1, 4):
+            raise ConfigError(f"accuracy_level is 1 (float32) or 4 (int8), not {self.accuracy_level}")
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, not {self.seed}")
 
+    @property
+    def usual_weights(self) -> str:
+        """The format of weights that nothing else is said of: ``int8`` where bits are found by sensitivity."""
+        return "int8" if self.weights == AUTO else self.weights
+
+    @property
+    def guarded(self) -> bool:
+        """Whether layers are given back to float for accuracy: 8 bits promise it, fewer are the user's wish."""
+        return self.weights == "int8" and not self.simulated
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of quantized activations; 8 where none is quantized."""
+        return 8 if self.activations == "none" else int(self.activations.removeprefix("uint"))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether activations have fewer bits than the integer kernels compute with: nothing gets faster by that."""
+        return self.activation_bits < 8
+
     def precision_of(self, name: str, op_type: str) -> str | None:
         """What the first rule that matches a node says of it; None where none does."""
-        return next((r.precision for r in self.rules if r.matches(name, op_type)), None)
+        return next((r.precision for r in self.rules if r.precision != "auto" and r.matches(name, op_type)), None)
+
+    def weights_of(self, name: str, op_type: str) -> str | None:
+        """The weight format that the first rule with one gives a node; None where none does."""
+        return next((r.weights for r in self.rules if r.weights and r.matches(name, op_type)), None)
 
     def with_excluded(self, patterns: tuple[str, ...]) -> Config:
         """This configuration with ``patterns`` kept float, before all other rules."""
@@ -121,6 +196,13 @@ class Config:
         return changed
 
 
+def preset(name: str) -> Config:
+    """The defaults as the preset ``name`` changes them. Raises ``ConfigError`` listing the presets for another name."""
+    if name not in PRESETS:
+        raise ConfigError(f"no preset '{name}'; choose one of {', '.join(PRESETS)}")
+    return Config(**PRESETS[name])
+
+
 def config_text(config: Config) -> str:
     """``config`` as TOML that ``load_config`` reads back: what differs from the defaults."""
     lines = []
@@ -130,6 +212,7 @@ def config_text(config: Config) -> str:
             lines.append(f"{entry.name} = {json.dumps(value)}")
     for rule in config.rules:
         lines += ["", "[[rules]]", f"match = {json.dumps(rule.match)}", f'precision = "{rule.precision}"']
+        lines += [f'weights = "{rule.weights}"'] if rule.weights else []
     return "\n".join(lines) + "\n"
 
 
@@ -165,10 +248,12 @@ def config_from(table: Mapping[str, Any], *, where: str = "config") -> Config:
 
 def _rules(value: Any, where: str) -> tuple[Rule, ...]:
     if not isinstance(value, list) or not all(isinstance(r, Mapping) and "match" in r for r in value):
-        raise ConfigError(f"{where}: rules is a list of tables with 'match' and 'precision'")
+        raise ConfigError(f"{where}: rules is a list of tables with 'match' and 'precision' or 'weights'")
     unknown = {k for r in value for k in r} - {f.name for f in fields(Rule)}
     if unknown:
-        raise ConfigError(f"{where}: a rule has no key {', '.join(sorted(unknown))}; only 'match' and 'precision'")
+        raise ConfigError(
+            f"{where}: a rule has no key {', '.join(sorted(unknown))}; only 'match', 'precision' and 'weights'"
+        )
     for key, text in ((k, v) for r in value for k, v in r.items()):
         if not isinstance(text, str):
             raise ConfigError(f"{where}: '{key}' of a rule must be str, not {text!r}")

@@ -30,7 +30,7 @@ from onnxq.plan import Plan, absorbed
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.running import Opened, opened, some_feed
 from onnxq.runtime.plain import plain
-from onnxq.targets import resolve_target
+from onnxq.targets import resolve_target, target_of
 
 if TYPE_CHECKING:
     from onnxq.pipeline import ModelSource
@@ -225,7 +225,7 @@ def describe(spec: TensorSpec) -> TensorInfo:
 
 def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tuple[Outlook | None, str | None]:
     """What quantizing the float model would do, or why it is refused."""
-    target = resolve_target(config.target)
+    target = target_of(config)
     try:
         require_float32(given.model)
         prepared = prepare(given.model)

@@ -26,7 +26,7 @@ from onnxq.measure.kernels import INTEGER_COMPUTE, classify
 from onnxq.measure.profile import profile
 from onnxq.placing import planned
 from onnxq.plan import Plan, absorbed
-from onnxq.targets import resolve_target
+from onnxq.targets import target_of
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -80,7 +80,7 @@ def node_table(
         folder = Path(name)
         before = _measured(prepared, kept, folder)
         if quantized is None:
-            plan = planned(prepared, config, resolve_target(config.target), kept[:1], folder)
+            plan = planned(prepared, config, target_of(config), kept[:1], folder)
             after, becomes, reasons = None, _planned(prepared, plan), {s.node: s.reason for s in plan.skipped}
         else:
             after = _measured(quantized, kept, folder)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
+from onnxq import mixed
 from onnxq._version import __version__
 from onnxq.build import Builder, Built
 from onnxq.calibrate.feeds import Feed, FeedOptions, FeedSource, open_feed
 from onnxq.calibrate.synthetic import impose_moments, runnable_feed
-from onnxq.config import Config
-from onnxq.errors import ModelError
+from onnxq.config import AUTO, Config
+from onnxq.errors import ConfigError, ModelError
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.io import load, save, serialize
 from onnxq.graph.kinds import METADATA_KEY, require_float32
@@ -30,13 +31,14 @@ from onnxq.measure.compare import Comparison
 from onnxq.measure.latency import NOTICEABLE, LatencyReport, benchmark
 from onnxq.measure.report import Report
 from onnxq.measure.size import model_size
+from onnxq.notes import storage_notes
 from onnxq.placing import place
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
 from onnxq.plan.placement import NOT_WORTH_IT
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.ranges.registry import find_method
 from onnxq.runtime.session import open_session, run
-from onnxq.targets import resolve_target
+from onnxq.targets import target_of
 from onnxq.tuned import as_config, recall, remember, tuning_key
 from onnxq.tuning import Tuning, tune
 
@@ -56,6 +58,8 @@ _RANKED_FEEDS = 8
 _WITNESSES = 256
 _WITNESSED_ELEMENTS = 1 << 24
 _TIMED_FEEDS = 4
+# Times that a budget of bytes or noise is corrected by what the model made within it turned out to take.
+_MOST_ROUNDS = 5
 
 NOTHING_PAYS = (
     "no layer of this model is large enough for integers to pay on this CPU: weights are stored as int8, "
@@ -132,7 +136,7 @@ def quantize(
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
     prepared = prepare(original)
-    outline = make_plan(prepared.model, config, resolve_target(config.target))
+    outline = make_plan(prepared.model, config, target_of(config))
     if not outline.anchors and not outline.weights:
         raise ModelError(nothing_to_quantize(outline))
     with tempfile.TemporaryDirectory(prefix="onnxq-") as name:
@@ -189,7 +193,7 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
     else:
         calibration, held_out = feed.split(config.held_out, seed=config.seed)
     total = calibration.len_hint
-    target = resolve_target(config.target)
+    target = target_of(config)
     builder = Builder(
         job.prepared,
         config,
@@ -201,11 +205,15 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
     )
     timed = held_out.limit(_TIMED_FEEDS)
     builder, trials = _tuned(job, builder, timed)
+    builder, found = _with_bits(job, builder, calibration)
+    notes += found
     first = builder.build()
     job.tell("verify", 0, None)
 
     def verdict_of(built: Built) -> Verdict:
         verdict = judge(job.reference, built.handed, held_out.limit(_JUDGED_FEEDS), config)
+        if not config.guarded:
+            return replace(verdict, good=not verdict.comparison.problems)
         if not verdict.good or calibration is held_out:
             return verdict
         # A few held-out samples show one wrong decision in a hundred too seldom. Ranges fit hundreds of samples with
@@ -236,11 +244,63 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
     )
 
 
+def _with_bits(job: _Job, builder: Builder, calibration: Feed) -> tuple[Builder, list[str]]:
+    """``builder`` with a weight format for each layer, by its sensitivity, and what was given; see ``mixed``."""
+    config = builder.config
+    if config.weights != AUTO:
+        return builder, []
+    if config.size_budget is None and config.min_sqnr is None:
+        raise ConfigError("weights = 'auto' needs a size_budget or a min_sqnr to keep to")
+    # Rounded together at every width: what is compared must be what is built.
+    builder = replace(builder, config=replace(config, rounding="compensated"))
+    seen = references(job.reference, calibration.limit(_RANKED_FEEDS))
+    wide = builder.draft({})
+    base = seen.noise(wide.handed)
+    progress = partial(job.tell, "sensitivity")
+    options = mixed.layer_options(builder, wide.plan, seen, job.folder, progress=progress)
+    widest = {node: next(o for o in of if o.stored == builder.config.usual_weights) for node, of in options.items()}
+    rest = max(0.0, base - sum(o.noise for o in widest.values()))  # what activations lose
+
+    def with_formats(chosen: tuple[mixed.Chosen, ...]) -> Builder:
+        rules = (*config.rules, *mixed.as_rules(chosen))
+        return replace(builder, config=replace(builder.config, rules=rules))
+
+    if config.size_budget is not None:
+        other = model_size(wide.handed).file_bytes - sum(o.nbytes for o in widest.values())
+        budget = int(config.size_budget * model_size(job.reference).file_bytes)
+        for _ in range(_MOST_ROUNDS):
+            chosen = mixed.within_bytes(options, budget - other)
+            if chosen is None:
+                raise ConfigError(
+                    f"size_budget {config.size_budget:g} cannot be kept: with {mixed.FORMATS[0]} everywhere the file "
+                    f"has {(other + sum(of[0].nbytes for of in options.values())) / 1e6:.2f} MB"
+                )
+            candidate = with_formats(chosen)
+            excess = model_size(candidate.draft({}).handed).file_bytes - budget
+            if excess <= 0:
+                return candidate, [mixed.summary(chosen)]
+            other += excess
+        raise ConfigError(f"size_budget {config.size_budget:g} could not be met, {excess} bytes are left over")
+    assert config.min_sqnr is not None
+    allowed = 10.0 ** (-config.min_sqnr / 10.0)
+    within = allowed
+    for _ in range(_MOST_ROUNDS):
+        formats = mixed.within_noise(options, within - rest)
+        candidate = with_formats(formats)
+        noise = seen.noise(candidate.draft({}).handed)
+        if noise <= allowed or within <= rest:
+            break
+        within *= 0.9 * allowed / noise
+    return candidate, [mixed.summary(formats)]
+
+
 def _without_data(job: _Job, options: FeedOptions | None) -> _Outcome:
     """Ranges from BatchNormalization where there is one; elsewhere ranges measured at run time, or none."""
+    if job.config.weights == AUTO:
+        raise ConfigError("weights = 'auto' needs calibration data: how much a layer matters is measured")
     watched, trusted = impose_moments(job.prepared)
     feed = runnable_feed(job.reference, job.signature.inputs, options)
-    target = resolve_target(job.config.target)
+    target = target_of(job.config)
     builder = Builder(
         job.prepared,
         job.config,
@@ -267,7 +327,7 @@ def _without_data(job: _Job, options: FeedOptions | None) -> _Outcome:
 def _tuned(job: _Job, builder: Builder, timed: Feed | None) -> tuple[Builder, Tuning | None]:
     """``builder`` with the fastest placement that the time allows to find, or that was found before, and the trials."""
     config = job.config
-    if config.tune_seconds <= 0 or timed is None:
+    if config.tune_seconds <= 0 or timed is None or config.activations != "uint8":
         return builder, None
     job.tell("tune", 0, None)
     feeds, threads = list(timed), _thread_counts()
@@ -291,7 +351,7 @@ def _never_slower(job: _Job, outcome: _Outcome) -> _Outcome:
         return outcome
     job.tell("latency", 0, None)
     outcome = _timed(job, outcome)
-    if not _slower(outcome) or not outcome.built.plan.anchors:
+    if not _slower(outcome) or not outcome.built.plan.anchors or job.config.simulated:
         return outcome
     reason = KeptFloat("its integer kernel made the model slower than float on this machine", Storage.PACKED)
     built = outcome.builder.build({**outcome.built.kept_float, **dict.fromkeys(outcome.built.plan.anchors, reason)})
@@ -341,7 +401,7 @@ def _result(job: _Job, outcome: _Outcome, notes: tuple[str, ...]) -> Result:
         kernels=built.kernels,
         fates=built.fates,
         reasons={s.node: s.reason for s in built.plan.skipped},
-        notes=(*notes, *unused),
+        notes=(*notes, *storage_notes(built.plan, job.config), *unused),
         warnings=outcome.warnings,
         provenance=provenance,
         tuning=() if outcome.tuning is None else outcome.tuning.trials,

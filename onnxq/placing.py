@@ -37,7 +37,9 @@ class Placement:
 
 def place(model: ir.Model, config: Config, target: Target, feeds: Iterable[Feed], folder: Path) -> Placement:
     """The ``Placement`` of the prepared ``model`` at the sizes of the first of ``feeds``; ``folder`` is for scratch."""
-    table = cost_table(target.name) if config.placement == "cost" else None
+    # What simulates fewer bits is no faster wherever it is, and weights alone have no kernels to weigh up.
+    costly = config.placement == "cost" and config.activations == "uint8"
+    table = cost_table(target.name) if costly else None
     feed = next(iter(feeds), None)
     if table is None or feed is None:
         return Placement()

@@ -6,10 +6,11 @@ Sources: onnxruntime's dispatch tables (mlas/lib/platform.cpp) and its documenta
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from onnxq.config import Config
 from onnxq.errors import ConfigError
 from onnxq.numerics import INT7_NARROW, INT8_NARROW, UINT8, QType
 
@@ -45,6 +46,13 @@ def resolve_target(name: str) -> Target:
     if key not in TARGETS:
         raise ConfigError(f"unknown target '{name}': choose auto, {', '.join(TARGETS)}")
     return TARGETS[key]
+
+
+def target_of(config: Config) -> Target:
+    """The target of ``config``, with the activations that it wants. Raises ``ConfigError`` for an unknown name."""
+    target = resolve_target(config.target)
+    bits = config.activation_bits
+    return target if bits == target.activations.bits else replace(target, activations=QType(bits, signed=False))
 
 
 @lru_cache(maxsize=1)

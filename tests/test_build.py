@@ -217,9 +217,10 @@ def test_nothing_is_restored_unless_asked_for(tmp_path: Path) -> None:
 def test_a_mean_that_no_bias_can_restore_counts_as_error(tmp_path: Path, bias: bool) -> None:
     from dataclasses import replace
 
+    from onnxq.formats import WeightFormat
     from onnxq.graph.linear_layer import LinearLayer
     from onnxq.numerics import INT4
-    from onnxq.ranges import layer_scales
+    from onnxq.ranges import fitted
     from onnxq.ranges.moments import observe_moments
 
     n = Net(5)
@@ -230,9 +231,9 @@ def test_a_mean_that_no_bias_can_restore_counts_as_error(tmp_path: Path, bias: b
     parameters = Builder(prepared(proto), Config(), target, data, tmp_path).draft({}).parameters
     moments = observe_moments(np.concatenate([f["x"] for f in data])[None], full=True)
     weight = LinearLayer((24, 16), False).matrix(n.constants["mm_w"]).astype(np.float64)
-    how = {"qtype": INT4, "method": "mse", "objective": "auto"}
+    how = {"qtype": INT4, "method": "mse", "objective": "auto", "rounding": "auto", "least": np.zeros(())}
     expected, other = (
-        layer_scales(weight, moments, restore=restore, **how).scale.reshape(-1)
+        fitted(weight, moments, stored=WeightFormat(8), restore=restore, **how).scale.reshape(-1)
         for restore in (("mean+gain", "gain") if bias else ("gain", "mean+gain"))
     )
     (found,) = parameters.weights.values()

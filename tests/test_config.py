@@ -43,7 +43,9 @@ def test_rules_match_names_and_types_with_wildcards() -> None:
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"rule 'a': precision is one of int8, int8-gemm, stored, float, not 'int4'"):
+    with pytest.raises(
+        ConfigError, match=r"rule 'a': precision is one of auto, int8, int8-gemm, stored, float, not 'int4'"
+    ):
         Rule("a", "int4")
 
 
@@ -96,7 +98,7 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "complaint"),
     [
-        ({"sample": 3}, "here: unknown key 'sample'; known are weight_range"),
+        ({"sample": 3}, "here: unknown key 'sample'; known are weights"),
         ({"samples": 3.5}, "here: samples must be int"),
         ({"samples": True}, "here: samples must be int"),
         ({"samples": "3"}, "here: samples must be int"),
@@ -106,7 +108,7 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
         ({"rules": "a"}, "here: rules is a list"),
         ({"rules": [{"precision": "float"}]}, "here: rules is a list"),
         ({"rules": [{"match": "a", "bits": 4}]}, "here: a rule has no key bits"),
-        ({"rules": [{"match": "a", "precision": "int3"}]}, "precision is one of int8"),
+        ({"rules": [{"match": "a", "precision": "int3"}]}, "precision is one of auto, int8"),
         ({"rules": [{"match": 3}]}, "here: 'match' of a rule must be str"),
         ({"rules": [{"match": "a", "precision": ["int8"]}]}, "here: 'precision' of a rule must be str"),
     ],

@@ -18,6 +18,7 @@ PACKAGE = Path(onnxq.__file__).parent
 ORDER = [
     "errors",
     "_version",
+    "formats",
     "numerics",
     "runtime",
     "ranges",
@@ -25,6 +26,7 @@ ORDER = [
     "targets",
     "graph",
     "plan",
+    "notes",
     "calibrate",
     "emit",
     "choose",
@@ -32,6 +34,7 @@ ORDER = [
     "placing",
     "build",
     "guard",
+    "mixed",
     "tuning",
     "tuned",
     "pipeline",

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from onnxq.calibrate.options import FeedOptions, ImageOptions
-from onnxq.config import Config, load_config
+from onnxq.config import ACTIVATIONS, PRESETS, Config, load_config
+from onnxq.config import preset as find_preset
 from onnxq.errors import ConfigError
 
 _DATA, _IMAGES, _TEXT = "How data becomes inputs", "Folders of images", "Text files"
@@ -135,6 +136,26 @@ def feed_options(
 
 
 def base_config(
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"{', '.join(PRESETS)} (default {next(iter(PRESETS))}): bits of weights and activations; w4 leaves "
+            "activations alone.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help=f"How weights are stored: int2 to int6, int8, int4:32 (blocks), codebook4, ... (default "
+            f"{Config.weights}); auto gives each layer bits by its sensitivity, to --size-budget or --min-sqnr.",
+        ),
+    ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help=f"{', '.join(ACTIVATIONS)} (default {Config.activations})."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="TOML", help="Read choices from this file; options here override it.")
     ] = None,
@@ -153,9 +174,10 @@ def base_config(
     ] = None,
 ) -> Config:
     """The ``Config`` of the options that say what is quantized and for which CPU."""
-    chosen = Config() if config is None else load_config(config)
-    if target is not None:
-        chosen = replace(chosen, target=target)
+    if preset is not None and config is not None:
+        raise ConfigError("--preset and --config each say everything: give one of them, and options beside it")
+    chosen = load_config(config) if config is not None else find_preset(preset or next(iter(PRESETS)))
+    chosen = replace(chosen, **_given({"target": target, "weights": weights, "activations": activations}))
     return chosen.with_excluded(tuple(exclude or ()))
 
 

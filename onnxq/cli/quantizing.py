@@ -14,8 +14,9 @@ from onnxq.calibrate.options import FeedOptions
 from onnxq.cli.commands import NOT_GOOD, takes
 from onnxq.cli.options import Json, Model, Quiet, Samples, base_config, feed_options
 from onnxq.cli.progress import progress_bar
-from onnxq.config import OBJECTIVES, OPERATORS, RESTORE, Config, config_text
+from onnxq.config import AUTO, OBJECTIVES, OPERATORS, RESTORE, Config, config_text
 from onnxq.errors import OutputError
+from onnxq.formats import weight_format
 
 if TYPE_CHECKING:
     from onnxq.pipeline import Result
@@ -34,7 +35,12 @@ def quantize(
     options: FeedOptions,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="What to write (default: NAME.int8.onnx beside the model)."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="What to write (default: NAME.int8.onnx, NAME.w4a8.onnx, ... beside the model).",
+        ),
     ] = None,
     calib: Annotated[
         str | None,
@@ -71,7 +77,19 @@ def quantize(
         ),
     ] = None,
     min_sqnr: Annotated[
-        float | None, typer.Option(metavar="DB", help="Exit with 3 if the outputs' SQNR is below this, in dB.")
+        float | None,
+        typer.Option(
+            metavar="DB",
+            help="Exit with 3 if the outputs' SQNR is below this, in dB; with --weights auto, what to reach.",
+        ),
+    ] = None,
+    size_budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Give each layer bits by its sensitivity, so that the file is at most this share of the float one, "
+            "as 0.15.",
+        ),
     ] = None,
     tune: Annotated[
         float | None,
@@ -110,15 +128,11 @@ def quantize(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quantize MODEL to INT8, compare it with the float model, and say what it cost and what it gained.
+    """Quantize MODEL, to INT8 or fewer bits, compare it with the float model, and say what it cost and what it gained.
 
     Exit code 0: written and good. 2: bad input, nothing written. 3: written, but slower than float, below --min-sqnr,
     or not as close to the float model as promised.
     """
-    target = model.with_name(f"{model.stem}.int8.onnx") if output is None else output
-    check_output(target, model, overwrite=overwrite)
-    if save_config is not None:
-        check_output(save_config, model, overwrite=overwrite)
     config = base if ranges is None else base.with_range(ranges)
     seconds = (config.latency_seconds or _LATENCY_SECONDS) if latency is None else latency
     config = replace(
@@ -131,7 +145,13 @@ def quantize(
         samples=config.samples if samples is None else samples,
         seed=config.seed if seed is None else seed,
         min_sqnr=config.min_sqnr if min_sqnr is None else min_sqnr,
+        size_budget=config.size_budget if size_budget is None else size_budget,
+        weights=config.weights if size_budget is None or config.weights != Config.weights else AUTO,
     )
+    target = model.with_name(f"{model.stem}.{suffix(config)}.onnx") if output is None else output
+    check_output(target, model, overwrite=overwrite)
+    if save_config is not None:
+        check_output(save_config, model, overwrite=overwrite)
     # ``random`` makes as many samples as are wanted; other data is only limited by that.
     options = replace(options, model=model, limit=samples, seed=config.seed)
     data = calib if calib is not None else data_beside(model)
@@ -166,6 +186,16 @@ def quantize(
     if failures:
         typer.echo(f"not good: {'; '.join(failures)} (written all the same: {target})", err=True)
         raise typer.Exit(NOT_GOOD)
+
+
+def suffix(config: Config) -> str:
+    """``int8``, ``w4a8``, ``w4``, ...: bits of weights and activations, for the name of a file."""
+    if config.weights == AUTO:
+        return "mixed"
+    weights = weight_format(config.weights).bits
+    if config.activations == "none":
+        return f"w{weights}"
+    return "int8" if weights == config.activation_bits == 8 else f"w{weights}a{config.activation_bits}"
 
 
 def check_output(target: Path, model: Path, *, overwrite: bool) -> None:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.emit.fused import fuse_matmul
+from onnxq.emit.nbits import block_matmul
+from onnxq.emit.packed import expanded
 from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
 from onnxq.errors import ModelError
 from onnxq.graph.copying import copy_model
@@ -23,12 +25,12 @@ from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Point, SharedWith, Storage, Weight
 
 F32 = npt.NDArray[np.float32]
-WeightKey = tuple[str, str]  # tensor and granularity: nodes that agree in both share one integer tensor
+WeightKey = tuple[str, str]  # tensor, granularity and format: nodes that agree in all share one integer tensor
 
 
 def weight_key(weight: Weight) -> WeightKey:
     """What identifies the parameters of ``weight`` in ``Parameters.weights``."""
-    return weight.tensor, str(weight.granularity)
+    return weight.tensor, f"{weight.granularity} {weight.stored}"
 
 
 # Operators whose float weights onnxruntime may quantize on its own when it loads a model.
@@ -82,6 +84,7 @@ class _Writer(Pieces):
         self._biases = biases
         self._source = {p.tensor: p.source.tensor for p in plan.points if isinstance(p.source, SharedWith)}
         self._weight_of = {w.node: w for w in plan.weights if w.storage.computes}
+        self._accuracy_level = plan.accuracy_level
         self._packed: dict[str, npt.NDArray[np.integer]] = {}
 
     # -- the parts of a plan ---------------------------------------------------------------------------------------
@@ -92,19 +95,22 @@ class _Writer(Pieces):
         chosen = quantized.params
         graph = graph_of(node)
         spelled = Storage.INTEGER if weight.storage.computes else weight.storage
-        key = (id(graph), weight.tensor, f"{weight.granularity} {spelled.value} {weight.shift}")
+        key = (id(graph), weight_key(weight), spelled, weight.shift)
         if weight.storage is Storage.GATHERED:
-            self._gather(node, weight.tensor, quantized)
+            self._gather(node, weight, quantized)
             return
         if weight.storage is Storage.DYNAMIC:
             self._dynamic(node, weight, quantized)
+            return
+        if weight.storage is Storage.BLOCKS:
+            block_matmul(self, node, weight.tensor, quantized, accuracy_level=self._accuracy_level)
             return
         if key not in self.made:
             stored = quantized.codes
             if weight.shift:
                 stored = (stored + stored.dtype.type(weight.shift)).astype(stored.dtype)
                 chosen = replace(chosen, zero_point=(chosen.zero_point + weight.shift).astype(stored.dtype))
-            codes = self.initializer(graph, f"{weight.tensor}_quantized", stored)
+            codes = expanded(self, stored, weight.stored, weight.granularity, weight.tensor, place=Before(node))
             if weight.storage is Storage.PACKED:
                 scale = chosen.granularity.expand(chosen.scale, quantized.codes.shape)
                 if chosen.scale.ndim == scale.ndim:  # one block along the last axis: broadcasting does the rest
@@ -119,12 +125,14 @@ class _Writer(Pieces):
             self._packed[weight.node] = quantized.codes
         node.replace_input_with(weight.index, shared)
 
-    def _gather(self, node: ir.Node, tensor: str, quantized: Quantized) -> None:
+    def _gather(self, node: ir.Node, weight: Weight, quantized: Quantized) -> None:
         """``Cast(Gather(codes, i)) * Gather(scale, i)``: only the rows that are read become float."""
-        graph = graph_of(node)
-        key, scale_key = (id(graph), tensor, "table"), (id(graph), tensor, "table scale")
+        graph, tensor = graph_of(node), weight.tensor
+        key, scale_key = (id(graph), weight_key(weight), "table"), (id(graph), weight_key(weight), "table scale")
         if key not in self.made:
-            self.made[key] = self.initializer(graph, f"{tensor}_quantized", quantized.codes)
+            self.made[key] = expanded(
+                self, quantized.codes, weight.stored, weight.granularity, tensor, place=Before(node)
+            )
             self.made[scale_key] = self.initializer(graph, f"{tensor}_scale", quantized.params.scale)
         index = node.inputs[1]
         codes = self.node("Gather", [self.made[key], index], f"{tensor}_row_codes", place=Before(node), axis=0)
@@ -143,13 +151,19 @@ class _Writer(Pieces):
         """
         graph, name, x = graph_of(node), weight.tensor, node.inputs[0]
         assert x is not None
-        key, scale_key = (id(graph), name, f"{weight.granularity} matrix"), (id(graph), name, "matrix scale")
-        zero_key = (id(graph), name, "matrix zero")
+        key, scale_key, zero_key = (
+            (id(graph), weight_key(weight), part) for part in ("matrix", "matrix scale", "matrix zero")
+        )
         if key not in self.made:
             codes, chosen = quantized.codes, quantized.params
             rows = weight.granularity == PerAxis(0)  # a Gemm with transB: MatMulInteger takes columns
-            self.made[key] = self.initializer(
-                graph, f"{name}_quantized", np.ascontiguousarray(codes.T if rows else codes)
+            self.made[key] = expanded(
+                self,
+                np.ascontiguousarray(codes.T if rows else codes),
+                weight.stored,
+                PerAxis(1),
+                name,
+                place=Before(node),
             )
             self.made[scale_key] = self.initializer(graph, f"{name}_scale", chosen.scale)
             self.made[zero_key] = self.initializer(graph, f"{name}_zero_point", chosen.zero_point)

@@ -48,7 +48,7 @@ class LinearLayer:
         rows = weight if self.transposed else weight.T
         return rows.reshape(self.groups, rows.shape[0] // self.groups, -1)
 
-    def tensor(self, matrix: Array) -> Array:
+    def tensor(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The opposite of ``matrix``."""
         rows = matrix.reshape(matrix.shape[0] * matrix.shape[1], -1)
         return np.ascontiguousarray(rows.reshape(self.weight_shape) if self.transposed else rows.T)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import NumericsError
-from onnxq.numerics.granularity import Granularity, PerAxis, PerTensor
+from onnxq.numerics.granularity import Granularity, PerAxis, PerBlock, PerTensor
 from onnxq.numerics.qtype import INT32, QType
 
 F32 = npt.NDArray[np.float32]
@@ -26,7 +26,7 @@ class QuantParams:
 
     | field         | shape                              | dtype             | constraint                        |
     |---------------|------------------------------------|-------------------|-----------------------------------|
-    | `scale`       | ``granularity.scale_shape(shape)`` | float32           | finite and > 0                    |
+    | `scale`       | ``granularity.scale_shape(shape)`` | float32           | finite and > 0; of blocks not 0   |
     | `zero_point`  | that of ``scale``                  | ``qtype.storage`` | within ``[qtype.qmin, qtype.qmax]`` |
 
     Raises ``NumericsError`` where a constraint is broken.
@@ -46,7 +46,10 @@ class QuantParams:
             raise NumericsError(f"scale has shape {list(scale.shape)} but zero_point {list(zero.shape)}")
         if isinstance(self.granularity, PerTensor) and scale.shape != ():
             raise NumericsError(f"a per-tensor scale is a scalar, not of shape {list(scale.shape)}")
-        if not (np.isfinite(scale).all() and (scale > 0).all()):
+        # A block's scale may be negative: that turns its codes round, so that the odd one is on the other side.
+        if not (
+            np.isfinite(scale).all() and (scale != 0 if isinstance(self.granularity, PerBlock) else scale > 0).all()
+        ):
             raise NumericsError("scale must be finite and positive")
         if zero.dtype != self.qtype.storage:
             raise NumericsError(f"zero_point must be {self.qtype.storage}, not {zero.dtype}")

@@ -22,10 +22,13 @@ from onnxq.config import Config, Rule
 from onnxq.graph.instrument import unobservable
 from onnxq.graph.query import array, constant, is_float, nodes
 from onnxq.plan import ops
+from onnxq.plan.stored import stored_formats
 from onnxq.plan.types import KeptFloat, Own, Plan, Point, SharedWith, Skipped, Source, Storage
 from onnxq.plan.units import ends_in_activation, read, written
 from onnxq.plan.weights import anchor_weights, biases, fused_products, operands, stored_weights
 from onnxq.targets import Target
+
+ONLY_WEIGHTS = "only weights are quantized (activations = none)"
 
 
 def make_plan(
@@ -62,11 +65,14 @@ def make_plan(
         if ops.weight_slot(node) is not None:
             if name not in refused and (obstacle := ops.anchor_obstacle(node)) is not None:
                 refused[name] = KeptFloat(obstacle, Storage.PACKED)
+            if name not in refused and config.activations == "none":
+                refused[name] = KeptFloat(ONLY_WEIGHTS, Storage.BLOCKS)
             if name not in refused:
                 anchors[name] = node
         elif name not in refused and ops.can_follow(node):
             candidates[name] = node
     integer = _followers(candidates, anchors)
+    formats = stored_formats(model, config)
     by_name = _named(model)
     skipped = [
         Skipped(name, node.op_type, refused[name].reason)
@@ -76,8 +82,8 @@ def make_plan(
     chosen = {**anchors, **integer}
     points = _points(model, chosen, anchors, target)
     fused = fused_products(anchors, points) if config.operators == "onnxruntime" else frozenset()
-    weights = [w for n in anchors.values() for w in anchor_weights(n, target, fused, products)]
-    stored = stored_weights(model, anchors, refused, target)
+    weights = [w for k, n in anchors.items() for w in anchor_weights(n, target, formats[k], fused, products)]
+    stored = stored_weights(model, anchors, refused, target, formats, blocks=config.operators == "onnxruntime")
     float_biases = [
         replace(b, storage=w.storage)
         for w in stored
@@ -94,6 +100,7 @@ def make_plan(
         anchors=tuple(anchors),
         skipped=tuple(skipped),
         unused_rules=rules.unused(),
+        accuracy_level=config.accuracy_level,
     )
 
 
@@ -107,7 +114,7 @@ class _Rules:
     def first(self, node: ir.Node) -> Rule | None:
         hits = [i for i, r in enumerate(self._rules) if r.matches(node.name or "", node.op_type)]
         self._used.update(hits)
-        return self._rules[hits[0]] if hits else None
+        return next((self._rules[i] for i in hits if self._rules[i].precision != "auto"), None)
 
     def unused(self) -> tuple[str, ...]:
         return tuple(r.match for i, r in enumerate(self._rules) if i not in self._used)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from onnxq.formats import WeightFormat
 from onnxq.numerics import Granularity, QType
 
 
@@ -56,6 +57,9 @@ class Storage(Enum):
     DYNAMIC = "integer kernel, activation range at run time"  # needs no calibration; linear layers only
     PACKED = "stored int8, computed float"  # expanded once when the runtime loads the model
     GATHERED = "int8 table, rows dequantized"  # embedding: only the rows that are read become float
+    BLOCKS = (
+        "4-bit kernel, activations float"  # MatMulNBits: a scale for each block of inputs, unpacked while computing
+    )
 
     @property
     def computes(self) -> bool:
@@ -65,7 +69,7 @@ class Storage(Enum):
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant input that is stored as integers.
+    """A constant input stored as integers: ``qtype`` is what kernels compute with, ``stored`` what is in the file.
 
     ``shift`` is added to codes and zero points, which changes no number: onnxruntime's direct convolution wants zero
     points of 0, so that any other steers it to matrix products.
@@ -77,6 +81,7 @@ class Weight:
     qtype: QType
     granularity: Granularity
     storage: Storage
+    stored: WeightFormat = field(default=WeightFormat(8))
     shift: int = 0
 
 
@@ -138,6 +143,7 @@ class Plan:
     anchors: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     unused_rules: tuple[str, ...] = ()
+    accuracy_level: int = 0  # of MatMulNBits; 0: the runtime's own choice
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -154,6 +160,7 @@ class Plan:
         ]
         lines += [
             f"weight   {w.node}[{w.index}] {w.tensor}: {w.qtype} {w.granularity} {w.storage.value}"
+            + (f", stored as {w.stored}" if w.stored.packed else "")
             + (f", zero point {w.shift}" if w.shift else "")
             for w in self.weights
         ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
+from onnxq.formats import USUAL_BLOCK, WeightFormat
 from onnxq.graph.query import attribute, constant, is_float, nodes
-from onnxq.numerics import Granularity, PerAxis, PerBlock
+from onnxq.numerics import UINT4, Granularity, PerAxis, PerBlock
 from onnxq.plan import ops
 from onnxq.plan.types import Bias, Constant, KeptFloat, Point, Storage, Weight
 from onnxq.plan.units import bias_add, settled_output
@@ -36,7 +38,9 @@ def fused_products(anchors: Mapping[str, ir.Node], points: Sequence[Point]) -> f
     return frozenset(found)
 
 
-def anchor_weights(node: ir.Node, target: Target, fused: Collection[str], steered: Collection[str]) -> list[Weight]:
+def anchor_weights(
+    node: ir.Node, target: Target, stored: WeightFormat, fused: Collection[str], steered: Collection[str]
+) -> list[Weight]:
     slot = ops.weight_slot(node)
     assert slot is not None
     value = node.inputs[slot.index]
@@ -46,7 +50,7 @@ def anchor_weights(node: ir.Node, target: Target, fused: Collection[str], steere
     granularity = PerAxis(slot.axis % len(weight.shape))
     storage = Storage.FUSED if node.name in fused else Storage.INTEGER
     shift = _SHIFT if node.name in steered and node.op_type == "Conv" else 0
-    return [Weight(value.name or "", node.name or "", slot.index, target.weights, granularity, storage, shift)]
+    return [Weight(value.name or "", node.name or "", slot.index, target.weights, granularity, storage, stored, shift)]
 
 
 def biases(node: ir.Node) -> list[Bias]:
@@ -78,9 +82,18 @@ def operands(node: ir.Node, target: Target) -> list[Constant]:
 
 
 def stored_weights(
-    model: ir.Model, anchors: Mapping[str, ir.Node], refused: Mapping[str, KeptFloat], target: Target
+    model: ir.Model,
+    anchors: Mapping[str, ir.Node],
+    refused: Mapping[str, KeptFloat],
+    target: Target,
+    formats: Mapping[str, WeightFormat],
+    *,
+    blocks: bool,
 ) -> list[Weight]:
-    """Weights of float nodes that are stored as int8 all the same: the file shrinks, the computation stays."""
+    """Weights of float nodes that are stored as integers all the same: the file shrinks, the computation stays.
+
+    ``blocks``: whether MatMulNBits may be used, which only onnxruntime knows.
+    """
     found: list[Weight] = []
     for node in nodes(model):
         name = node.name or ""
@@ -94,13 +107,36 @@ def stored_weights(
             storage = Storage.PACKED
             if node.op_type == "Gather":
                 storage = Storage.GATHERED
-            elif name in refused and refused[name].weight is Storage.DYNAMIC and ops.can_be_dynamic(node):
-                storage = Storage.DYNAMIC
+            elif name in refused and ops.can_be_dynamic(node):
+                wish = refused[name].weight
+                if wish is Storage.BLOCKS and blocks and _fits_blocks(formats.get(name)):
+                    found.append(_in_blocks(node, value.name or "", formats[name]))
+                    continue
+                # Where 4 bits are too few, a kernel that measures its input at run time is the fast one.
+                if wish is Storage.DYNAMIC or (wish is Storage.BLOCKS and blocks):
+                    storage = Storage.DYNAMIC
             shape = tuple(weight.shape.numpy())
             linear = ops.weight_slot(node) is not None
             granularity = PerAxis(axes[0]) if linear else _row_granularity(shape, axes)
-            found.append(Weight(value.name or "", name, index, target.weights, granularity, storage))
+            stored = formats.get(name, WeightFormat(8))
+            if stored.block:  # blocks run along the inputs of linear layers; elsewhere a row is the block
+                stored = stored if linear else WeightFormat(stored.bits)
+            found.append(Weight(value.name or "", name, index, target.weights, granularity, storage, stored))
     return found
+
+
+def _fits_blocks(stored: WeightFormat | None) -> bool:
+    return stored is not None and stored.bits == UINT4.bits and not stored.codebook
+
+
+def _in_blocks(node: ir.Node, tensor: str, stored: WeightFormat) -> Weight:
+    """The weight of a linear layer for MatMulNBits: blocks along its inputs."""
+    slot = ops.weight_slot(node)
+    assert slot is not None
+    size = stored.block or USUAL_BLOCK
+    granularity = PerBlock(1 if slot.axis == 0 else 0, size)
+    named = replace(stored, block=size)
+    return Weight(tensor, node.name or "", slot.index, UINT4, granularity, Storage.BLOCKS, named)
 
 
 def _stored_slots(node: ir.Node) -> Mapping[int, tuple[int, ...]]:

@@ -1,8 +1,9 @@
 """Ranges: from a weight or an activation's histogram to quantization parameters, exactly or as the literature does."""
 
 from onnxq.ranges.choose import activation_params, weight_params
+from onnxq.ranges.fit import fitted
 from onnxq.ranges.histogram import Histogram
-from onnxq.ranges.layer import layer_scales, mean_shift
+from onnxq.ranges.layer import layer_steps, mean_shift
 from onnxq.ranges.method import RangeMethod
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.nonuniform import optimal_codebook, optimal_companding, optimal_grid_codebook
@@ -15,7 +16,8 @@ __all__ = [
     "RangeMethod",
     "activation_params",
     "find_method",
-    "layer_scales",
+    "fitted",
+    "layer_steps",
     "mean_shift",
     "optimal_codebook",
     "optimal_companding",

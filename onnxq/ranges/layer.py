@@ -27,11 +27,9 @@ shrinking adds up over layers while noise averages out.)
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from onnxq.numerics import QType, round_half_even
+from onnxq.numerics import QType
 from onnxq.ranges.choose import checked_weight
 from onnxq.ranges.method import for_dead_parts, usable
 from onnxq.ranges.moments import Moments
@@ -54,14 +52,7 @@ def concrete(objective: str, inputs: int, qtype: QType) -> str:
     return "diagonal" if objective == "output" and inputs > MATRIX_INPUTS else objective
 
 
-class LayerScales(NamedTuple):
-    """``step: [g, C]`` rounds the weight, ``scale: [g, C]`` reads its codes."""
-
-    step: F64
-    scale: F64
-
-
-def layer_scales(
+def layer_steps(
     weight: F64,
     moments: Moments,
     *,
@@ -69,10 +60,11 @@ def layer_scales(
     method: str,
     objective: str,
     restore: str,
-) -> LayerScales:
-    """The ``LayerScales`` of ``weight: [g, C, n]``, whose inputs have ``moments`` (of ``[g, n]``).
+) -> F64:
+    """``[g, C]`` the steps that round ``weight: [g, C, n]``, whose inputs have ``moments`` (of ``[g, n]``).
 
-    ``objective`` applies to the method ``mse``; the others have no say in what they minimise. Channels of zeros are
+    ``restore`` says what is going to be put right after rounding, and so costs nothing. ``objective`` applies to the
+    method ``mse``; the others have no say in what they minimise. Channels of zeros are
     treated as in ``weight_params``.
 
     Raises ``ConfigError`` for an unknown method, ``NumericsError`` where the weight holds NaN or infinity.
@@ -96,22 +88,18 @@ def layer_scales(
             start=step,
             any_scale="gain" in restore,
         )
-    scale = with_gain(weight, step, moments, qtype, centred=centred) if "gain" in restore else step
-    return LayerScales(for_dead_parts(step, qtype), for_dead_parts(scale, qtype))
+    return for_dead_parts(step, qtype)
 
 
-def with_gain(weight: F64, step: F64, moments: Moments, qtype: QType, *, centred: bool) -> F64:
-    """``[g, C]`` the scale that restores the output's gain for codes rounded with ``step``."""
+def with_gain(weight: F64, codes: F64, step: F64, moments: Moments, *, centred: bool) -> F64:
+    """``[g, C]`` the scale that restores the output's gain for ``codes: [g, C, n]``, rounded with ``step``."""
     second = moments.matrix(centred=centred) if moments.full else moments.squares(centred=centred)[:, None, :]
     result: F64 = step.copy()
     some = max(1, CHUNK // (weight.shape[0] * weight.shape[2]))  # channels that fit the cache
     for c in range(0, weight.shape[1], some):
-        w, s = weight[:, c : c + some], step[:, c : c + some]
-        codes = np.clip(round_half_even(w / np.where(s > 0, s, 1.0)[:, :, None]), qtype.qmin, qtype.qmax)
-        seen_w, seen_q = (
-            (np.matmul(w, second), np.matmul(codes, second)) if moments.full else (w * second, codes * second)
-        )
-        ww, wq, qq = (np.einsum("gcn,gcn->gc", a, b) for a, b in ((seen_w, w), (seen_w, codes), (seen_q, codes)))
+        w, q, s = weight[:, c : c + some], codes[:, c : c + some], step[:, c : c + some]
+        seen_w, seen_q = (np.matmul(w, second), np.matmul(q, second)) if moments.full else (w * second, q * second)
+        ww, wq, qq = (np.einsum("gcn,gcn->gc", a, b) for a, b in ((seen_w, w), (seen_w, q), (seen_q, q)))
         sound = (wq > 0) & (np.square(wq) >= _LEAST_CORRELATION**2 * ww * qq)
         result[:, c : c + some] = np.where(sound, np.divide(ww, wq, out=np.ones_like(ww), where=sound), s)
     return result

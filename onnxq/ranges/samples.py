@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -161,10 +162,24 @@ def by_granularity(
                 parts.append(np.moveaxis(found.reshape((*rest, *found.shape[1:])), len(rest) - 1, axis))
         return np.concatenate(parts, axis=axis) if parts else np.ones(out_shape)
     out_shape = granularity.scale_shape(shape)
-
-    def rows(x: F32) -> F32:
-        kept = np.moveaxis(x, granularity.axis, 0) if isinstance(granularity, PerAxis) else x
-        return kept.reshape(max(1, math.prod(out_shape)), -1)
-
-    found = scale_of(rows(weight), None if importance is None else rows(importance))
+    weights = None if importance is None else rows_of(importance, granularity)
+    found = scale_of(rows_of(weight, granularity), weights)
     return found.reshape((*out_shape, *found.shape[1:]))
+
+
+def rows_of(x: npt.NDArray[np.generic], granularity: Granularity) -> npt.NDArray[Any]:
+    """``[R, n]`` the parts of ``x`` that have a scale each: all, slices of an axis, or blocks of the last axis.
+
+    Blocks must divide that axis.
+    """
+    kept = np.moveaxis(x, granularity.axis, 0) if isinstance(granularity, PerAxis) else x
+    return kept.reshape(max(1, math.prod(granularity.scale_shape(x.shape))), -1)
+
+
+def from_rows(rows: npt.NDArray[Any], granularity: Granularity, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The tensor of ``shape`` whose ``rows_of`` are ``rows``."""
+    if not isinstance(granularity, PerAxis):
+        return rows.reshape(shape)
+    axis = granularity.axis % len(shape)
+    moved = rows.reshape(shape[axis], *shape[:axis], *shape[axis + 1 :])
+    return np.ascontiguousarray(np.moveaxis(moved, 0, axis))

@@ -20,25 +20,24 @@ STEPS = np.geomspace(1.0, 4 / 3, 24)
 
 
 class Snapped(NamedTuple):
-    """``codes: [R, K] int8`` ascending, -127 to 127, and the ``scale: [R]`` of the grid; 1 where all levels are 0."""
+    """``codes: [R, K] int8`` ascending, and the ``scale: [R]`` of the grid; 1 where all levels are 0."""
 
     codes: npt.NDArray[np.int8]
     scale: F64
 
 
-def snapped(samples: Samples, levels: F64) -> Snapped:
-    """The grid codebook of least error on ``samples`` near ``levels: [R, K]``."""
-    rows = [_snap_row(samples.values[r], samples.weights[r], levels[r], STEPS) for r in range(levels.shape[0])]
+def snapped(samples: Samples, levels: F64, *, limit: int = INT8_NARROW.qmax) -> Snapped:
+    """The grid codebook of least error on ``samples`` near ``levels: [R, K]``, codes from ``-limit`` to ``limit``."""
+    rows = [_snap_row(samples.values[r], samples.weights[r], levels[r], STEPS, limit) for r in range(levels.shape[0])]
     return Snapped(np.stack([codes for codes, _ in rows]), np.asarray([scale for _, scale in rows]))
 
 
-def _snap_row(x: F64, w: F64, levels: F64, steps: F64) -> tuple[npt.NDArray[np.int8], float]:
+def _snap_row(x: F64, w: F64, levels: F64, steps: F64, limit: int) -> tuple[npt.NDArray[np.int8], float]:
     top = float(np.abs(levels).max())
     if top == 0.0:
         return np.zeros(levels.size, np.int8), 1.0
     sums = [sums_below(part) for part in (w, w * x, w * x * x)]
-    scale = top / INT8_NARROW.qmax * steps[:, None, None]
-    limit = INT8_NARROW.qmax
+    scale = top / limit * steps[:, None, None]
     # choice[s, k, 0 or 1]: the grid codes below and above level k.
     choice = np.clip(np.floor(levels[:, None] / scale) + np.arange(2), -limit, limit)
     value = choice * scale

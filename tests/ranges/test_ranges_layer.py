@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from onnxq.errors import ConfigError, NumericsError
 from onnxq.numerics import INT4, INT8_NARROW, QType, round_half_even
-from onnxq.ranges import Moments, layer_scales, mean_shift, optimum_output
-from onnxq.ranges.layer import concrete
+from onnxq.ranges import Moments, layer_steps, mean_shift, optimum_output
+from onnxq.ranges.layer import concrete, with_gain
 from onnxq.ranges.moments import observe_moments
 from onnxq.ranges.optimum_output import optimal_output_steps
 from onnxq.ranges.samples import F64
@@ -22,6 +23,19 @@ def inputs(groups: int, rows: int, n: int) -> np.ndarray:
     """Correlated inputs with means that are not 0, as behind a ReLU."""
     x = RNG.standard_normal((groups, rows, n)) @ RNG.standard_normal((groups, n, n)) / np.sqrt(n)
     return np.maximum(x + 0.5, 0).astype(np.float32)
+
+
+class Read(NamedTuple):
+    step: F64
+    scale: F64
+
+
+def layer_scales(weight: F64, moments: Moments, *, restore: str, **how: Any) -> Read:
+    """The step that rounds a weight to nearest, and the scale that its codes are read with."""
+    step = layer_steps(weight, moments, restore=restore, **how)
+    codes = codes_of(weight, step, how["qtype"])
+    gained = with_gain(weight, codes, step, moments, centred="mean" in restore) if "gain" in restore else step
+    return Read(step, gained)
 
 
 def codes_of(weight: F64, step: F64, qtype: QType) -> F64:

@@ -121,15 +121,14 @@ def test_the_best_choice_of_neighbours_on_the_grid_is_found(monkeypatch) -> None
     for _ in range(20):
         x = np.sort(RNG.standard_normal(50))
         levels = np.sort(RNG.standard_normal(6)) * 4  # coarse against a grid that ends at 4 levels
-        monkeypatch.setattr(module, "INT8_NARROW", QType(int(RNG.integers(3, 6)), signed=True, narrow=True))
-        limit = module.INT8_NARROW.qmax
+        limit = QType(int(RNG.integers(3, 6)), signed=True, narrow=True).qmax
         scale = np.abs(levels).max() / limit
         low = np.floor(levels / scale)
         every = np.stack(np.meshgrid(*[[v, v + 1] for v in low], indexing="ij"), axis=-1).reshape(-1, 6)
         every = np.clip(every, -limit, limit)
         every = every[(np.diff(every, axis=1) >= 0).all(axis=1)]
         least = min(error(x, np.ones(50), codes * scale) for codes in every)
-        found = snapped(of_rows(x[None].astype(np.float32), None), levels[None])
+        found = snapped(of_rows(x[None].astype(np.float32), None), levels[None], limit=limit)
         assert error(x, np.ones(50), found.codes[0] * found.scale[0]) <= least * (1 + 1e-5)
 
 

@@ -1,0 +1,131 @@
+"""Codes of few bits in the file, 8-bit integers in the runtime: constant nodes that unpack a weight once, at load.
+
+Only operators of opset 13 and older, so that onnxruntime 1.17 and newer fold them: Cast, Gather in a table with one row
+for every packed group (``numerics.packing``), Add, Reshape, Slice, Transpose. What is folded is an ordinary int8
+weight. With another optimisation level than the default nothing is folded and the result is the same, slowly.
+
+What is packed follows from the codes and the format alone: the levels of a codebook are the codes that occur, and the
+multiple of a block is the greatest common divisor of its codes, or any other number that divides them and leaves
+quotients that fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.emit.pieces import Pieces, Place, graph_of
+from onnxq.errors import ModelError
+from onnxq.formats import WeightFormat
+from onnxq.numerics import Granularity, PerAxis
+from onnxq.numerics.packing import Packed, Packing
+
+Ints = npt.NDArray[np.integer]
+
+
+def expanded(
+    pieces: Pieces, codes: Ints, stored: WeightFormat, granularity: Granularity, name: str, *, place: Place
+) -> ir.Value:
+    """A value that holds ``codes: [..] int8`` once the runtime has folded constants; ``name`` is the weight's.
+
+    Raises ``ModelError`` where the codes are not of the format.
+    """
+    if not stored.packed:
+        return pieces.initializer(graph_of(place.node), f"{name}_quantized", codes)
+    spelled = _Spelled(pieces, name, place, Packing(stored.bits))
+    if stored.block:
+        return spelled.blocks(codes, stored.block, transposed=granularity == PerAxis(codes.ndim - 1) and codes.ndim > 1)
+    if stored.codebook:
+        return spelled.levels(codes, np.unique(codes))
+    half = 1 << (stored.bits - 1)
+    low = min(-half, int(codes.min())) if codes.size else -half  # lower where codes are shifted for another kernel
+    return spelled.levels(codes, np.arange(low, low + 2 * half, dtype=codes.dtype))
+
+
+class _Spelled:
+    def __init__(self, pieces: Pieces, name: str, place: Place, packing: Packing) -> None:
+        self.pieces, self.name, self.place, self.packing = pieces, name, place, packing
+        self.graph = graph_of(place.node)
+
+    def levels(self, codes: Ints, levels: Ints) -> ir.Value:
+        """Codes that are all among ``levels``, ascending, at most ``2^bits`` of them."""
+        count = 1 << self.packing.bits
+        where = np.searchsorted(levels, codes)
+        if levels.size > count or not np.array_equal(levels[np.minimum(where, levels.size - 1)], codes):
+            raise ModelError(f"weight '{self.name}' has codes that {self.packing.bits} bits do not hold")
+        padded = np.concatenate([levels, np.repeat(levels[-1:], count - levels.size)])
+        groups = self._groups(self.packing.table(padded), self.packing.pack(where))
+        return self._shaped(groups, codes.size, codes.shape)
+
+    def blocks(self, codes: Ints, size: int, *, transposed: bool) -> ir.Value:
+        """``codes = multiple * level``, blocks of ``size`` along the inputs of each channel."""
+        rows = (codes.T if transposed else codes.reshape(codes.shape[0], -1)).astype(np.int64)
+        channels, n = rows.shape
+        count = -(-n // size)
+        padded = np.zeros((channels, count * size), np.int64)
+        padded[:, :n] = rows
+        parts = padded.reshape(channels, count, size)
+        multiple = np.maximum(np.gcd.reduce(parts, axis=2), 1)
+        quotients, half = parts // multiple[:, :, None], 1 << (self.packing.bits - 1)
+        if quotients.size and np.abs(quotients).max() >= half:
+            raise ModelError(f"weight '{self.name}' has blocks that {self.packing.bits} bits do not hold")
+        steps = np.arange(2 * half, dtype=np.int32)
+        groups = self._groups(self.packing.table(steps), self.packing.pack(quotients + half))
+        index = self._shaped(groups, padded.size, parts.shape)
+        # Row m of the table holds m times each level; the last one is that of the largest multiple.
+        most = int(multiple.max(initial=1))
+        table = (np.arange(most + 1)[:, None] * (steps - half)).astype(np.int8)
+        offsets = self._constant((multiple.astype(np.uint8))[:, :, None], "multiples")
+        rows_of = self._node("Cast", [offsets], "multiples_int", to=ir.DataType.INT32)
+        first = self._node("Mul", [rows_of, self._shared(np.asarray(2 * half, np.int32), "row")], "rows")
+        where = self._node("Add", [index, first], "where")
+        values = self._node("Gather", [self._shared(table.ravel(), "multiples"), where], "blocks", axis=0)
+        if n != count * size or len(codes.shape) != 2 or transposed:
+            values = self._node(
+                "Reshape", [values, self._constant(np.asarray([channels, count * size]), "rows")], "matrix"
+            )
+        if n != count * size:
+            values = self._sliced(values, n, axis=1)
+        if transposed:
+            return self._node("Transpose", [values], "columns")
+        return self._node("Reshape", [values, self._constant(np.asarray(codes.shape), "shape")], "unpacked")
+
+    def _groups(self, table: npt.NDArray[Any], packed: Packed) -> ir.Value:
+        """``[groups, group]`` the rows of ``table`` that ``packed`` selects."""
+        index = self._node("Cast", [self._constant(packed.main, "packed")], "index", to=ir.DataType.INT32)
+        if packed.extra is not None:
+            more = self._node("Cast", [self._constant(packed.extra, "extra")], "extra_index", to=ir.DataType.INT32)
+            extra = self._shared(self.packing.extra_table(), f"extra{self.packing.extra_bits}")
+            added = self._node("Gather", [extra, more], "extra_bits", axis=0)
+            held = packed.extra.size * self.packing.extra_table().shape[1]
+            added = self._shaped(added, packed.main.size, packed.main.shape, of=held)
+            index = self._node("Add", [index, added], "groups")
+        return self._node("Gather", [self._shared(table, "levels"), index], "codes", axis=0)
+
+    def _shaped(self, groups: ir.Value, count: int, shape: tuple[int, ...], *, of: int | None = None) -> ir.Value:
+        """The first ``count`` elements of ``groups``, which holds ``of``, in ``shape``."""
+        held = self.packing.groups(count) * self.packing.group if of is None else of
+        if held != count:
+            flat = self._node("Reshape", [groups, self._shared(np.asarray([-1]), "flat")], "flat")
+            groups = self._sliced(flat, count, axis=0)
+        return self._node("Reshape", [groups, self._constant(np.asarray(shape), "shape")], "unpacked")
+
+    def _sliced(self, value: ir.Value, stop: int, *, axis: int) -> ir.Value:
+        ends = [self._shared(np.asarray([x]), "index") for x in (0, stop, axis)]
+        return self._node("Slice", [value, *ends], "cut")
+
+    def _node(self, op: str, inputs: list[ir.Value], what: str, **attributes: int) -> ir.Value:
+        return self.pieces.node(op, inputs, f"{self.name}_{what}", place=self.place, **attributes)
+
+    def _constant(self, data: npt.NDArray[Any], what: str) -> ir.Value:
+        return self.pieces.initializer(self.graph, f"{self.name}_{what}", data)
+
+    def _shared(self, data: npt.NDArray[Any], what: str) -> ir.Value:
+        """``data`` as a constant that all weights of the graph with equal needs read."""
+        key = (id(self.graph), "packed", what, data.dtype.str, data.shape, data.tobytes())
+        if key not in self.pieces.made:
+            self.pieces.made[key] = self.pieces.initializer(self.graph, f"packed_{what}", data)
+        return self.pieces.made[key]

@@ -1,0 +1,93 @@
+"""A weight in integers of any format: grid, codes and scale of all its channels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from onnxq.formats import WeightFormat
+from onnxq.numerics import PerAxis, QType
+from onnxq.ranges.choose import weight_params
+from onnxq.ranges.grids import block_grid, codebook_grid, uniform_grid
+from onnxq.ranges.layer import MANY_BITS, layer_steps, with_gain
+from onnxq.ranges.moments import Moments
+from onnxq.ranges.rounding import Grid, compensated
+from onnxq.ranges.samples import F64
+
+
+class Fitted(NamedTuple):
+    """``codes: [g, C, n]``, integers from -127 to 127, and ``scale: [g, C]`` that reads them."""
+
+    codes: F64
+    scale: F64
+
+
+def code_type(stored: WeightFormat, computed: QType) -> QType:
+    """The type of the uniform codes of ``stored``: ``computed`` itself where they are not packed."""
+    return QType(stored.bits, signed=True, narrow=True) if stored.packed else computed
+
+
+def concrete_rounding(rounding: str, bits: int) -> str:
+    """What ``auto`` means: ``compensated`` below 7 bits, ``nearest`` from 7 on."""
+    if rounding == "auto":
+        return "compensated" if bits < MANY_BITS else "nearest"
+    return rounding
+
+
+def fitted(
+    weight: F64,
+    moments: Moments | None,
+    *,
+    stored: WeightFormat,
+    qtype: QType,
+    method: str,
+    objective: str,
+    restore: str,
+    rounding: str,
+    least: F64,
+) -> Fitted:
+    """``weight: [g, C, n]`` in the format ``stored``.
+
+    ``qtype`` is the type that the kernels compute with. ``moments`` are those of the inputs (None: unknown, all inputs
+    count the same); ``least`` the smallest scale that
+    leaves room for biases, a scalar or ``[g, C]``; the rest is as in ``layer_steps`` and ``Config``.
+
+    Raises ``ConfigError`` for an unknown method, ``NumericsError`` where the weight holds NaN or infinity.
+    """
+    centred = "mean" in restore
+    grid = _grid(weight, moments, stored, qtype, method, objective, restore)
+    grid = replace(grid, scale=np.maximum(grid.scale, least).astype(np.float32).astype(np.float64))
+    if moments is not None and moments.full and concrete_rounding(rounding, stored.bits) == "compensated":
+        levels = compensated(weight, moments.matrix(centred=centred), moments.count, grid)
+    else:
+        levels = grid.nearest(weight)
+    codes = levels * grid.multiples(weight.shape[2])
+    scale = grid.scale
+    if moments is not None and "gain" in restore:
+        scale = np.maximum(with_gain(weight, codes, scale, moments, centred=centred), least)
+    return Fitted(codes, scale)
+
+
+def _grid(
+    weight: F64, moments: Moments | None, stored: WeightFormat, qtype: QType, method: str, objective: str, restore: str
+) -> Grid:
+    importance = None
+    if moments is not None:
+        squares = moments.squares(centred="mean" in restore)
+        importance = np.broadcast_to(squares[:, None, :], weight.shape)
+    if stored.codebook:
+        return codebook_grid(weight, importance, bits=stored.bits, computed=qtype)
+    if stored.block:
+        return block_grid(
+            weight, importance, qtype=code_type(stored, qtype), computed=qtype, size=stored.block, method=method
+        )
+    codes = code_type(stored, qtype)
+    if moments is None:
+        groups, channels, n = weight.shape
+        rows = weight.reshape(-1, n).astype(np.float32)
+        step = weight_params(rows, qtype=codes, granularity=PerAxis(0), method=method).scale.astype(np.float64)
+        return uniform_grid(step.reshape(groups, channels), codes)
+    step = layer_steps(weight, moments, qtype=codes, method=method, objective=objective, restore=restore)
+    return uniform_grid(step, codes)

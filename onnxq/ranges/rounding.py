@@ -1,0 +1,195 @@
+"""Rounding weights together: what one code gets wrong, the next ones make up for.
+
+``W: [g, C, n]`` are rounded to the values of a ``Grid``, ``H = E[x x^T]`` (or the covariance, where the bias takes care
+of means) are the second moments of the inputs. What counts is ``tr(E H E^T)``, ``E = W - W_q``: it is the mean squared
+error of the layer's output.
+
+*Successive rounding.* With ``H = R^T R``, R lower triangular, the error of one channel is a sum over i of
+
+    (R_ii e_i + sum_{j < i} R_ij e_j)^2,
+
+so that codes decided one after the other, each nearest to ``w_i + sum_{j < i} (R_ij / R_ii) e_j``, make every term as
+small as its own rounding allows: Babai's nearest plane (Combinatorica 1986, section 3). Frantar et al., GPTQ (ICLR
+2023, section 3.3) reach the same codes by updating the weights still to come with rows of a Cholesky factor of
+``H^-1``; here nothing is inverted. Inputs of great energy go first, while the most others can still make up for them.
+
+*Coordinate descent* then revisits each code with all others fixed: ``nearest(w_i - e_i + (E H)_i / H_ii)``; no step
+raises the error (Behdin et al., QuantEase, 2023, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.numerics import round_half_even
+from onnxq.ranges.samples import F64, Index
+
+# Columns worked off before what they changed is multiplied out for the rest: one matrix product instead of many rows.
+_BLOCK = 64
+# A share of the mean energy, added to every input: an input that was hardly seen must not carry the others' errors. Few
+# rows say little about many inputs, hence the second part, a share that grows with inputs per row.
+DAMPING = 0.01
+_PER_ROW = 0.1
+_PASSES = 4
+# Weights rounded at once: bounds the memory.
+_CHUNK = 1 << 20
+
+Levels = npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """What changes from block to block of ``size`` inputs: ``multiples``, not 0, and integer ``zeros``; [g, C, nb]."""
+
+    size: int
+    multiples: F64
+    zeros: F64
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The values that weights may take: ``scale[c] * multiple[c, b] * (level - zero[c, b])``, b the input's block.
+
+    ``scale: [g, C]`` above 0; ``levels: [K]`` integers, ascending, consecutive where there are zeros; without
+    ``blocks`` the multiple is 1 and the zero 0.
+    """
+
+    scale: F64
+    levels: F64
+    blocks: Blocks | None = None
+
+    def nearest(self, weight: F64) -> Levels:
+        """``level - zero`` of the values nearest to ``weight: [g, C, n]``."""
+        found = np.empty(weight.shape, np.int16)
+        for part in _parts(weight.shape):
+            piece = self.part(part, _in_order(weight))
+            found[:, part] = piece.nearest(weight[:, part], slice(None))
+        return found
+
+    def multiples(self, inputs: int) -> F64:
+        """``[g, C, inputs]`` the multiple of each weight."""
+        if self.blocks is None:
+            return np.ones((*self.scale.shape, 1))
+        return np.repeat(self.blocks.multiples, self.blocks.size, axis=2)[:, :, :inputs]
+
+    def part(self, channels: slice, columns: Index) -> Piece:
+        """Some ``channels``, their inputs in the order ``columns: [g, n]``."""
+        scale = self.scale[:, channels, None]
+        if self.blocks is None:
+            unit = np.broadcast_to(scale, (*scale.shape[:2], columns.shape[1]))
+            return Piece(self.levels, unit, None)
+        where = (columns // self.blocks.size)[:, None, :]
+        unit = np.take_along_axis(self.blocks.multiples[:, channels], where, axis=2) * scale
+        zeros = self.blocks.zeros[:, channels]
+        return Piece(self.levels, unit, np.take_along_axis(zeros, where, axis=2) if zeros.any() else None)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Some channels of a ``Grid``: what a level is worth, ``unit: [g, C, n]``, and its ``zeros`` of that shape."""
+
+    levels: F64
+    unit: F64
+    zeros: F64 | None
+
+    def nearest(self, values: F64, columns: slice | int) -> F64:
+        """``level - zero`` of the values nearest to ``values``, which stand in ``columns``."""
+        ratio = values / self.unit[:, :, columns]
+        zero = 0.0 if self.zeros is None else self.zeros[:, :, columns]
+        if self.levels[-1] - self.levels[0] == self.levels.size - 1:
+            result: F64 = np.clip(round_half_even(ratio), self.levels[0] - zero, self.levels[-1] - zero)
+            return result
+        return self.levels[np.searchsorted((self.levels[1:] + self.levels[:-1]) / 2, ratio)]
+
+
+def compensated(weight: F64, second: F64, rows: int, grid: Grid) -> Levels:
+    """What ``grid.nearest`` gives, with far less error at the output.
+
+    ``second: [g, n, n]`` was taken over ``rows`` inputs. By ``second``, damped, no channel gets worse than by rounding
+    to nearest.
+    """
+    n = weight.shape[2]
+    energy = np.diagonal(second, axis1=1, axis2=2)
+    mean = energy.mean(axis=1)
+    # Where a layer's inputs are all 0, any damping will do.
+    damping = (DAMPING + _PER_ROW * n / max(rows, 1)) * np.where(mean > 0, mean, 1.0)
+    order = np.argsort(-energy, axis=1, kind="stable")
+    h = np.take_along_axis(np.take_along_axis(second, order[:, :, None], axis=1), order[:, None, :], axis=2)
+    h += damping[:, None, None] * np.eye(n)
+    # The Cholesky factor from the other end: flipped H = L L^T makes H = R^T R with R = flipped L^T, lower triangular.
+    factor = np.linalg.cholesky(h[:, ::-1, ::-1])[:, ::-1, ::-1].transpose(0, 2, 1)
+    ratios = factor / np.diagonal(factor, axis1=1, axis2=2)[:, :, None]
+    result = np.empty(weight.shape, np.int16)
+    for part in _parts(weight.shape):
+        piece = grid.part(part, order)
+        across = np.broadcast_to(order[:, None, :], weight[:, part].shape)
+        w = np.take_along_axis(weight[:, part], across, axis=2)
+        plain = piece.nearest(w, slice(None))
+        found = _descended(w, h, piece, _successive(w, ratios, piece))
+        better = _error(w - found * piece.unit, h) <= _error(w - plain * piece.unit, h)
+        levels = np.where(better[:, :, None], found, plain).astype(np.int16)
+        back = np.empty_like(levels)
+        np.put_along_axis(back, across, levels, axis=2)
+        result[:, part] = back
+    return result
+
+
+def _in_order(weight: F64) -> Index:
+    return np.broadcast_to(np.arange(weight.shape[2]), (weight.shape[0], weight.shape[2]))
+
+
+def _parts(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Channels of ``[g, C, n]``, some at a time."""
+    step = max(1, _CHUNK // max(1, shape[0] * shape[2]))
+    return (slice(c, c + step) for c in range(0, shape[1], step))
+
+
+def _error(e: F64, h: F64) -> F64:
+    result: F64 = np.einsum("gcn,gcn->gc", np.matmul(e, h), e)
+    return result
+
+
+def _successive(w: F64, ratios: F64, piece: Piece) -> F64:
+    """Levels decided from the first input to the last; ``ratios: [g, n, n]`` are R's rows by their diagonal."""
+    n = w.shape[2]
+    levels, e = np.empty_like(w), np.zeros_like(w)
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        moved = w[:, :, start:stop] + np.matmul(e[:, :, :start], ratios[:, start:stop, :start].transpose(0, 2, 1))
+        for i in range(start, stop):
+            owed = np.matmul(e[:, :, start:i], ratios[:, i, start:i, None])[:, :, 0]
+            levels[:, :, i] = piece.nearest(moved[:, :, i - start] + owed, i)
+            e[:, :, i] = w[:, :, i] - levels[:, :, i] * piece.unit[:, :, i]
+    return levels
+
+
+def _descended(w: F64, h: F64, piece: Piece, levels: F64) -> F64:
+    """``levels`` after passes of coordinate descent."""
+    n = w.shape[2]
+    levels = levels.copy()
+    diagonal = np.diagonal(h, axis1=1, axis2=2)
+    slope = np.matmul(w - levels * piece.unit, h)
+    for _ in range(_PASSES):
+        moved = False
+        for start in range(0, n, _BLOCK):
+            stop = min(start + _BLOCK, n)
+            before, own = levels[:, :, start:stop].copy(), slope[:, :, start:stop].copy()
+            for i in range(start, stop):
+                unit = piece.unit[:, :, i]
+                target = levels[:, :, i] * unit + own[:, :, i - start] / diagonal[:, None, i]
+                found = piece.nearest(target, i)
+                change = (found - levels[:, :, i]) * unit
+                if change.any():
+                    levels[:, :, i] = found
+                    own -= change[:, :, None] * h[:, None, i, start:stop]
+            change = (levels[:, :, start:stop] - before) * piece.unit[:, :, start:stop]
+            if change.any():
+                slope -= np.matmul(change, h[:, start:stop, :])
+                moved = True
+        if not moved:
+            break
+    return levels

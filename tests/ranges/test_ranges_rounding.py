@@ -1,0 +1,227 @@
+"""Rounding together, against brute force and against what it is defined to be; the grids of the formats."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from onnxq.formats import weight_format
+from onnxq.numerics import INT8_NARROW, QType
+from onnxq.ranges import Moments
+from onnxq.ranges.blocks import in_blocks
+from onnxq.ranges.fit import fitted
+from onnxq.ranges.grids import block_grid, codebook_grid, uniform_grid
+from onnxq.ranges.moments import observe_moments
+from onnxq.ranges.rounding import Grid, compensated
+from onnxq.ranges.samples import F64
+
+RNG = np.random.default_rng(11)
+INT3 = QType(3, signed=True, narrow=True)
+MANY = 10**9  # rows: next to no damping but the constant share
+
+
+def correlated(groups: int, n: int) -> F64:
+    x = RNG.standard_normal((groups, 4 * n, n)) @ (RNG.standard_normal((groups, n, n)) + 0.5)
+    return np.matmul(x.transpose(0, 2, 1), x) / (4 * n)
+
+
+def damped(h: F64) -> F64:
+    """What the codes are judged by."""
+    return h + 0.01 * np.trace(h, axis1=1, axis2=2)[:, None, None] / h.shape[1] * np.eye(h.shape[1])
+
+
+def error(weight: F64, real: F64, h: F64) -> F64:
+    return np.einsum("gcn,gnm,gcm->gc", weight - real, h, weight - real)
+
+
+def real(grid: Grid, levels: F64) -> F64:
+    return levels * grid.multiples(levels.shape[2]) * grid.scale[:, :, None]
+
+
+def test_close_to_the_best_of_all_codes() -> None:
+    """Over all 3^6 codes of every channel; nearest rounding misses the optimum by far."""
+    grid = Grid(np.full((1, 40), 0.6), np.asarray([-1.0, 0.0, 1.0]))
+    weight, h = RNG.normal(0, 0.5, (1, 40, 6)), correlated(1, 6)
+    every = np.asarray(list(product(grid.levels, repeat=6))) * 0.6
+    best = np.stack([error(np.broadcast_to(w, (1, 729, 6)), every[None], damped(h))[0].min() for w in weight[0]])
+    found = error(weight, real(grid, compensated(weight, h, MANY, grid)), damped(h))[0]
+    nearest = error(weight, real(grid, grid.nearest(weight)), damped(h))[0]
+    assert (found >= best * (1 - 1e-9)).all()
+    assert np.median(found / best) < 1.02
+    assert found.sum() < 1.4 * best.sum()
+    assert nearest.sum() > 2 * best.sum()
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 200), (3, 4, 70), (16, 1, 9)])
+def test_no_channel_gets_worse_and_the_layer_much_better(shape: tuple[int, int, int]) -> None:
+    weight, h = RNG.laplace(0, 1.0, shape), correlated(shape[0], shape[2])
+    for grid in (
+        uniform_grid(np.full(shape[:2], 0.8), INT3),
+        block_grid(weight, None, qtype=INT3, computed=INT8_NARROW, size=16, method="mse"),
+        codebook_grid(weight, None, bits=3, computed=INT8_NARROW),
+    ):
+        found = error(weight, real(grid, compensated(weight, h, MANY, grid)), damped(h))
+        nearest = error(weight, real(grid, grid.nearest(weight)), damped(h))
+        assert (found <= nearest * (1 + 1e-9)).all()
+        assert found.sum() < 0.7 * nearest.sum()
+
+
+def test_each_code_is_the_best_given_those_before_it_if_the_rest_could_still_be_real() -> None:
+    """The definition (GPTQ's): decide a code, let the rest move by least squares, decide the next."""
+    from onnxq.ranges.rounding import _successive
+
+    n = 12
+    h = damped(correlated(1, n))
+    weight = RNG.normal(0, 1, (1, 6, n))
+    grid = uniform_grid(np.full((1, 6), 0.7), INT3)
+    flipped = np.linalg.cholesky(h[:, ::-1, ::-1])[:, ::-1, ::-1].transpose(0, 2, 1)
+    ratios = flipped / np.diagonal(flipped, axis1=1, axis2=2)[:, :, None]
+    found = _successive(weight, ratios, grid.part(slice(None), np.arange(n)[None]))[0]
+    for row, w in enumerate(weight[0]):
+        left = w.copy()
+        for i in range(n):
+            code = float(np.clip(np.rint(left[i] / 0.7), -3, 3))
+            assert code == found[row, i]
+            # The weights behind i that make up best for what this code gets wrong.
+            rest = slice(i + 1, n)
+            left[rest] += np.linalg.solve(h[0][rest, rest], h[0][rest, i] * (left[i] - 0.7 * code)) if i + 1 < n else 0
+
+
+def test_inputs_that_are_always_zero_and_few_rows_do_no_harm() -> None:
+    h = correlated(1, 8)
+    h[:, 3], h[:, :, 3] = 0.0, 0.0
+    weight = RNG.standard_normal((1, 4, 8))
+    grid = uniform_grid(np.full((1, 4), 0.5), INT3)
+    found = compensated(weight, h, 1, grid)
+    np.testing.assert_array_equal(found[:, :, 3], grid.nearest(weight)[:, :, 3])
+    np.testing.assert_array_equal(compensated(weight, np.zeros_like(h), 5, grid), grid.nearest(weight))
+
+
+def test_many_rows_at_once_are_rounded_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, h = RNG.standard_normal((2, 30, 20)), correlated(2, 20)
+    grid = block_grid(weight, None, qtype=INT3, computed=INT8_NARROW, size=16, method="mse")
+    whole = compensated(weight, h, MANY, grid)
+    monkeypatch.setattr("onnxq.ranges.rounding._CHUNK", 100)
+    np.testing.assert_array_equal(compensated(weight, h, MANY, grid), whole)
+
+
+# -- grids ----------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_lose_less_than_channels() -> None:
+    """Blocks of very different size: one scale for all of them is the wrong one for most."""
+    weight = RNG.standard_normal((1, 16, 256)) * np.repeat(RNG.uniform(0.05, 1.0, (1, 16, 8)), 32, axis=2)
+    grid = block_grid(weight, None, qtype=INT3, computed=INT8_NARROW, size=32, method="mse")
+    assert grid.blocks is not None
+    assert grid.blocks.multiples.min() >= 1
+    assert grid.blocks.multiples.max() == 127 // 3
+    channel = fitted(weight, None, stored=weight_format("int3"), **HOW)
+    per_channel = np.square(weight - channel.codes * channel.scale[:, :, None]).sum()
+    assert np.square(weight - real(grid, grid.nearest(weight))).sum() < 0.7 * per_channel
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_shared_codebook_loses_less_than_uniform_codes(bits: int) -> None:
+    weight = RNG.laplace(0, RNG.uniform(0.1, 2.0, (1, 24, 1)), (1, 24, 300))
+    book = fitted(weight, None, stored=weight_format(f"codebook{bits}"), **HOW)
+    plain = fitted(weight, None, stored=weight_format(f"int{bits}"), **HOW)
+    lost = [np.square(weight - f.codes * f.scale[:, :, None]).sum() for f in (book, plain)]
+    assert np.unique(book.codes).size <= 2**bits
+    assert np.abs(book.codes).max() <= 127
+    assert lost[0] < 0.9 * lost[1]
+
+
+HOW = {
+    "qtype": INT8_NARROW,
+    "method": "mse",
+    "objective": "auto",
+    "restore": "none",
+    "rounding": "nearest",
+    "least": np.zeros(()),
+}
+
+
+@pytest.mark.parametrize("text", ["int2", "int3", "int4", "int5", "int6", "int8", "int4:32", "int2:16", "codebook4"])
+@pytest.mark.parametrize("known", [True, False])
+def test_every_format_keeps_within_its_codes(text: str, known: bool) -> None:
+    weight = RNG.standard_normal((2, 6, 40))
+    weight[0, 2] = 0.0
+    moments = observe_moments(RNG.standard_normal((2, 500, 40)).astype(np.float32), full=True) if known else None
+    stored = weight_format(text)
+    found = fitted(weight, moments, stored=stored, **{**HOW, "rounding": "auto", "restore": "mean+gain"})
+    assert np.array_equal(found.codes, np.rint(found.codes))
+    assert np.abs(found.codes).max() <= 127
+    assert (found.scale > 0).all()
+    assert not found.codes[0, 2].any()
+    if not stored.block and not stored.codebook:
+        assert np.abs(found.codes).max() <= 2 ** (stored.bits - 1) - 1
+    residual = np.square(weight - found.codes * found.scale[:, :, None]).sum() / np.square(weight).sum()
+    assert residual < {2: 0.6, 3: 0.15, 4: 0.06, 5: 0.02, 6: 0.005, 8: 0.0005}[stored.bits]
+
+
+def test_the_scale_leaves_room_for_biases() -> None:
+    weight = RNG.standard_normal((1, 4, 40))
+    least = np.asarray([[0.0, 10.0, 0.0, 10.0]])
+    for text in ("int4", "int4:16", "codebook4", "int8"):
+        found = fitted(weight, None, stored=weight_format(text), **{**HOW, "least": least})
+        assert (found.scale >= least).all()
+
+
+# -- MatMulNBits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize("n", [32, 50, 7])
+def test_codes_of_blocks(offset: bool, n: int) -> None:
+    weight = (RNG.standard_normal((5, n)) + 0.3 * offset).astype(np.float32)
+    found = in_blocks(weight, None, size=16, offset=offset, method="mse", rounding="nearest", centred=False)
+    assert found.codes.min() >= 0
+    assert found.codes.max() <= 15
+    zero, scale = (np.repeat(x, 16, axis=1)[:, :n] for x in (found.zero.astype(np.float64), found.scale))
+    lost = np.square((found.codes - zero) * scale - weight).sum() / np.square(weight).sum()
+    assert lost < 0.012
+    if not offset:
+        assert (found.zero == 8).all()
+        assert n < 16 or {float(np.sign(s)) for s in found.scale.ravel()} == {-1.0, 1.0}
+
+
+def test_zero_points_pay_where_weights_are_not_centred() -> None:
+    weight = RNG.uniform(-0.2, 1.0, (8, 64)).astype(np.float32)
+    lost = []
+    for offset in (False, True):
+        found = in_blocks(weight, None, size=32, offset=offset, method="mse", rounding="nearest", centred=False)
+        zero, scale = (np.repeat(x, 32, axis=1) for x in (found.zero.astype(np.float64), found.scale))
+        lost.append(np.square((found.codes - zero) * scale - weight).sum())
+    assert lost[1] < 0.6 * lost[0]
+
+
+def test_a_block_with_zero_points_is_near_the_best_of_all() -> None:
+    """Brute force over every zero point and a fine ladder of scales."""
+    weight = RNG.standard_normal((20, 16)).astype(np.float32)
+    found = in_blocks(weight, None, size=16, offset=True, method="mse", rounding="nearest", centred=False)
+    real = (found.codes.astype(np.float64) - found.zero) * found.scale
+    lost = np.square(real - weight).sum(axis=1)
+    scales = np.linspace(0.05, 0.6, 1200)[:, None, None]
+    zeros = np.arange(16.0)[None, :, None]
+    ratios = []
+    for row, mine in zip(weight.astype(np.float64), lost, strict=True):
+        codes = np.clip(np.rint(row / scales) + zeros, 0, 15)
+        best = np.square((codes - zeros) * scales - row).sum(axis=2).min()
+        ratios.append(mine / best)
+    assert np.mean(ratios) < 1.05
+    assert max(ratios) < 1.6
+
+
+@pytest.mark.parametrize("offset", [False, True])
+def test_blocks_are_rounded_together(offset: bool) -> None:
+    weight = RNG.standard_normal((12, 96)).astype(np.float32)
+    h = correlated(1, 96)
+    moments = Moments(MANY, np.zeros((1, 96)), h * MANY)
+    lost = {}
+    for rounding in ("nearest", "compensated"):
+        found = in_blocks(weight, moments, size=32, offset=offset, method="mse", rounding=rounding, centred=False)
+        zero, scale = (np.repeat(x, 32, axis=1) for x in (found.zero.astype(np.float64), found.scale))
+        lost[rounding] = error(weight[None].astype(np.float64), ((found.codes - zero) * scale)[None], h).sum()
+    assert lost["compensated"] < 0.6 * lost["nearest"]
