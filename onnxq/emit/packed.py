@@ -27,27 +27,34 @@ Ints = npt.NDArray[np.integer]
 
 
 def expanded(
-    pieces: Pieces, codes: Ints, stored: WeightFormat, granularity: Granularity, name: str, *, place: Place
+    pieces: Pieces,
+    codes: Ints,
+    stored: WeightFormat,
+    granularity: Granularity,
+    name: str,
+    *,
+    place: Place,
+    shift: int = 0,
 ) -> ir.Value:
-    """A value that holds ``codes: [..] int8`` once the runtime has folded constants; ``name`` is the weight's.
+    """A value that holds ``codes + shift``, ``[..] int8``, once the runtime has folded constants.
 
-    Raises ``ModelError`` where the codes are not of the format.
+    ``name`` is the weight's. Raises ``ModelError`` where the codes are not of the format.
     """
     if not stored.packed:
-        return pieces.initializer(graph_of(place.node), f"{name}_quantized", codes)
-    spelled = _Spelled(pieces, name, place, Packing(stored.bits))
+        shifted = (codes + codes.dtype.type(shift)).astype(codes.dtype)
+        return pieces.initializer(graph_of(place.node), f"{name}_quantized", shifted)
+    spelled = _Spelled(pieces, name, place, Packing(stored.bits), shift)
     if stored.block:
         return spelled.blocks(codes, stored.block, transposed=granularity == PerAxis(codes.ndim - 1) and codes.ndim > 1)
     if stored.codebook:
         return spelled.levels(codes, np.unique(codes))
     half = 1 << (stored.bits - 1)
-    low = min(-half, int(codes.min())) if codes.size else -half  # lower where codes are shifted for another kernel
-    return spelled.levels(codes, np.arange(low, low + 2 * half, dtype=codes.dtype))
+    return spelled.levels(codes, np.arange(-half, half, dtype=codes.dtype))
 
 
 class _Spelled:
-    def __init__(self, pieces: Pieces, name: str, place: Place, packing: Packing) -> None:
-        self.pieces, self.name, self.place, self.packing = pieces, name, place, packing
+    def __init__(self, pieces: Pieces, name: str, place: Place, packing: Packing, shift: int) -> None:
+        self.pieces, self.name, self.place, self.packing, self.shift = pieces, name, place, packing, shift
         self.graph = graph_of(place.node)
 
     def levels(self, codes: Ints, levels: Ints) -> ir.Value:
@@ -57,7 +64,7 @@ class _Spelled:
         if levels.size > count or not np.array_equal(levels[np.minimum(where, levels.size - 1)], codes):
             raise ModelError(f"weight '{self.name}' has codes that {self.packing.bits} bits do not hold")
         padded = np.concatenate([levels, np.repeat(levels[-1:], count - levels.size)])
-        groups = self._groups(self.packing.table(padded), self.packing.pack(where))
+        groups = self._groups(self.packing.table(padded + codes.dtype.type(self.shift)), self.packing.pack(where))
         return self._shaped(groups, codes.size, codes.shape)
 
     def blocks(self, codes: Ints, size: int, *, transposed: bool) -> ir.Value:
@@ -77,7 +84,7 @@ class _Spelled:
         index = self._shaped(groups, padded.size, parts.shape)
         # Row m of the table holds m times each level; the last one is that of the largest multiple.
         most = int(multiple.max(initial=1))
-        table = (np.arange(most + 1)[:, None] * (steps - half)).astype(np.int8)
+        table = (np.arange(most + 1)[:, None] * (steps - half) + self.shift).astype(np.int8)
         offsets = self._constant((multiple.astype(np.uint8))[:, :, None], "multiples")
         rows_of = self._node("Cast", [offsets], "multiples_int", to=ir.DataType.INT32)
         first = self._node("Mul", [rows_of, self._shared(np.asarray(2 * half, np.int32), "row")], "rows")

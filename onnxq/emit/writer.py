@@ -106,11 +106,18 @@ class _Writer(Pieces):
             block_matmul(self, node, weight.tensor, quantized, accuracy_level=self._accuracy_level)
             return
         if key not in self.made:
-            stored = quantized.codes
             if weight.shift:
-                stored = (stored + stored.dtype.type(weight.shift)).astype(stored.dtype)
-                chosen = replace(chosen, zero_point=(chosen.zero_point + weight.shift).astype(stored.dtype))
-            codes = expanded(self, stored, weight.stored, weight.granularity, weight.tensor, place=Before(node))
+                moved = chosen.zero_point + chosen.zero_point.dtype.type(weight.shift)
+                chosen = replace(chosen, zero_point=moved.astype(chosen.zero_point.dtype))
+            codes = expanded(
+                self,
+                quantized.codes,
+                weight.stored,
+                weight.granularity,
+                weight.tensor,
+                place=Before(node),
+                shift=weight.shift,
+            )
             if weight.storage is Storage.PACKED:
                 scale = chosen.granularity.expand(chosen.scale, quantized.codes.shape)
                 if chosen.scale.ndim == scale.ndim:  # one block along the last axis: broadcasting does the rest

@@ -133,9 +133,10 @@ def wide_mlp() -> onnx.ModelProto:
     return n.model({"x": ["n", 3, 64]}, {"y": ["n", 3, 64]})
 
 
-def test_a_convolution_steered_to_matrix_products_is_packed_too() -> None:
+@pytest.mark.parametrize("text", ["int8", "int4", "int3:16", "codebook4"])
+def test_a_convolution_steered_to_matrix_products_is_packed_too(text: str) -> None:
     proto = residual()
-    config = Config(weights="int4", first_last="int4", rules=(Rule("conv1", "int8-gemm"),))
+    config = Config(weights=text, first_last=text, rules=(Rule("conv1", "int8-gemm"),))
     e = emitted(proto, config=config)
     (weight,) = (w for w in e.plan.weights if w.node == "conv1")
     assert weight.shift
