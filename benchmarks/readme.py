@@ -66,6 +66,25 @@ def accuracy(data: dict[str, Any]) -> str:
 TOOLS = ("onnxq", "onnxq --tune", "quantize_static")
 
 
+SHOWN = ("int8", "int4 min-max", "int4", "codebook4", "int3")
+
+
+def few_bits(data: dict[str, Any]) -> str:
+    """One line a model: SQNR and score of some weight formats."""
+    rows: Rows = []
+    for name, found in data["models"].items():
+        digits = ".4f" if name == "gpt_bytes" else ".2f"
+        rows.append(
+            [
+                name,
+                *(_number(found[variant].get("sqnr_db"), ".1f") for variant in SHOWN),
+                *(_number(found[variant].get("score"), digits) for variant in ("float", *SHOWN[1:])),
+            ]
+        )
+    header = ["model", *(f"{v}, dB" for v in SHOWN), "float score", *SHOWN[1:]]
+    return markdown(header, rows)
+
+
 def latency(data: dict[str, Any]) -> str:
     """One line a network: float milliseconds, how many times faster all tools are, with one and with all threads."""
     rows: Rows = []
@@ -202,6 +221,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "accuracy": ("accuracy", accuracy),
         "latency": ("latency", latency),
         "applications": ("applications", applications),
+        "few_bits": ("int4_accuracy", few_bits),
         "cost": ("cost", cost),
         **{
             name: ("initialisation", STUDY[name])
