@@ -32,6 +32,7 @@ from onnxq.ranges.moments import Moments
 from onnxq.ranges.samples import from_rows, rows_of
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 # Codes of an int32 bias stay within half the type's range: the kernel adds products to them in the same 32 bits.
 _BIAS_CODES = INT32.qmax / 2
@@ -65,7 +66,7 @@ def choose(
     values = values_by_name(model)
     known = known or Parameters({}, {}, {})
     tensors = {**known.tensors, **_tensors(values, plan, statistics, config, known.tensors.keys())}
-    jobs = _weight_jobs(model, values, plan, statistics, config, tensors)
+    jobs = weight_jobs(model, values, plan, statistics, config, tensors)
     missing = [job for job in jobs if job.key not in known.weights or job.too_small(known.weights[job.key])]
     # The sorting and summing in numpy leaves the interpreter free for other threads; large weights go first.
     missing.sort(key=lambda job: -job.data.size)
@@ -98,7 +99,7 @@ def rounded_as(
     values = values_by_name(model)
     biases = tuple(b for b in plan.biases if b.weight_node == weight.node)
     one = replace(plan, weights=(replace(weight, stored=stored),), biases=biases)
-    (job,) = _weight_jobs(model, values, one, statistics, config, None)
+    (job,) = weight_jobs(model, values, one, statistics, config, None)
     found = job.quantized(config).dequantize()
     if not job.seen:
         return Rounded(found, float(np.square(found - job.data, dtype=np.float64).sum()))
@@ -119,19 +120,19 @@ def _tensors(
     }
     for constant in plan.constants:
         if constant.tensor not in known and constant.tensor not in found:
-            histogram = _histogram(_data(values, constant.tensor), constant.tensor)
+            histogram = _histogram(constant_data(values, constant.tensor), constant.tensor)
             found[constant.tensor] = activation_params(histogram, qtype=constant.qtype, method="minmax")
     return found
 
 
-def _weight_jobs(
+def weight_jobs(
     model: ir.Model,
     values: Mapping[str, ir.Value],
     plan: Plan,
     statistics: Statistics,
     config: Config,
     tensors: Mapping[str, QuantParams] | None,
-) -> list[_WeightJob]:
+) -> list[WeightJob]:
     """One job for each weight of ``plan``, whatever the number of nodes that share it.
 
     Without ``tensors`` no room is left for biases: for a look at what a weight would be.
@@ -148,8 +149,8 @@ def _weight_jobs(
         complete = {b.weight_node for b in biases} == {w.node for w in same}
         restore = config.restore if complete else _WITHOUT_BIAS[config.restore]
         seen = {w.node: (layer, statistics.moments[w.node]) for w in same if (layer := layers.get(w.node)) is not None}
-        room, data = least.get(key, np.float32(0)), _data(values, same[0].tensor)
-        jobs.append(_WeightJob(same[0], data, seen, biases, room, restore))
+        room, data = least.get(key, np.float32(0)), constant_data(values, same[0].tensor)
+        jobs.append(WeightJob(same[0], data, seen, biases, room, restore))
     return jobs
 
 
@@ -190,7 +191,7 @@ def _least_scales(
         while root in source:
             root = source[root]
         weight = weight_of[bias.weight_node]
-        needed = np.abs(_data(values, bias.tensor).reshape(-1)) / (_BIAS_CODES * float(tensors[root].scale))
+        needed = np.abs(constant_data(values, bias.tensor).reshape(-1)) / (_BIAS_CODES * float(tensors[root].scale))
         if isinstance(weight.granularity, PerTensor):
             needed = needed.max()
         key = weight_key(weight)
@@ -199,7 +200,7 @@ def _least_scales(
 
 
 @dataclass(frozen=True)
-class _WeightJob:
+class WeightJob:
     """One weight to be quantized for all nodes that share it; ``use`` is the first of them.
 
     ``seen``: by node, how it reads the weight and what it multiplies it with, as far as that is known. ``least``: the
@@ -221,7 +222,8 @@ class _WeightJob:
     def too_small(self, found: Quantized) -> bool:
         return bool(self.least.any() and (found.params.scale < self.least).any())
 
-    def quantized(self, config: Config) -> Quantized:
+    def quantized(self, config: Config, outputs: F64 | None = None) -> Quantized:
+        """The weight in integers; ``outputs`` as in ``fitted``."""
         # A packed weight or a table is read in float: its full code range is used, saturation is no concern.
         use = self.use
         layer, moments = next(iter(self.seen.values()), (None, None))
@@ -245,6 +247,7 @@ class _WeightJob:
                 restore=self.restore,
                 rounding=config.rounding,
                 least=np.broadcast_to(least, rows.shape[0] * rows.shape[1]).reshape(rows.shape[:2]),
+                outputs=outputs,
             )
         except NumericsError as error:
             raise ModelError(f"weight '{use.tensor}': {one_line(error)}") from error
@@ -285,12 +288,12 @@ class _WeightJob:
                 continue
             layer, moments = self.seen[bias.weight_node]
             weight, quantized = (layer.matrix(x).astype(np.float64) for x in (self.data, real))
-            shift, data = mean_shift(weight, quantized, moments).astype(np.float32), _data(values, bias.tensor)
+            shift, data = mean_shift(weight, quantized, moments).astype(np.float32), constant_data(values, bias.tensor)
             if shift.size == data.size:
                 yield (bias.node, bias.index), data + shift.reshape(data.shape)
 
 
-def _data(values: Mapping[str, ir.Value], tensor: str) -> F32:
+def constant_data(values: Mapping[str, ir.Value], tensor: str) -> F32:
     data = array(values.get(tensor))
     if data is None:
         raise ModelError(f"tensor '{tensor}' is not a constant of this model")

@@ -20,6 +20,7 @@ OPERATORS = ("onnxruntime", "standard")
 PLACEMENTS = ("cost", "all")
 ACTIVATIONS = ("uint8", "uint6", "uint4", "none")
 ROUNDINGS = ("auto", "nearest", "compensated")
+ADAPTATIONS = ("none", "fast", "iterative", "full")
 
 
 # Bits of each layer's weight by sensitivity.
@@ -91,6 +92,8 @@ class Config:
     | `guard_sqnr`        | layers are given back to float until every output reaches it, dB (or no gain is left) |
     | `min_sqnr`          | dB; a result below it is reported as failed; with ``weights = "auto"`` bits are given |
     |                     | by sensitivity, so that it is reached                                                |
+    | `adapt`             | weights adapted to the noise before them: ``none``, ``fast``, ``iterative``, ``full``  |
+    | `adapt_seconds`     | time that training for it may take (0: as long as it needs)                          |
     | `tune_seconds`      | time given to finding the fastest placement by measuring on this machine (0: none)   |
     | `accuracy_level`    | of MatMulNBits: 4 rounds its inputs to 8 bits for each block, 1 computes in float32   |
     | `latency_seconds`   | time given to measuring latency for the report (0: none)                             |
@@ -115,6 +118,8 @@ class Config:
     min_agreement: float = 0.99
     guard_sqnr: float = 10.0
     min_sqnr: float | None = None
+    adapt: str = "none"
+    adapt_seconds: float = 0.0
     tune_seconds: float = 0.0
     accuracy_level: int = 4
     latency_seconds: float = 0.0
@@ -128,6 +133,7 @@ class Config:
             ("placement", PLACEMENTS),
             ("activations", ACTIVATIONS),
             ("rounding", ROUNDINGS),
+            ("adapt", ADAPTATIONS),
         )
         if self.size_budget is not None and (self.weights != AUTO or not 0.0 < self.size_budget < 1.0):
             raise ConfigError("size_budget is a share of the float file, from 0 to 1, and goes with weights = 'auto'")
@@ -147,6 +153,8 @@ class Config:
             raise ConfigError(f"min_agreement is a share from 0 to 1, not {self.min_agreement}")
         if self.accuracy_level not in (0, 1, 4):
             raise ConfigError(f"accuracy_level is 1 (float32) or 4 (int8), not {self.accuracy_level}")
+        if self.adapt_seconds < 0.0:
+            raise ConfigError(f"adapt_seconds must be at least 0, not {self.adapt_seconds}")
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, not {self.seed}")
 

@@ -12,22 +12,34 @@ NeurIPS 2020, section 3; there by Hessian traces, which need gradients.)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.build import Builder
+from onnxq.calibrate.feeds import Feed
 from onnxq.choose import rounded_as
-from onnxq.config import Rule
+from onnxq.config import AUTO, Rule
+from onnxq.errors import ConfigError
 from onnxq.formats import WeightFormat, weight_format
 from onnxq.graph.copying import copy_model
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.query import values_by_name
-from onnxq.guard import References
+from onnxq.guard import References, references
+from onnxq.measure.size import model_size
 from onnxq.plan import Plan, Weight
+
+Tell: TypeAlias = "Callable[[str, int, int | None], None]"
+
+# Calibration samples that rank layers: one run of the model a layer.
+_RANKED_FEEDS = 8
+# Times that a budget of bytes or noise is corrected by what the model made within it turned out to take.
+_MOST_ROUNDS = 5
 
 PROBE = "int4"
 FORMATS = ("int2", "int3", "int4", "int5", "int6", "int8")
@@ -49,6 +61,61 @@ class Chosen:
     node: str
     option: Option
     options: tuple[Option, ...]
+
+
+def with_bits(
+    builder: Builder, reference: bytes | Path, calibration: Feed, folder: Path, tell: Tell
+) -> tuple[Builder, list[str]]:
+    """``builder`` with a weight format for each layer, by its sensitivity, and what was given, in words.
+
+    ``reference`` is the float model. Raises ``ConfigError`` where no budget was given, or none of the formats keeps it.
+    """
+    config = builder.config
+    if config.weights != AUTO:
+        return builder, []
+    if config.size_budget is None and config.min_sqnr is None:
+        raise ConfigError("weights = 'auto' needs a size_budget or a min_sqnr to keep to")
+    # Rounded together at every width: what is compared must be what is built.
+    builder = replace(builder, config=replace(config, rounding="compensated"))
+    seen = references(reference, calibration.limit(_RANKED_FEEDS))
+    wide = builder.draft({})
+    base = seen.noise(wide.handed)
+    progress = partial(tell, "sensitivity")
+    options = layer_options(builder, wide.plan, seen, folder, progress=progress)
+    widest = {node: next(o for o in of if o.stored == builder.config.usual_weights) for node, of in options.items()}
+    rest = max(0.0, base - sum(o.noise for o in widest.values()))  # what activations lose
+
+    def with_formats(chosen: tuple[Chosen, ...]) -> Builder:
+        rules = (*config.rules, *as_rules(chosen))
+        return replace(builder, config=replace(builder.config, rules=rules))
+
+    if config.size_budget is not None:
+        other = model_size(wide.handed).file_bytes - sum(o.nbytes for o in widest.values())
+        budget = int(config.size_budget * model_size(reference).file_bytes)
+        for _ in range(_MOST_ROUNDS):
+            chosen = within_bytes(options, budget - other)
+            if chosen is None:
+                raise ConfigError(
+                    f"size_budget {config.size_budget:g} cannot be kept: with {FORMATS[0]} everywhere the file "
+                    f"has {(other + sum(of[0].nbytes for of in options.values())) / 1e6:.2f} MB"
+                )
+            candidate = with_formats(chosen)
+            excess = model_size(candidate.draft({}).handed).file_bytes - budget
+            if excess <= 0:
+                return candidate, [summary(chosen)]
+            other += excess
+        raise ConfigError(f"size_budget {config.size_budget:g} could not be met, {excess} bytes are left over")
+    assert config.min_sqnr is not None
+    allowed = 10.0 ** (-config.min_sqnr / 10.0)
+    within = allowed
+    for _ in range(_MOST_ROUNDS):
+        formats = within_noise(options, within - rest)
+        candidate = with_formats(formats)
+        noise = seen.noise(candidate.draft({}).handed)
+        if noise <= allowed or within <= rest:
+            break
+        within *= 0.9 * allowed / noise
+    return candidate, [summary(formats)]
 
 
 def layer_options(

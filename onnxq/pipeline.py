@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
-from onnxq import mixed
 from onnxq._version import __version__
 from onnxq.build import Builder, Built
 from onnxq.calibrate.feeds import Feed, FeedOptions, FeedSource, open_feed
@@ -29,8 +28,9 @@ from onnxq.graph.signature import Signature, signature
 from onnxq.guard import References, Verdict, judge, references, repair, summary
 from onnxq.measure.compare import Comparison
 from onnxq.measure.latency import NOTICEABLE, LatencyReport, benchmark
-from onnxq.measure.report import Report
+from onnxq.measure.report import Adaptation, Report
 from onnxq.measure.size import model_size
+from onnxq.mixed import with_bits
 from onnxq.notes import storage_notes
 from onnxq.placing import place
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
@@ -58,9 +58,9 @@ _RANKED_FEEDS = 8
 _WITNESSES = 256
 _WITNESSED_ELEMENTS = 1 << 24
 _TIMED_FEEDS = 4
-# Times that a budget of bytes or noise is corrected by what the model made within it turned out to take.
-_MOST_ROUNDS = 5
-
+# Samples in a batch for adapting, and the share of calibration samples that adapting is judged by.
+_ADAPTED_ROWS = 32
+_CHECKED_SHARE = 0.125
 NOTHING_PAYS = (
     "no layer of this model is large enough for integers to pay on this CPU: weights are stored as int8, "
     "the computing is float; placement = 'all' in the configuration tries all the same"
@@ -179,6 +179,7 @@ class _Outcome:
     latency: LatencyReport | None = None
     held_out: Feed | None = None
     tuning: Tuning | None = None
+    adaptation: Adaptation | None = None
 
 
 def _with_data(job: _Job, feed: Feed) -> _Outcome:
@@ -205,9 +206,13 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
     )
     timed = held_out.limit(_TIMED_FEEDS)
     builder, trials = _tuned(job, builder, timed)
-    builder, found = _with_bits(job, builder, calibration)
+    builder, found = with_bits(builder, job.reference, calibration, job.folder, job.tell)
     notes += found
     first = builder.build()
+    adaptation = None
+    if config.adapt != "none":
+        first, adaptation = _adapted(job, builder, first, calibration)
+        notes += adaptation.notes
     job.tell("verify", 0, None)
 
     def verdict_of(built: Built) -> Verdict:
@@ -240,58 +245,41 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
         notes.append(f"arrays that no input wants were ignored: {', '.join(feed.ignored)}")
     warnings = (*([feed.warning] if feed.warning else []), *verdict.comparison.problems)
     return _Outcome(
-        best, builder, verdict, timed, feed.description, tuple(notes), warnings, held_out=held_out, tuning=trials
+        best,
+        builder,
+        verdict,
+        timed,
+        feed.description,
+        tuple(notes),
+        warnings,
+        held_out=held_out,
+        tuning=trials,
+        adaptation=adaptation,
     )
 
 
-def _with_bits(job: _Job, builder: Builder, calibration: Feed) -> tuple[Builder, list[str]]:
-    """``builder`` with a weight format for each layer, by its sensitivity, and what was given; see ``mixed``."""
-    config = builder.config
-    if config.weights != AUTO:
-        return builder, []
-    if config.size_budget is None and config.min_sqnr is None:
-        raise ConfigError("weights = 'auto' needs a size_budget or a min_sqnr to keep to")
-    # Rounded together at every width: what is compared must be what is built.
-    builder = replace(builder, config=replace(config, rounding="compensated"))
-    seen = references(job.reference, calibration.limit(_RANKED_FEEDS))
-    wide = builder.draft({})
-    base = seen.noise(wide.handed)
-    progress = partial(job.tell, "sensitivity")
-    options = mixed.layer_options(builder, wide.plan, seen, job.folder, progress=progress)
-    widest = {node: next(o for o in of if o.stored == builder.config.usual_weights) for node, of in options.items()}
-    rest = max(0.0, base - sum(o.noise for o in widest.values()))  # what activations lose
+def _adapted(job: _Job, builder: Builder, first: Built, calibration: Feed) -> tuple[Built, Adaptation]:
+    """``first`` with parameters adapted to the noise in the network, as far as samples kept aside bear them out."""
+    from onnxq.adapt.levels import Adapter
 
-    def with_formats(chosen: tuple[mixed.Chosen, ...]) -> Builder:
-        rules = (*config.rules, *mixed.as_rules(chosen))
-        return replace(builder, config=replace(builder.config, rules=rules))
-
-    if config.size_budget is not None:
-        other = model_size(wide.handed).file_bytes - sum(o.nbytes for o in widest.values())
-        budget = int(config.size_budget * model_size(job.reference).file_bytes)
-        for _ in range(_MOST_ROUNDS):
-            chosen = mixed.within_bytes(options, budget - other)
-            if chosen is None:
-                raise ConfigError(
-                    f"size_budget {config.size_budget:g} cannot be kept: with {mixed.FORMATS[0]} everywhere the file "
-                    f"has {(other + sum(of[0].nbytes for of in options.values())) / 1e6:.2f} MB"
-                )
-            candidate = with_formats(chosen)
-            excess = model_size(candidate.draft({}).handed).file_bytes - budget
-            if excess <= 0:
-                return candidate, [mixed.summary(chosen)]
-            other += excess
-        raise ConfigError(f"size_budget {config.size_budget:g} could not be met, {excess} bytes are left over")
-    assert config.min_sqnr is not None
-    allowed = 10.0 ** (-config.min_sqnr / 10.0)
-    within = allowed
-    for _ in range(_MOST_ROUNDS):
-        formats = mixed.within_noise(options, within - rest)
-        candidate = with_formats(formats)
-        noise = seen.noise(candidate.draft({}).handed)
-        if noise <= allowed or within <= rest:
-            break
-        within *= 0.9 * allowed / noise
-    return candidate, [mixed.summary(formats)]
+    assert builder.parameters is not None
+    fit, check = calibration.batches(_ADAPTED_ROWS).split(_CHECKED_SHARE, seed=job.config.seed + 1)
+    adapter = Adapter(
+        job.prepared,
+        first.plan,
+        builder.parameters,
+        builder.statistics,
+        builder.config,
+        list(fit),
+        list(check),
+        job.folder,
+        job.tell,
+    )
+    adaptation = adapter.run(job.config.adapt)
+    if not adaptation.kept:
+        return first, adaptation
+    builder.parameters = adapter.best
+    return builder.build(first.kept_float), adaptation
 
 
 def _without_data(job: _Job, options: FeedOptions | None) -> _Outcome:
@@ -405,6 +393,7 @@ def _result(job: _Job, outcome: _Outcome, notes: tuple[str, ...]) -> Result:
         warnings=outcome.warnings,
         provenance=provenance,
         tuning=() if outcome.tuning is None else outcome.tuning.trials,
+        adaptation=outcome.adaptation,
     )
     spelled = as_config(outcome.builder.config, built, nodes(job.prepared))
     return Result(built.model, built.plan, report, outcome.verdict is None or outcome.verdict.good, spelled)

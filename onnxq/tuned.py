@@ -1,7 +1,6 @@
 """What tuning found, kept: in a cache of this machine, by graph, CPU and runtime, and as a configuration.
 
-The cache lies in ``$ONNXQ_CACHE``, else in ``$XDG_CACHE_HOME/onnxq``, else in ``~/.cache/onnxq``. Weights are no part
-of the key: how fast a network runs depends on its shapes.
+Weights are no part of the key: how fast a network runs depends on its shapes.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import onnx_ir as ir
 
 from onnxq._version import __version__
 from onnxq.build import Built
+from onnxq.cache import cache_folder
 from onnxq.config import Config, Rule
 from onnxq.graph.query import nodes
 from onnxq.measure.report import Trial
@@ -31,7 +31,6 @@ from onnxq.tuning import Tuning
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
-CACHE_VARIABLE = "ONNXQ_CACHE"
 _FORMAT = 1
 _log = logging.getLogger(__name__)
 
@@ -73,14 +72,6 @@ def cpu() -> str:
     fields = dict(line.partition(":")[::2] for line in reversed(lines) if ":" in line)
     found = {key.strip(): value.strip() for key, value in fields.items()}
     return repr([found.get(key) for key in wanted]) + f" x{os.cpu_count()}"
-
-
-def cache_folder() -> Path:
-    """Where tunings are kept; it need not exist."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxq"
 
 
 def recall(key: str, seconds: float) -> Tuning | None:

@@ -18,6 +18,7 @@ PACKAGE = Path(onnxq.__file__).parent
 ORDER = [
     "errors",
     "_version",
+    "cache",
     "formats",
     "numerics",
     "runtime",
@@ -35,6 +36,7 @@ ORDER = [
     "build",
     "guard",
     "mixed",
+    "adapt",
     "tuning",
     "tuned",
     "pipeline",

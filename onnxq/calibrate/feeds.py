@@ -121,6 +121,13 @@ class Feed:
             return self
         return replace(self, source=Picked(self.source, np.arange(most, dtype=np.intp) * count // most))
 
+    def batches(self, rows: int) -> Feed:
+        """The same samples, ``rows`` in each feed where the model leaves that open."""
+        every = {s.name for s in self.layout.inputs if s.shape != ()}
+        if self.layout.fixed or self.layout.batched != every or self.source.complete:
+            return self
+        return replace(self, layout=replace(self.layout, rows=rows))
+
     def split(self, held_out: float, *, seed: int = 0) -> tuple[Feed, Feed]:
         """``(rest, held_out)``: two disjoint feeds, both in the order of the data, the same for the same ``seed``.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from onnxq._version import __version__
-from onnxq.cli import look, measuring, quantizing
+from onnxq.cli import look, measuring, quantizing, setup
 from onnxq.cli.commands import BAD_INPUT, INTERRUPTED, guarded
 from onnxq.errors import one_line
 
@@ -54,7 +54,7 @@ def onnxq(
         raise typer.Exit
 
 
-for command, function, examples in (*quantizing.COMMANDS, *measuring.COMMANDS, *look.COMMANDS):
+for command, function, examples in (*quantizing.COMMANDS, *measuring.COMMANDS, *look.COMMANDS, *setup.COMMANDS):
     # Blank lines keep the examples apart: typer flows the lines of one paragraph together.
     app.command(command, epilog="\n\n".join(("Examples:", *examples)))(guarded(function))
 

@@ -14,6 +14,8 @@ _WORDS = {
     "prepare": "Preparing the graph",
     "observe": "Observing ranges",
     "verify": "Comparing with float",
+    "adapt": "Adapting layers",
+    "gradients": "Weighing errors",
     "repair": "Finding noisy layers",
     "measure": "Measuring latency",
     "latency": "Measuring latency",

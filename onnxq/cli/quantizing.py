@@ -14,8 +14,8 @@ from onnxq.calibrate.options import FeedOptions
 from onnxq.cli.commands import NOT_GOOD, takes
 from onnxq.cli.options import Json, Model, Quiet, Samples, base_config, feed_options
 from onnxq.cli.progress import progress_bar
-from onnxq.config import AUTO, OBJECTIVES, OPERATORS, RESTORE, Config, config_text
-from onnxq.errors import OutputError
+from onnxq.config import ADAPTATIONS, AUTO, OBJECTIVES, OPERATORS, RESTORE, Config, config_text
+from onnxq.errors import ConfigError, OutputError
 from onnxq.formats import weight_format
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BESIDE = (".calib.npz", ".calib", ".calib.jsonl", ".calib.txt")
 # Whoever runs the command wants to read the gain; a library call does not want to wait for it unasked.
 _LATENCY_SECONDS = 2.0
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @takes(feed_options, name="options")
@@ -91,6 +92,18 @@ def quantize(
             "as 0.15.",
         ),
     ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            help=f"{', '.join(ADAPTATIONS)} (default {Config.adapt}): adapt weights to the noise of quantization "
+            "before them, on the calibration inputs; worth it below 8 bits.",
+        ),
+    ] = None,
+    adapt_budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="The longest that training for --adapt may take, as 90s or 10m."),
+    ] = None,
     tune: Annotated[
         float | None,
         typer.Option(
@@ -138,6 +151,8 @@ def quantize(
     config = replace(
         config,
         latency_seconds=seconds,
+        adapt=config.adapt if adapt is None else adapt,
+        adapt_seconds=config.adapt_seconds if adapt_budget is None else duration(adapt_budget),
         tune_seconds=config.tune_seconds if tune is None else tune,
         operators=config.operators if operators is None else operators,
         objective=config.objective if objective is None else objective,
@@ -186,6 +201,20 @@ def quantize(
     if failures:
         typer.echo(f"not good: {'; '.join(failures)} (written all the same: {target})", err=True)
         raise typer.Exit(NOT_GOOD)
+
+
+def duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``10m`` or ``1h``. Raises ``ConfigError`` for anything else."""
+    number, unit = text.strip(), 1.0
+    if number and number[-1] in _UNITS:
+        number, unit = number[:-1], _UNITS[number[-1]]
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise ConfigError(f"--adapt-budget {text}: give a time as 90s, 10m or 1h")
+    return seconds
 
 
 def suffix(config: Config) -> str:
@@ -282,6 +311,7 @@ COMMANDS = (
             "onnxq quantize model.onnx -c photos/ --image-size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
             "onnxq quantize bert.onnx -c sentences.txt --tokenizer tokenizer.json --max-length 128 -o bert.q.onnx",
             "onnxq quantize model.onnx -c my_data:batches --exclude 'head.*' --min-sqnr 30 --json",
+            "onnxq quantize model.onnx -c inputs.npz --preset w4a8 --adapt iterative",
             "onnxq quantize model.onnx -c inputs.npz --tune 60 --save-config tuned.toml",
         ),
     ),

@@ -63,11 +63,7 @@ class LinearLayer:
             chosen = _spread(math.prod(shape[:-1]), limit)
             return lambda x: x.reshape(-1, x.shape[-1])[chosen][None]
         rank, size, pads = len(self.kernel), shape[2:], self._pads(shape[2:])
-        geometry = zip(size, self.kernel, self.strides, self.dilations, strict=True)
-        positions = [
-            (n + pads[i] + pads[i + rank] - (k - 1) * d - 1) // s + 1 for i, (n, k, s, d) in enumerate(geometry)
-        ]
-        sample, *where = np.unravel_index(_spread(shape[0] * math.prod(positions), limit), (shape[0], *positions))
+        sample, *where = self._positions(shape, limit)
         # Only what is asked for is touched: padding whole maps for a few positions would cost more than the model.
         index, inside = [], np.ones((), bool)
         for i in range(rank):
@@ -85,6 +81,24 @@ class LinearLayer:
             return np.ascontiguousarray(rows.transpose(1, 0, 2))
 
         return look
+
+    def output_sampler(self, shape: tuple[int, ...], *, limit: int | None = None) -> Callable[[Array], Array]:
+        """Takes from an output the ``[g, R, C]`` values that belong to the ``rows`` of activations of ``shape``."""
+        if not self.kernel:
+            chosen = _spread(math.prod(shape[:-1]), limit)
+            return lambda y: y.reshape(-1, y.shape[-1])[chosen][None]
+        sample, *where = self._positions(shape, limit)
+        places: tuple[Any, ...] = (sample, slice(None), *where)
+        return lambda y: np.ascontiguousarray(y[places].reshape(sample.size, self.groups, -1).transpose(1, 0, 2))
+
+    def _positions(self, shape: tuple[int, ...], limit: int | None) -> list[npt.NDArray[np.intp]]:
+        """The sample and the place in the output of each row."""
+        rank, size, pads = len(self.kernel), shape[2:], self._pads(shape[2:])
+        geometry = zip(size, self.kernel, self.strides, self.dilations, strict=True)
+        positions = [
+            (n + pads[i] + pads[i + rank] - (k - 1) * d - 1) // s + 1 for i, (n, k, s, d) in enumerate(geometry)
+        ]
+        return list(np.unravel_index(_spread(shape[0] * math.prod(positions), limit), (shape[0], *positions)))
 
     def _pads(self, size: tuple[int, ...]) -> tuple[int, ...]:
         if self.auto_pad not in ("SAME_UPPER", "SAME_LOWER"):

@@ -42,13 +42,56 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One step of an adaptation: noise at the outputs by their energy, on samples kept aside, before and after it.
+
+    ``kept``: whether it became part of the result. ``curve``: of training: step, loss on the samples trained on, loss
+    on those kept aside.
+    """
+
+    what: str
+    before: float
+    after: float
+    kept: bool
+    seconds: float
+    curve: tuple[tuple[int, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A layer adapted in closed form: the ridge taken, and the energy of its output's error by that of its target,
+    before and after: with the float weight on the noisy input, and with the adapted and rounded one.
+    """
+
+    node: str
+    ridge: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How weights were adapted to noise: the ``level``, its steps in order, and the layers refitted in closed form."""
+
+    level: str
+    steps: tuple[Step, ...] = ()
+    layers: tuple[Refit, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether anything came of it."""
+        return any(step.kept for step in self.steps)
+
+
+@dataclass(frozen=True)
 class Report:
     """What is known of a quantized model beside its float ``source``; parts that were not measured are None or empty.
 
     ``latency``: the float model first, the quantized one second. ``fates``: of the compute nodes of the *result*.
     ``reasons``: why a node was left float, by node name or, for unnamed nodes, by first output name; where it says
     nothing, the cause found in the graph stands. ``provenance``: versions, options, data, as text. ``tuning``: the
-    candidates that were timed.
+    candidates that were timed. ``adaptation``: None where none was asked for.
     """
 
     source: ModelSize
@@ -63,6 +106,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     tuning: tuple[Trial, ...] = ()
+    adaptation: Adaptation | None = None
 
     @property
     def integer(self) -> tuple[Fate, ...]:

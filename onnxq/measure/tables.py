@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -10,7 +11,7 @@ from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.measure.layers import LayerNoise
-from onnxq.measure.report import LeftFloat, Report, Trial
+from onnxq.measure.report import Adaptation, LeftFloat, Report, Trial
 from onnxq.measure.size import ModelSize
 
 if TYPE_CHECKING:
@@ -96,6 +97,16 @@ def tuning_table(trials: Sequence[Trial]) -> Table:
     return table
 
 
+def adaptation_table(adaptation: Adaptation) -> Table:
+    """A row for each step: the noise at the outputs, on samples kept aside for it, before and after."""
+    title = f"Adapted to quantization noise: {adaptation.level}"
+    table = _table(title, ["step", "SQNR dB before", "after", "kept", "seconds"], left=1)
+    for step in adaptation.steps:
+        levels = (db(-10.0 * math.log10(max(noise, 1e-20))) for noise in (step.before, step.after))
+        _add(table, [step.what, *levels, "yes" if step.kept else "no", f"{step.seconds:.0f}"])
+    return table
+
+
 def layer_table(layers: Sequence[LayerNoise]) -> Table:
     """A row for each layer; the lowest local figure is where the most noise is made."""
     table = _table("Noise by layer", ["tensor", "node", "op", "accumulated dB", "local dB"], left=3)
@@ -128,6 +139,8 @@ def _show_report(report: Report, console: Console) -> None:
         console.print(layer_table(report.layers))
     if report.tuning:
         console.print(tuning_table(report.tuning))
+    if report.adaptation is not None:
+        console.print(adaptation_table(report.adaptation))
     for note in report.notes:
         console.print(note, markup=False)
     problems = () if report.comparison is None else report.comparison.problems

@@ -13,7 +13,7 @@ from onnxq.ranges.choose import weight_params
 from onnxq.ranges.grids import block_grid, codebook_grid, uniform_grid
 from onnxq.ranges.layer import MANY_BITS, layer_steps, with_gain
 from onnxq.ranges.moments import Moments
-from onnxq.ranges.rounding import Grid, compensated
+from onnxq.ranges.rounding import Grid, Metric, coupled
 from onnxq.ranges.samples import F64
 
 
@@ -47,12 +47,14 @@ def fitted(
     restore: str,
     rounding: str,
     least: F64,
+    outputs: F64 | None = None,
 ) -> Fitted:
     """``weight: [g, C, n]`` in the format ``stored``.
 
     ``qtype`` is the type that the kernels compute with. ``moments`` are those of the inputs (None: unknown, all inputs
     count the same); ``least`` the smallest scale that
-    leaves room for biases, a scalar or ``[g, C]``; the rest is as in ``layer_steps`` and ``Config``.
+    leaves room for biases, a scalar or ``[g, C]``; the rest is as in ``layer_steps`` and ``Config``. ``outputs``, where
+    it is known what errors of the outputs cost, ``[g, C, C]``: then channels are rounded together too (``coupled``).
 
     Raises ``ConfigError`` for an unknown method, ``NumericsError`` where the weight holds NaN or infinity.
     """
@@ -60,7 +62,10 @@ def fitted(
     grid = _grid(weight, moments, stored, qtype, method, objective, restore)
     grid = replace(grid, scale=np.maximum(grid.scale, least).astype(np.float32).astype(np.float64))
     if moments is not None and moments.full and concrete_rounding(rounding, stored.bits) == "compensated":
-        levels = compensated(weight, moments.matrix(centred=centred), moments.count, grid)
+        metric = Metric.of(moments.matrix(centred=centred), moments.count)
+        levels = metric.rounded(weight, grid)
+        if outputs is not None:
+            levels = coupled(weight, metric, grid, outputs, levels)
     else:
         levels = grid.nearest(weight)
     codes = levels * grid.multiples(weight.shape[2])

@@ -38,6 +38,11 @@ _PASSES = 4
 # Weights rounded at once: bounds the memory.
 _CHUNK = 1 << 20
 
+# Groups of channels that are rounded anew one after the other, how often, and the damping of what outputs cost.
+_GROUPS = 32
+_SWEEPS = 3
+_OUTPUT_DAMPING = 0.1
+
 Levels = npt.NDArray[np.int16]
 
 
@@ -106,36 +111,110 @@ class Piece:
         return self.levels[np.searchsorted((self.levels[1:] + self.levels[:-1]) / 2, ratio)]
 
 
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """What errors of a layer's weights cost, ready for rounding.
+
+    ``order: [g, n]``: the inputs by falling energy; in that order ``h: [g, n, n]``, the second moments with damping, and
+    ``ratios``, the rows of R by their diagonal.
+    """
+
+    order: Index
+    h: F64
+    ratios: F64
+
+    @classmethod
+    def of(cls, second: F64, rows: int) -> Metric:
+        """That of ``second: [g, n, n]``, taken over ``rows`` inputs."""
+        n = second.shape[1]
+        energy = np.diagonal(second, axis1=1, axis2=2)
+        mean = energy.mean(axis=1)
+        # Where a layer's inputs are all 0, any damping will do.
+        damping = (DAMPING + _PER_ROW * n / max(rows, 1)) * np.where(mean > 0, mean, 1.0)
+        order = np.argsort(-energy, axis=1, kind="stable")
+        h = np.take_along_axis(np.take_along_axis(second, order[:, :, None], axis=1), order[:, None, :], axis=2)
+        h += damping[:, None, None] * np.eye(n)
+        # The Cholesky factor from the other end: flipped H = L L^T makes H = R^T R, R = flipped L^T, lower triangular.
+        factor = np.linalg.cholesky(h[:, ::-1, ::-1])[:, ::-1, ::-1].transpose(0, 2, 1)
+        return cls(order, h, factor / np.diagonal(factor, axis1=1, axis2=2)[:, :, None])
+
+    def rounded(self, weight: F64, grid: Grid) -> Levels:
+        """``weight: [g, C, n]`` rounded together; by this metric no channel is worse than rounded to nearest."""
+        result = np.empty(weight.shape, np.int16)
+        for part in _parts(weight.shape):
+            piece = grid.part(part, self.order)
+            across = np.broadcast_to(self.order[:, None, :], weight[:, part].shape)
+            w = np.take_along_axis(weight[:, part], across, axis=2)
+            plain = piece.nearest(w, slice(None))
+            found = _descended(w, self.h, piece, _successive(w, self.ratios, piece))
+            better = _error(w - found * piece.unit, self.h) <= _error(w - plain * piece.unit, self.h)
+            levels = np.where(better[:, :, None], found, plain).astype(np.int16)
+            back = np.empty_like(levels)
+            np.put_along_axis(back, across, levels, axis=2)
+            result[:, part] = back
+        return result
+
+
 def compensated(weight: F64, second: F64, rows: int, grid: Grid) -> Levels:
     """What ``grid.nearest`` gives, with far less error at the output.
 
     ``second: [g, n, n]`` was taken over ``rows`` inputs. By ``second``, damped, no channel gets worse than by rounding
     to nearest.
     """
-    n = weight.shape[2]
-    energy = np.diagonal(second, axis1=1, axis2=2)
-    mean = energy.mean(axis=1)
-    # Where a layer's inputs are all 0, any damping will do.
-    damping = (DAMPING + _PER_ROW * n / max(rows, 1)) * np.where(mean > 0, mean, 1.0)
-    order = np.argsort(-energy, axis=1, kind="stable")
-    h = np.take_along_axis(np.take_along_axis(second, order[:, :, None], axis=1), order[:, None, :], axis=2)
-    h += damping[:, None, None] * np.eye(n)
-    # The Cholesky factor from the other end: flipped H = L L^T makes H = R^T R with R = flipped L^T, lower triangular.
-    factor = np.linalg.cholesky(h[:, ::-1, ::-1])[:, ::-1, ::-1].transpose(0, 2, 1)
-    ratios = factor / np.diagonal(factor, axis1=1, axis2=2)[:, :, None]
-    result = np.empty(weight.shape, np.int16)
-    for part in _parts(weight.shape):
-        piece = grid.part(part, order)
-        across = np.broadcast_to(order[:, None, :], weight[:, part].shape)
-        w = np.take_along_axis(weight[:, part], across, axis=2)
-        plain = piece.nearest(w, slice(None))
-        found = _descended(w, h, piece, _successive(w, ratios, piece))
-        better = _error(w - found * piece.unit, h) <= _error(w - plain * piece.unit, h)
-        levels = np.where(better[:, :, None], found, plain).astype(np.int16)
-        back = np.empty_like(levels)
-        np.put_along_axis(back, across, levels, axis=2)
-        result[:, part] = back
+    return Metric.of(second, rows).rounded(weight, grid)
+
+
+def coupled(weight: F64, metric: Metric, grid: Grid, outputs: F64, levels: Levels, *, seed: int = 0) -> Levels:
+    """``levels``, as ``metric`` rounded them, so that channels make up for each other's errors as well.
+
+    ``outputs: [g, C, C]`` says what errors of the outputs cost. What counts is ``tr(G E H E^T)``, the mean squared
+    error at the network's output for a Hessian in Kronecker form (Martens and Grosse, Optimizing Neural Networks with
+    Kronecker-factored Approximate Curvature, ICML 2015, section 3; for rounding: Tseng et al., Model-Preserving
+    Adaptive Rounding, 2025). Groups of channels in turn are rounded anew towards what is best for them while the others
+    stay, ``W_a + G_aa^-1 G_ab E_b``, and kept if the sum falls.
+    """
+    channels, n = weight.shape[1:]
+    if channels == 1:
+        return levels
+    random = np.random.default_rng(seed)
+    result: Levels = levels.copy()
+    unit = grid.scale[:, :, None] * grid.multiples(n)
+    for g in range(weight.shape[0]):
+        cost = _damped_outputs(outputs[g])
+        own = Metric(metric.order[g : g + 1], metric.h[g : g + 1], metric.ratios[g : g + 1])
+        order, h = metric.order[g], metric.h[g]
+        error = (weight[g] - result[g] * unit[g])[:, order]
+        target = weight[g][:, order]
+        back = np.argsort(order)
+        for _ in range(_SWEEPS):
+            for chosen in np.array_split(random.permutation(channels), min(_GROUPS, channels)):
+                block = cost[np.ix_(chosen, chosen)]
+                pull = cost[chosen] @ error
+                shift = np.linalg.solve(block, pull) - error[chosen]
+                part = _channels(grid, g, chosen)
+                found = own.rounded((target[chosen] + shift)[None][:, :, back], part)
+                changed = target[chosen] - (found[0] * unit[g, chosen])[:, order]
+                moved = changed - error[chosen]
+                seen = moved @ h
+                if np.einsum("ij,ij->", block @ seen, moved) + 2.0 * np.einsum("ij,ij->", pull, seen) < 0.0:
+                    error[chosen] = changed
+                    result[g, chosen] = found[0]
     return result
+
+
+def _damped_outputs(outputs: F64) -> F64:
+    """``outputs`` as costs of mean 1, a share of them on the diagonal: what was seen of them is a sample."""
+    mean = np.trace(outputs) / len(outputs)
+    cost = outputs / mean if mean > 0 else np.zeros_like(outputs)
+    return (1.0 - _OUTPUT_DAMPING) * cost + _OUTPUT_DAMPING * np.eye(len(outputs))
+
+
+def _channels(grid: Grid, group: int, chosen: Index) -> Grid:
+    blocks = grid.blocks
+    if blocks is not None:
+        of = (blocks.multiples, blocks.zeros)
+        blocks = Blocks(blocks.size, *(x[group : group + 1, chosen] for x in of))
+    return Grid(grid.scale[group : group + 1, chosen], grid.levels, blocks)
 
 
 def _in_order(weight: F64) -> Index:

@@ -1,0 +1,1 @@
+"""Adapting weights to the noise of quantization: closed forms, and training against the float model's outputs."""

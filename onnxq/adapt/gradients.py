@@ -1,0 +1,255 @@
+"""Graphs that onnxruntime-training can differentiate: what has a gradient, and exact rewrites of what has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.graph.edit import new_constant, owner
+from onnxq.graph.passes.unused import remove_unused
+from onnxq.graph.query import attribute, nodes
+
+MICROSOFT = "com.microsoft"
+LOSS = "onnxq_loss"
+
+# With a gradient in onnxruntime-training 1.19.2 on the CPU: each was tried.
+# fmt: off
+_SMOOTH = frozenset(
+    {
+        "Conv", "MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Pow", "Relu", "LeakyRelu", "Clip", "Min", "Max",
+        "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Reciprocal", "Sin", "Cos", "Gelu",
+        "QuickGelu", "Softmax", "LogSoftmax", "BatchNormalization", "LayerNormalization", "GlobalAveragePool",
+        "AveragePool", "MaxPool", "ReduceMean", "ReduceSum", "ReduceL2", "Reshape", "Flatten", "Transpose",
+        "Concat", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Expand", "Tile", "Where", "Cast", "Pad",
+        "Trilu", "Dropout", "Identity", "FakeQuant",
+    }
+)
+# fmt: on
+# Their outputs do not move when their inputs move a little: gradients end there, as they should.
+# fmt: off
+_FLAT = frozenset(
+    {
+        "Shape", "Size", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not",
+        "And", "Or", "Xor", "IsNaN", "IsInf", "NonZero", "ConstantOfShape", "Range", "Sign",
+    }
+)
+# fmt: on
+# Outputs that the gradient of an operator reads, beside the first one.
+_OPTIONAL = {"LayerNormalization": ("mean", "inverse"), "LSTM": ("last", "cell"), "GRU": ("last",)}
+
+
+def differentiable(model: ir.Model) -> None:
+    """Changes ``model`` in place so that more of it has gradients; what it computes stays the same."""
+    for node in list(nodes(model)):
+        if node.domain:
+            continue
+        if node.op_type in _REWRITES:
+            take_over(node.outputs[0], _REWRITES[node.op_type](node), model)
+    remove_unused(model)
+    for node in nodes(model):  # gradients that read the optional outputs
+        for i, part in enumerate(_OPTIONAL.get(node.op_type, ())):
+            if len(node.outputs) < i + 2:
+                node.resize_outputs(i + 2)
+            if not node.outputs[i + 1].name:
+                node.outputs[i + 1].name = f"{node.name}_{part}"
+                node.outputs[i + 1].type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def with_gradient(model: ir.Model) -> set[str]:
+    """The names of the tensors that gradients of all outputs that they influence reach, in the main graph."""
+    clear: dict[int, bool] = {}
+    found = set()
+    for node in reversed(list(model.graph)):
+        smooth = node.op_type in _SMOOTH and node.domain in ("", MICROSOFT)
+        if node.op_type == "Pad" and attribute(node, "mode", "constant") != "constant":
+            smooth = False
+        good = True
+        for output in node.outputs:
+            readers = [u.node for u in output.uses()]
+            passed = all(r.graph is node.graph and (r.op_type in _FLAT or clear.get(id(r), False)) for r in readers)
+            good = good and passed
+            if passed and output.name and (readers or output.is_graph_output()):
+                found.add(output.name)
+        clear[id(node)] = good and smooth
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        if value.name and all(clear.get(id(u.node), False) for u in value.uses()):
+            found.add(value.name)
+    return found
+
+
+def new_node(before: ir.Node, op: str, inputs: Sequence[ir.Value], name: str, **attributes: object) -> ir.Value:
+    """The output of a new node in front of ``before``."""
+    new = _node(op, inputs, name, attributes)
+    owner(before).insert_before(before, new)
+    return new.outputs[0]
+
+
+def scalar(node: ir.Node, value: float, name: str) -> ir.Value:
+    """``value`` as a constant of the graph of ``node``."""
+    return new_constant(owner(node), np.asarray(value, np.float32), name=name)
+
+
+def take_over(old: ir.Value, new: ir.Value, model: ir.Model) -> None:
+    """Every reader of ``old`` reads ``new``, and so does the outside where ``old`` is an output, by its name."""
+    for use in tuple(old.uses()):
+        use.node.replace_input_with(use.idx, new)
+    for index, output in enumerate(model.graph.outputs):
+        if output is old:
+            name, old.name = old.name, f"{old.name}_before"
+            producer = new.producer()
+            twin = ir.node("Identity", [new], name=f"{name}_out")
+            twin.outputs[0].name, twin.outputs[0].type, twin.outputs[0].shape = name, old.type, old.shape
+            assert producer is not None
+            model.graph.insert_after(producer, twin)
+            model.graph.outputs[index] = twin.outputs[0]
+
+
+def new_input(model: ir.Model, name: str, like: ir.Value) -> ir.Value:
+    """A new input of ``model`` of the type and shape of ``like``."""
+    value = ir.Value(name=name, type=like.type, shape=like.shape)
+    model.graph.inputs.append(value)
+    return value
+
+
+def squared_errors(model: ir.Model, parts: Sequence[tuple[ir.Value, ir.Value, float]]) -> None:
+    """Makes the sum of ``share * mean((output - target)^2)``, rows less their means, the only output of ``model``."""
+    emit = _appender(model)
+    terms = []
+    for output, target, share in parts:
+        name = f"{output.name}_loss"
+        difference = emit("Sub", [output, target], name)
+        if len(output.shape or ()) > 1:
+            difference = emit("Sub", [difference, _row_mean(model, emit, difference, name)], f"{name}_centred")
+        square = emit("Mul", [difference, difference], f"{name}_square")
+        terms.append(_shared(model, emit, emit("ReduceMean", [square], f"{name}_mean", keepdims=0), share, name))
+    _only_output(model, emit, terms)
+
+
+def summed(model: ir.Model, parts: Sequence[tuple[ir.Value, ir.Value, float]]) -> None:
+    """Makes the sum of ``share * sum(output * factor)`` the only output of ``model``."""
+    emit = _appender(model)
+    terms = []
+    for output, factor, share in parts:
+        name = f"{output.name}_sum"
+        product = emit("Mul", [output, factor], name)
+        terms.append(_shared(model, emit, emit("ReduceSum", [product], f"{name}_all", keepdims=0), share, name))
+    _only_output(model, emit, terms)
+
+
+_Emit = Callable[..., ir.Value]
+
+
+def _node(op: str, inputs: Sequence[ir.Value], name: str, attributes: dict[str, object]) -> ir.Node:
+    fake = op == "FakeQuant"  # its second output is the mask that its gradient reads
+    new = ir.node(
+        op,
+        list(inputs),
+        attributes or None,  # type: ignore[arg-type]
+        domain=MICROSOFT if fake else "",
+        num_outputs=2 if fake else 1,
+        name=f"{name}_{op}",
+    )
+    for i, output in enumerate(new.outputs):
+        output.name = f"{name}_{op}_out{i or ''}"
+    return new
+
+
+def _appender(model: ir.Model) -> _Emit:
+    """Puts nodes at the end of ``model``."""
+
+    def emit(op: str, inputs: Sequence[ir.Value], name: str, **attributes: object) -> ir.Value:
+        new = _node(op, inputs, name, attributes)
+        model.graph.append(new)
+        return new.outputs[0]
+
+    return emit
+
+
+def _row_mean(model: ir.Model, emit: _Emit, value: ir.Value, name: str) -> ir.Value:
+    # From opset 18 on the axes are an input.
+    if (model.opset_imports.get("") or 0) >= 18:
+        axes = new_constant(model.graph, np.asarray([-1], np.int64), name=f"{name}_axes")
+        return emit("ReduceMean", [value, axes], f"{name}_row", keepdims=1)
+    return emit("ReduceMean", [value], f"{name}_row", axes=[-1], keepdims=1)
+
+
+def _shared(model: ir.Model, emit: _Emit, value: ir.Value, share: float, name: str) -> ir.Value:
+    factor = new_constant(model.graph, np.asarray(share, np.float32), name=f"{name}_share")
+    return emit("Mul", [value, factor], f"{name}_scaled")
+
+
+def _only_output(model: ir.Model, emit: _Emit, terms: Sequence[ir.Value]) -> None:
+    total = terms[0]
+    for i, term in enumerate(terms[1:]):
+        total = emit("Add", [total, term], f"{LOSS}_{i}")
+    final = emit("Identity", [total], LOSS)
+    final.name, final.type, final.shape = LOSS, ir.TensorType(ir.DataType.FLOAT), ir.Shape(())
+    model.graph.outputs.clear()
+    model.graph.outputs.append(final)
+    model.opset_imports.setdefault(MICROSOFT, 1)
+
+
+def _hard_sigmoid(node: ir.Node, alpha: float | None = None) -> ir.Value:
+    x = node.inputs[0]
+    assert x is not None
+    slope = float(attribute(node, "alpha", 0.2)) if alpha is None else alpha
+    offset = float(attribute(node, "beta", 0.5))
+    name = f"{node.name}_gate"
+    scaled = new_node(node, "Mul", [x, scalar(node, slope, f"{name}_slope")], name)
+    moved = new_node(node, "Add", [scaled, scalar(node, offset, f"{name}_offset")], name)
+    ends = [scalar(node, 0.0, f"{name}_low"), scalar(node, 1.0, f"{name}_high")]
+    return new_node(node, "Clip", [moved, *ends], name)
+
+
+def _hard_swish(node: ir.Node) -> ir.Value:
+    x = node.inputs[0]
+    assert x is not None
+    return new_node(node, "Mul", [x, _hard_sigmoid(node, 1.0 / 6.0)], f"{node.name}_swish")
+
+
+def _prelu(node: ir.Node) -> ir.Value:
+    """``max(x, 0) + slope * min(x, 0)``."""
+    x, slope = node.inputs
+    assert x is not None
+    assert slope is not None
+    zero = scalar(node, 0.0, f"{node.name}_zero")
+    up = new_node(node, "Max", [x, zero], f"{node.name}_up")
+    down = new_node(node, "Min", [x, zero], f"{node.name}_down")
+    return new_node(node, "Add", [up, new_node(node, "Mul", [down, slope], f"{node.name}_bent")], f"{node.name}_both")
+
+
+def _softplus(node: ir.Node) -> ir.Value:
+    """``log(1 + exp(-|x|)) + max(x, 0)``, which does not overflow."""
+    x = node.inputs[0]
+    assert x is not None
+    name = f"{node.name}_softplus"
+    size = new_node(node, "Abs", [x], name)
+    small = new_node(node, "Exp", [new_node(node, "Neg", [size], name)], name)
+    log = new_node(node, "Log", [new_node(node, "Add", [small, scalar(node, 1.0, f"{name}_one")], name)], name)
+    up = new_node(node, "Max", [x, scalar(node, 0.0, f"{name}_zero")], name)
+    return new_node(node, "Add", [log, up], f"{name}_both")
+
+
+def _elu(node: ir.Node) -> ir.Value:
+    """``max(x, 0) + alpha * (exp(min(x, 0)) - 1)``."""
+    x = node.inputs[0]
+    assert x is not None
+    name, alpha = f"{node.name}_elu", float(attribute(node, "alpha", 1.0))
+    zero = scalar(node, 0.0, f"{name}_zero")
+    up = new_node(node, "Max", [x, zero], name)
+    power = new_node(node, "Exp", [new_node(node, "Min", [x, zero], name)], name)
+    down = new_node(node, "Sub", [power, scalar(node, 1.0, f"{name}_one")], name)
+    return new_node(
+        node, "Add", [up, new_node(node, "Mul", [down, scalar(node, alpha, f"{name}_alpha")], name)], f"{name}_both"
+    )
+
+
+_REWRITES: dict[str, Callable[[ir.Node], ir.Value]] = {
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _hard_swish,
+    "PRelu": _prelu,
+    "Softplus": _softplus,
+    "Elu": _elu,
+}

@@ -1,0 +1,197 @@
+"""Layer after layer, in the order in which they run, each weight is refitted to the noisy input and then rounded.
+
+The target of a layer is what makes up for the noise so far: its output in the float network on float inputs, and where
+that is added to a branch that has been computed already, also what the branch lacks. Both networks walk side by side
+over the calibration samples (``walk``), so that all layers cost two runs of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.adapt.closed_form import Pairs, error, pairs, refitted
+from onnxq.adapt.simulation import original, simulated
+from onnxq.adapt.walk import Walk
+from onnxq.calibrate.runner import Statistics
+from onnxq.choose import Parameters, WeightJob, weight_jobs
+from onnxq.config import Config
+from onnxq.emit import weight_key
+from onnxq.graph.linear_layer import LinearLayer, linear_layer
+from onnxq.graph.query import nodes, values_by_name
+from onnxq.measure.report import Refit
+from onnxq.numerics import Quantized
+from onnxq.plan import Bias, Plan
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Feeds = Iterable[Mapping[str, Array]]
+
+# Rows for each input of a layer, as far as the samples have them, and the fewest of a sample.
+_ROWS_AN_INPUT = 8
+_ROWS_OF_A_SAMPLE = 32
+# One feed of so many is kept aside to choose the ridge.
+_CHECKED = 8
+# Inputs of a layer up to which it is refitted: time grows with their cube.
+MOST_INPUTS = 6144
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer of the main graph whose weight is its alone; ``offset`` is its bias in the float model.
+
+    ``skip`` is the Add that takes its output to a computed tensor, and the index of that among the Add's inputs.
+    """
+
+    node: ir.Node
+    geometry: LinearLayer
+    job: WeightJob
+    bias: Bias | None
+    offset: F32 | None
+    skip: tuple[ir.Node, int] | None
+
+    @property
+    def name(self) -> str:
+        """The name of its node."""
+        return self.node.name or ""
+
+    @property
+    def centred(self) -> bool:
+        """Whether its bias takes care of means."""
+        return self.bias is not None and "mean" in self.job.restore
+
+
+def linear_layers(
+    model: ir.Model, plan: Plan, parameters: Parameters, statistics: Statistics, config: Config
+) -> list[Layer]:
+    """The layers of ``plan`` that can be adapted, in graph order."""
+    values = values_by_name(model)
+    by_name = {n.name or "": n for n in nodes(model)}
+    jobs = {j.use.node: j for j in weight_jobs(model, values, plan, statistics, config, parameters.tensors)}
+    keys = [weight_key(w) for w in plan.weights]
+    biases = {b.weight_node: b for b in plan.biases}
+    found = []
+    for node in model.graph:
+        job, geometry = jobs.get(node.name or ""), linear_layer(node)
+        if job is None or geometry is None or keys.count(job.key) > 1 or geometry.inputs > MOST_INPUTS:
+            continue
+        bias = biases.get(node.name or "")
+        adder = node if bias is None else by_name[bias.node]
+        offset = None if bias is None else original(adder, bias.index)
+        found.append(Layer(node, geometry, job, bias, offset, _skip(adder.outputs[0])))
+    return found
+
+
+def adapt_layers(
+    model: ir.Model,
+    plan: Plan,
+    parameters: Parameters,
+    layers: Iterable[Layer],
+    config: Config,
+    feeds: Feeds,
+    *,
+    costs: Mapping[str, F64] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Parameters, tuple[Refit, ...]]:
+    """``parameters`` with weights and biases of ``layers`` adapted to the noise of all that comes before them.
+
+    ``feeds`` are held in memory with all tensors that are alive at one point of the network. ``costs``: by node, what
+    errors of a layer's outputs cost (``sensitivity``); then its channels are rounded together.
+    """
+    samples = [dict(feed) for feed in feeds]
+    clean, noisy = Walk(model, samples), Walk(simulated(model, plan, parameters), samples)
+    weights, biases = dict(parameters.weights), dict(parameters.biases)
+    layers, done = list(layers), []
+    for number, layer in enumerate(layers, start=1):
+        clean.advance(clean.place(layer.name))
+        noisy.advance(noisy.place(layer.name))
+        fit, check = _observed(layer, clean, noisy)
+        quantized, bias, refit = _adapted(layer, fit, check, config, (costs or {}).get(layer.name))
+        weights[layer.job.key] = quantized
+        noisy.give(layer.name, layer.job.use.index, quantized.dequantize())
+        if layer.bias is not None and bias is not None:
+            biases[layer.bias.node, layer.bias.index] = bias
+            noisy.give(layer.bias.node, layer.bias.index, bias)
+        done.append(refit)
+        if progress is not None:
+            progress(number, len(layers))
+    return Parameters(parameters.tensors, weights, biases), tuple(done)
+
+
+def _skip(out: ir.Value) -> tuple[ir.Node, int] | None:
+    """The Add of two computed tensors that alone reads ``out``, and the index of the other one."""
+    uses = list(out.uses())
+    if len(uses) != 1 or out.is_graph_output():
+        return None
+    add, index = uses[0].node, 1 - uses[0].idx
+    if add.op_type != "Add" or add.domain or add.graph is not out.graph:
+        return None
+    other = add.inputs[index]
+    return (add, index) if other is not None and other is not out and other.const_value is None else None
+
+
+def _observed(layer: Layer, clean: Walk, noisy: Walk) -> tuple[Pairs, Pairs | None]:
+    """What the layer reads and ought to give: most feeds, and those kept aside (None where there are too few feeds)."""
+    geometry = layer.geometry
+    source, noisy_source = clean.reads(layer.name)[0], noisy.reads(layer.name)[0]
+    matrix = geometry.matrix(np.asarray(layer.job.data, np.float32)).transpose(0, 2, 1)
+    offset = None if layer.offset is None else layer.offset.reshape(geometry.groups, 1, -1)
+    count = sum(arrays[source].shape[0] for arrays in clean.live)
+    per_sample = max(_ROWS_OF_A_SAMPLE, -(-_ROWS_AN_INPUT * geometry.inputs // max(count, 1)))
+    parts: list[Pairs | None] = [None, None]
+    for number, (whole, rough) in enumerate(zip(clean.live, noisy.live, strict=True)):
+        x = whole[source]
+        limit = per_sample * x.shape[0]
+        look = geometry.sampler(x.shape, limit=limit)
+        target = np.matmul(look(x), matrix)
+        if offset is not None:
+            target += offset
+        lacking = _lacking(layer, clean, noisy, number)
+        if lacking is not None and lacking.shape[1 if geometry.kernel else -1] == target.shape[0] * target.shape[2]:
+            target += geometry.output_sampler(x.shape, limit=limit)(lacking)
+        seen, aside = pairs(look(rough[noisy_source]), target), number % _CHECKED == _CHECKED - 1
+        before = parts[aside]
+        parts[aside] = seen if before is None else before + seen
+    fit, check = parts
+    assert fit is not None
+    return fit, check
+
+
+def _lacking(layer: Layer, clean: Walk, noisy: Walk, number: int) -> F32 | None:
+    """What the branch that the layer's output is added to lacks in one feed, if all of it has been computed."""
+    if layer.skip is None:
+        return None
+    add, index = layer.skip
+    whole = clean.live[number].get(clean.reads(add.name or "")[index])
+    rough = noisy.live[number].get(noisy.reads(add.name or "")[index])
+    if whole is None or rough is None or whole.ndim != clean.live[number][clean.reads(layer.name)[0]].ndim:
+        return None
+    difference: F32 = whole - rough
+    return difference
+
+
+def _adapted(
+    layer: Layer, fit: Pairs, check: Pairs | None, config: Config, outputs: F64 | None
+) -> tuple[Quantized, F32 | None, Refit]:
+    """The layer's weight and its bias, None where that has no say, for what was seen."""
+    geometry, centred = layer.geometry, layer.centred
+    weight = geometry.matrix(layer.job.data).astype(np.float64)
+    new, ridge = refitted(weight, fit, check, centred=centred)
+    every = fit if check is None else fit + check
+    data = geometry.tensor(new).astype(np.float32)
+    seen = {layer.job.use.node: (geometry, every.moments)}
+    quantized = replace(layer.job, data=data, seen=seen).quantized(config, outputs)
+    rounded = geometry.matrix(quantized.dequantize()).astype(np.float64)
+    bias = None
+    if centred and layer.offset is not None:
+        mean = (every.t - np.matmul(rounded, every.x[:, :, None])[:, :, 0]) / every.count
+        bias = mean.reshape(layer.offset.shape).astype(np.float32)
+    energy = float(every.centred(centred)[2].sum()) or 1.0
+    lost = (float(error(w, every, centred=centred).sum()) / energy for w in (weight, rounded))
+    return quantized, bias, Refit(layer.name, ridge, *lost)

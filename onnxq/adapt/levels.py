@@ -1,0 +1,239 @@
+"""The levels of effort: what each of them tries, and that nothing is kept which samples kept aside do not bear out.
+
+| level       | what it does                                                                         | gradients |
+|-------------|--------------------------------------------------------------------------------------|-----------|
+| `fast`      | each layer refitted to its noisy input in closed form, then rounded (``layerwise``)  | no        |
+| `iterative` | the same, channels rounded together by what they cost at the outputs                 | yes       |
+|             | (``sensitivity``); then part after part is frozen and all that follows is trained    |           |
+| `full`      | instead of parts, everything trained together, and for longer (``joint``)            | yes       |
+
+Chudakov et al., Iterative Adaptation to Quantization Noise (IWANN 2021): reduce the noise of one part, freeze it, and
+train the layers after it to work with the noise that arose.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.adapt.engine import Engine, Schedule, Trained
+from onnxq.adapt.joint import adapt_jointly
+from onnxq.adapt.layerwise import Layer, adapt_layers, linear_layers
+from onnxq.adapt.runtime import training_runtime
+from onnxq.adapt.samples import Samples, generated, stacked
+from onnxq.adapt.sensitivity import output_costs
+from onnxq.adapt.simulation import simulated
+from onnxq.calibrate.runner import Statistics
+from onnxq.choose import Parameters
+from onnxq.config import Config
+from onnxq.errors import RuntimeFailure
+from onnxq.graph.handoff import hand_off
+from onnxq.measure.report import Adaptation, Refit, Step
+from onnxq.numerics import Noise, centred, noise
+from onnxq.plan import Plan
+from onnxq.runtime.session import open_session, run
+
+Array = npt.NDArray[Any]
+Feed = Mapping[str, Array]
+Tell = Callable[[str, int, "int | None"], None]
+
+# Parts that are frozen one after the other, and the steps of training for each; all at once takes longer.
+_PARTS = 3
+_STEPS = 200
+_FULL_STEPS = 1500
+_RATES = (1e-3, 3e-3)
+# New inputs for each sample: more than enough for the steps that there is time for.
+_GENERATED = 8
+_BATCH = 32
+
+
+@dataclass
+class Adapter:
+    """Adapts the parameters of one plan; ``best`` are those of least noise so far on the samples kept aside.
+
+    ``fit`` and ``check`` are batches of disjoint samples.
+    """
+
+    model: ir.Model
+    plan: Plan
+    best: Parameters
+    statistics: Statistics
+    config: Config
+    fit: Sequence[Feed]
+    check: Sequence[Feed]
+    folder: Path
+    tell: Tell
+    steps: list[Step] = field(default_factory=list)
+    layers: tuple[Refit, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, level: str) -> Adaptation:
+        """Does all that belongs to ``level``, within the time that the configuration gives.
+
+        Raises ``RuntimeFailure`` where the level needs the training runtime and there is none to be had.
+        """
+        self._begun = time.monotonic()
+        self._engine = None
+        if level != "fast":
+            runtime = training_runtime(self.notes.append)
+            self._engine = Engine(runtime, self.folder / "training", seed=self.config.seed)
+        self._answers = self._outputs(self.model, self.check)
+        self._noise = self._noise_of(self.best)
+        layers = linear_layers(self.model, self.plan, self.best, self.statistics, self.config)
+        start = self.best
+        if layers:
+            self._closed_form("closed form", start, layers, None)
+        if self._engine is not None:
+            self._with_gradients(level, start, layers, self._engine)
+        return Adaptation(level, tuple(self.steps), self.layers, tuple(self.notes))
+
+    def _closed_form(
+        self, what: str, start: Parameters, layers: Sequence[Layer], costs: Mapping[str, Array] | None
+    ) -> None:
+        begun = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            self.tell("adapt", done, total)
+
+        found, refits = adapt_layers(
+            self.model, self.plan, start, layers, self.config, self.fit, costs=costs, progress=progress
+        )
+        if self._offer(what, found, begun):
+            self.layers = refits
+
+    def _with_gradients(self, level: str, start: Parameters, layers: Sequence[Layer], engine: Engine) -> None:
+        """What ``iterative`` and ``full`` add."""
+        samples = self._samples(self.fit)
+        aside = self._samples(self.check)
+        if samples is None or aside is None:
+            self.notes.append("inputs of several shapes cannot be trained on: adapted in closed form only")
+            return
+        packed = any(w.stored.packed for w in self.plan.weights)
+        if layers and packed:  # 8 bits are rounded to nearest: there is nothing to choose
+            costs = self._tried(
+                "what errors cost",
+                lambda: output_costs(
+                    self.model,
+                    {layer.name: layer.geometry for layer in layers},
+                    samples,
+                    engine,
+                    progress=lambda done, total: self.tell("gradients", done, total),
+                ),
+            )
+            if costs:
+                self._closed_form("closed form, channels together", start, layers, costs)
+        every, fit, check = self._with_generated(samples, aside)
+        order = [w.node for w in self.plan.weights]
+        parts = _PARTS if level == "iterative" else 1
+        for part in range(parts):
+            frozen = order[: len(order) * part // parts]
+            what = "all trained" if parts == 1 else f"part {part + 1} of {parts} trained with all that follows"
+            steps = _STEPS if level == "iterative" else _FULL_STEPS
+            left = self._seconds_left()
+            if left is not None and left < 1.0:
+                self.notes.append(f"no time left for: {what}")
+                break
+            schedule = Schedule(
+                steps, _RATES, batch=_BATCH, every=max(10, steps // 20), seconds=(left or 0.0) / (parts - part)
+            )
+            self._train(what, every, fit, check, schedule, frozen, engine)
+
+    def _train(
+        self,
+        what: str,
+        every: Samples,
+        fit: Sequence[int],
+        check: Sequence[int],
+        schedule: Schedule,
+        frozen: Sequence[str],
+        engine: Engine,
+    ) -> None:
+        begun = time.monotonic()
+
+        def progress(done: int, total: int, loss: float) -> None:
+            self.tell(f"train ({what})", done, total)
+
+        def trained() -> tuple[Parameters, Trained | None]:
+            return adapt_jointly(
+                self.model,
+                self.plan,
+                self.best,
+                every,
+                schedule,
+                engine,
+                fit=fit,
+                check=check,
+                frozen=frozen,
+                progress=progress,
+            )
+
+        found = self._tried(what, trained)
+        if found is not None and found[1] is not None:
+            if not found[1].finished:
+                self.notes.append(f"{what}: the training process died; what it had found by then was judged")
+            self._offer(what, found[0], begun, found[1].curve)
+
+    def _tried(self, what: str, action: Callable[[], Any]) -> Any:
+        """The value of ``action``; None, and a note, where the training runtime fails at it."""
+        try:
+            return action()
+        except RuntimeFailure as error:
+            self.notes.append(f"{what}: {error}")
+            return None
+
+    def _offer(
+        self, what: str, found: Parameters, begun: float, curve: tuple[tuple[int, float, float], ...] = ()
+    ) -> bool:
+        """Takes ``found`` if it makes less noise than the best so far."""
+        after = self._noise_of(found)
+        better = after < self._noise
+        self.steps.append(Step(what, self._noise, after, better, time.monotonic() - begun, curve))
+        if better:
+            self.best, self._noise = found, after
+        return better
+
+    def _noise_of(self, parameters: Parameters) -> float:
+        """Noise by energy, the worst output; rows less their means."""
+        sums: dict[str, Noise] = {}
+        answers = self._outputs(simulated(self.model, self.plan, parameters), self.check)
+        for whole, rough in zip(self._answers, answers, strict=True):
+            for name, reference in whole.items():
+                if np.issubdtype(reference.dtype, np.floating):
+                    wide = reference.ndim > 1 and reference.shape[-1] > 1
+                    pair = (centred(reference), centred(rough[name])) if wide else (reference, rough[name])
+                    sums[name] = sums.get(name, Noise()) + noise(*pair)
+        return max((10.0 ** (-s.sqnr_db / 10.0) for s in sums.values()), default=0.0)
+
+    def _outputs(self, model: ir.Model, feeds: Iterable[Feed]) -> list[dict[str, Array]]:
+        session = open_session(hand_off(model, self.folder))
+        names = [v.name or "" for v in model.graph.outputs]
+        return [dict(zip(names, run(session, feed), strict=True)) for feed in feeds]
+
+    def _samples(self, feeds: Sequence[Feed]) -> Samples | None:
+        return stacked(feeds, self._outputs(self.model, feeds))
+
+    def _with_generated(self, samples: Samples, aside: Samples) -> tuple[Samples, range, range]:
+        """All samples and what is made of them; which of them are trained on, and which are kept aside."""
+        more = generated(samples.inputs, _GENERATED, seed=self.config.seed)
+        rows = range(0, samples.count * _GENERATED, _BATCH)
+        feeds = [{name: array[i : i + _BATCH] for name, array in more.items()} for i in rows]
+        made = self._samples(feeds)
+        parts = [aside, samples] + ([] if made is None else [made])
+        joined = Samples(
+            {n: np.concatenate([p.inputs[n] for p in parts]) for n in samples.inputs},
+            {n: np.concatenate([p.outputs[n] for p in parts]) for n in samples.outputs},
+        )
+        return joined, range(aside.count, joined.count), range(aside.count)
+
+    def _seconds_left(self) -> float | None:
+        """None: there is no limit."""
+        if self.config.adapt_seconds <= 0:
+            return None
+        return self.config.adapt_seconds - (time.monotonic() - self._begun)

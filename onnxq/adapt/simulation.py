@@ -1,0 +1,52 @@
+"""The quantized model as a float graph: activations go through quantizers, weights are the values of their codes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.choose import Parameters
+from onnxq.emit import WeightKey, emit, weight_key
+from onnxq.graph.edit import new_constant, owner
+from onnxq.graph.query import nodes
+from onnxq.plan import Plan
+
+F32 = npt.NDArray[np.float32]
+
+
+def simulated(model: ir.Model, plan: Plan, parameters: Parameters) -> ir.Model:
+    """A copy of ``model`` that computes in float what the emitted model computes on integers, within rounding.
+
+    Every node of ``plan`` reads weights and biases of its own, whatever was shared: they can be changed one by one.
+    Activations whose range is measured at run time, and those that MatMulNBits rounds, stay as they are.
+    """
+    copy = emit(model, replace(plan, weights=(), biases=()), tensors=parameters.tensors, weights={}, biases={})
+    by_name = {n.name or "": n for n in nodes(copy)}
+    made: dict[WeightKey, F32] = {}
+    for weight in plan.weights:
+        key = weight_key(weight)
+        if key not in made:
+            made[key] = parameters.weights[key].dequantize()
+        give(by_name[weight.node], weight.index, made[key])
+    for bias in plan.biases:
+        data = parameters.biases.get((bias.node, bias.index))
+        if data is None:
+            data = original(by_name[bias.node], bias.index)
+        give(by_name[bias.node], bias.index, data)
+    return copy
+
+
+def give(node: ir.Node, index: int, data: F32) -> None:
+    """Makes input ``index`` of ``node`` a constant of its own that holds ``data``."""
+    node.replace_input_with(index, new_constant(owner(node), data, name=f"{node.name}_input_{index}"))
+
+
+def original(node: ir.Node, index: int) -> F32:
+    """The constant that input ``index`` of ``node`` reads."""
+    value = node.inputs[index]
+    assert value is not None
+    assert value.const_value is not None
+    return np.asarray(value.const_value.numpy(), np.float32)

@@ -1,0 +1,90 @@
+"""Running a model piece by piece over all samples, so that what comes first can be settled before what follows runs.
+
+A piece is a run of nodes in graph order. What later pieces read is kept for every sample, the rest is forgotten: going
+through all pieces costs one run of the model, whatever their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.graph.io import serialize
+from onnxq.runtime.proto import load_proto, used_names
+from onnxq.runtime.session import open_session, run
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+
+
+class Walk:
+    """``model`` on its way over ``feeds``: nodes before ``at`` have run.
+
+    ``live``: for each feed, the tensors that nodes from ``at`` on read or that are outputs of the model.
+    """
+
+    def __init__(self, model: ir.Model, feeds: Iterable[Mapping[str, Array]]) -> None:
+        self._proto = load_proto(serialize(model))
+        self._nodes = list(self._proto.graph.node)
+        self._constants = {t.name: t for t in self._proto.graph.initializer}
+        self._place = {n.name: i for i, n in enumerate(self._nodes)}
+        self._last = {o.name: len(self._nodes) for o in self._proto.graph.output}
+        for i, node in enumerate(self._nodes):
+            for name in used_names(node):
+                self._last[name] = max(i, self._last.get(name, 0))
+        self.at = 0
+        self.live: list[dict[str, Array]] = [dict(feed) for feed in feeds]
+
+    def place(self, node: str) -> int:
+        """Where the node called so stands in the main graph."""
+        return self._place[node]
+
+    def reads(self, node: str) -> list[str]:
+        """The names of the inputs of a node."""
+        return list(self._nodes[self._place[node]].input)
+
+    def give(self, node: str, index: int, data: Array) -> None:
+        """Makes input ``index`` of ``node``, which has not run yet, the constant ``data``."""
+        from onnx import numpy_helper
+
+        name = f"{node}:{index}"
+        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(data), name)
+        self._nodes[self._place[node]].input[index] = name
+
+    def advance(self, stop: int, *, watch: Sequence[str] = ()) -> None:
+        """Runs the nodes up to but without ``stop``; ``watch`` are kept until the next call beside what is read."""
+        piece = self._nodes[self.at : stop]
+        made = {name for node in piece for name in node.output if name}
+        wanted = [n for n in dict.fromkeys(o for node in piece for o in node.output) if self._needed(n, stop, watch)]
+        self.at = max(self.at, stop)
+        if wanted and self.live:
+            self._run(piece, made, wanted)
+        for arrays in self.live:
+            for name in [n for n in arrays if not self._needed(n, stop, watch)]:
+                del arrays[name]
+
+    def _needed(self, name: str, stop: int, watch: Sequence[str]) -> bool:
+        return bool(name) and (self._last.get(name, -1) >= stop or name in watch)
+
+    def _run(self, piece: list[onnx.NodeProto], made: set[str], wanted: list[str]) -> None:
+        import onnx
+
+        used = {name for node in piece for name in used_names(node)} - made
+        part = onnx.ModelProto(ir_version=self._proto.ir_version, opset_import=self._proto.opset_import)
+        part.graph.name = "piece"
+        part.graph.node.extend(piece)
+        part.graph.initializer.extend(self._constants[n] for n in sorted(used) if n in self._constants)
+        inputs = sorted(n for n in used if n and n not in self._constants)
+        for name in inputs:
+            dtype = onnx.helper.np_dtype_to_tensor_dtype(self.live[0][name].dtype)
+            part.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, [None] * self.live[0][name].ndim))
+        part.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted)
+        session = open_session(part.SerializeToString())
+        for arrays in self.live:
+            arrays.update(zip(wanted, run(session, {n: arrays[n] for n in inputs}, outputs=wanted), strict=True))
