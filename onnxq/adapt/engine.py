@@ -49,7 +49,7 @@ class Schedule:
 
     steps: int
     rates: tuple[float, ...]
-    probe_steps: int = 40
+    probe_steps: int = 60
     batch: int = 32
     every: int = 20
     seconds: float = 0.0

@@ -37,7 +37,7 @@ _FLAT = frozenset(
 )
 # fmt: on
 # Outputs that the gradient of an operator reads, beside the first one.
-_OPTIONAL = {"LayerNormalization": ("mean", "inverse"), "LSTM": ("last", "cell"), "GRU": ("last",)}
+_OPTIONAL = {"LayerNormalization": ("mean", "inverse")}
 
 
 def differentiable(model: ir.Model) -> None:
@@ -55,6 +55,17 @@ def differentiable(model: ir.Model) -> None:
             if not node.outputs[i + 1].name:
                 node.outputs[i + 1].name = f"{node.name}_{part}"
                 node.outputs[i + 1].type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def obstacle(model: ir.Model) -> str | None:
+    """Why onnxruntime-training can do nothing with ``model``, in words; None where it can.
+
+    It exchanges every recurrent node for a kernel of its own, even where no gradient is wanted.
+    """
+    for node in nodes(model):
+        if node.op_type in ("LSTM", "GRU", "RNN") and str(attribute(node, "direction", "forward")) != "forward":
+            return f"onnxruntime-training runs no {node.op_type} that goes both ways or backwards ('{node.name}')"
+    return None
 
 
 def with_gradient(model: ir.Model) -> set[str]:

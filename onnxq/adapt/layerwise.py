@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.adapt.closed_form import Pairs, error, pairs, refitted
-from onnxq.adapt.simulation import original, simulated
+from onnxq.adapt.simulation import original, simulated, stored_bias
 from onnxq.adapt.walk import Walk
 from onnxq.calibrate.runner import Statistics
 from onnxq.choose import Parameters, WeightJob, weight_jobs
@@ -117,7 +117,8 @@ def adapt_layers(
         noisy.give(layer.name, layer.job.use.index, quantized.dequantize())
         if layer.bias is not None and bias is not None:
             biases[layer.bias.node, layer.bias.index] = bias
-            noisy.give(layer.bias.node, layer.bias.index, bias)
+            stored = stored_bias(plan, replace(parameters, weights=weights), layer.bias, bias)
+            noisy.give(layer.bias.node, layer.bias.index, stored)
         done.append(refit)
         if progress is not None:
             progress(number, len(layers))

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.adapt.engine import Engine, Schedule, Trained
+from onnxq.adapt.gradients import obstacle
 from onnxq.adapt.joint import adapt_jointly
 from onnxq.adapt.layerwise import Layer, adapt_layers, linear_layers
 from onnxq.adapt.runtime import training_runtime
@@ -46,7 +47,7 @@ Tell = Callable[[str, int, "int | None"], None]
 
 # Parts that are frozen one after the other, and the steps of training for each; all at once takes longer.
 _PARTS = 3
-_STEPS = 200
+_STEPS = 160
 _FULL_STEPS = 1500
 _RATES = (1e-3, 3e-3)
 # New inputs for each sample: more than enough for the steps that there is time for.
@@ -81,6 +82,7 @@ class Adapter:
         """
         self._begun = time.monotonic()
         self._engine = None
+        self._rates: tuple[float, ...] = _RATES
         if level != "fast":
             runtime = training_runtime(self.notes.append)
             self._engine = Engine(runtime, self.folder / "training", seed=self.config.seed)
@@ -110,6 +112,9 @@ class Adapter:
 
     def _with_gradients(self, level: str, start: Parameters, layers: Sequence[Layer], engine: Engine) -> None:
         """What ``iterative`` and ``full`` add."""
+        if (wall := obstacle(self.model)) is not None:
+            self.notes.append(f"adapted in closed form only: {wall}")
+            return
         samples = self._samples(self.fit)
         aside = self._samples(self.check)
         if samples is None or aside is None:
@@ -141,9 +146,14 @@ class Adapter:
                 self.notes.append(f"no time left for: {what}")
                 break
             schedule = Schedule(
-                steps, _RATES, batch=_BATCH, every=max(10, steps // 20), seconds=(left or 0.0) / (parts - part)
+                steps,
+                self._rates,
+                batch=self._rows or _BATCH,
+                every=max(10, steps // 20),
+                seconds=(left or 0.0) / (parts - part),
             )
-            self._train(what, every, fit, check, schedule, frozen, engine)
+            if not self._train(what, every, fit, check, schedule, frozen, engine):
+                break
 
     def _train(
         self,
@@ -154,7 +164,8 @@ class Adapter:
         schedule: Schedule,
         frozen: Sequence[str],
         engine: Engine,
-    ) -> None:
+    ) -> bool:
+        """Whether the training runtime could do it."""
         begun = time.monotonic()
 
         def progress(done: int, total: int, loss: float) -> None:
@@ -175,10 +186,14 @@ class Adapter:
             )
 
         found = self._tried(what, trained)
-        if found is not None and found[1] is not None:
+        if found is None:
+            return False
+        if found[1] is not None:
+            self._rates = (found[1].rate,)  # found once: the parts are of one network
             if not found[1].finished:
                 self.notes.append(f"{what}: the training process died; what it had found by then was judged")
             self._offer(what, found[0], begun, found[1].curve)
+        return True
 
     def _tried(self, what: str, action: Callable[[], Any]) -> Any:
         """The value of ``action``; None, and a note, where the training runtime fails at it."""
@@ -217,18 +232,27 @@ class Adapter:
         return [dict(zip(names, run(session, feed), strict=True)) for feed in feeds]
 
     def _samples(self, feeds: Sequence[Feed]) -> Samples | None:
-        return stacked(feeds, self._outputs(self.model, feeds))
+        return stacked(feeds, self._outputs(self.model, feeds), rows=self._rows)
+
+    @property
+    def _rows(self) -> int | None:
+        """The rows that the model takes at a time, where that is fixed."""
+        firsts = {v.shape[0] if v.shape is not None and len(v.shape) else None for v in self.model.graph.inputs}
+        first = firsts.pop() if len(firsts) == 1 else None
+        return first if isinstance(first, int) else None
 
     def _with_generated(self, samples: Samples, aside: Samples) -> tuple[Samples, range, range]:
         """All samples and what is made of them; which of them are trained on, and which are kept aside."""
         more = generated(samples.inputs, _GENERATED, seed=self.config.seed)
-        rows = range(0, samples.count * _GENERATED, _BATCH)
-        feeds = [{name: array[i : i + _BATCH] for name, array in more.items()} for i in rows]
+        size = self._rows or _BATCH
+        rows = range(0, samples.count * _GENERATED, size)
+        feeds = [{name: array[i : i + size] for name, array in more.items()} for i in rows]
         made = self._samples(feeds)
         parts = [aside, samples] + ([] if made is None else [made])
         joined = Samples(
             {n: np.concatenate([p.inputs[n] for p in parts]) for n in samples.inputs},
             {n: np.concatenate([p.outputs[n] for p in parts]) for n in samples.outputs},
+            samples.rows,
         )
         return joined, range(aside.count, joined.count), range(aside.count)
 

@@ -23,10 +23,14 @@ _GAIN, _OFFSET, _NOISE = 0.2, 0.2, 0.05
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """``inputs`` and ``outputs`` by name, samples along the first axis. Inputs that are no batch are in every batch."""
+    """``inputs`` and ``outputs`` by name, samples along the first axis.
+
+    ``rows``: what the model takes at a time, no more and no fewer; None where that is open.
+    """
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
+    rows: int | None = None
 
     @property
     def count(self) -> int:
@@ -45,13 +49,15 @@ class Samples:
         return max(float(np.square(rows, dtype=np.float64).mean()), 1e-12)
 
 
-def stacked(feeds: Iterable[Mapping[str, Array]], outputs: Iterable[Mapping[str, Array]]) -> Samples | None:
+def stacked(
+    feeds: Iterable[Mapping[str, Array]], outputs: Iterable[Mapping[str, Array]], *, rows: int | None = None
+) -> Samples | None:
     """The ``Samples`` of feeds and what the model answered; None where they are not rows of one shape."""
     inputs: dict[str, list[Array]] = {}
     answers: dict[str, list[Array]] = {}
     for feed, answer in zip(feeds, outputs, strict=True):
-        rows = {array.shape[0] if array.ndim else 0 for array in (*feed.values(), *answer.values())}
-        if len(rows) != 1 or 0 in rows:
+        counts = {array.shape[0] if array.ndim else 0 for array in (*feed.values(), *answer.values())}
+        if len(counts) != 1 or 0 in counts:
             return None
         for into, arrays in ((inputs, feed), (answers, answer)):
             for name, array in arrays.items():
@@ -60,7 +66,7 @@ def stacked(feeds: Iterable[Mapping[str, Array]], outputs: Iterable[Mapping[str,
     if not inputs or not answers or any(len({a.shape[1:] for a in arrays}) != 1 for arrays in every):
         return None
     joined = [{name: np.concatenate(arrays) for name, arrays in of.items()} for of in (inputs, answers)]
-    return Samples(joined[0], {n: a for n, a in joined[1].items() if np.issubdtype(a.dtype, np.floating)})
+    return Samples(joined[0], {n: a for n, a in joined[1].items() if np.issubdtype(a.dtype, np.floating)}, rows)
 
 
 def generated(inputs: Mapping[str, Array], times: int, *, seed: int = 0) -> dict[str, Array]:
@@ -82,7 +88,9 @@ def generated(inputs: Mapping[str, Array], times: int, *, seed: int = 0) -> dict
             spread = float(array.std()) if np.issubdtype(array.dtype, np.floating) else 0.0
             made = np.empty_like(array)
             for i, (other, kind, own) in enumerate(zip(others, kinds, seeds, strict=True)):
-                made[i] = _variant(array[i], array[other], int(kind), spread, np.random.default_rng(own))
+                made[i] = _variant(
+                    np.asarray(array[i]), np.asarray(array[other]), int(kind), spread, np.random.default_rng(own)
+                )
             parts[name].append(made)
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
@@ -91,7 +99,7 @@ def _variant(one: Array, other: Array, kind: int, spread: float, random: np.rand
     real = np.issubdtype(one.dtype, np.floating)
     axes = range(max(0, one.ndim - 2), one.ndim)
     if not real or kind == 2:
-        made = one.copy()
+        made: Array = one.copy()
         window: list[slice] = [slice(None)] * one.ndim
         for axis in axes:
             size = one.shape[axis]

@@ -60,12 +60,13 @@ def output_costs(
     wanted = [n for n in wanted if n.outputs[0].name in shapes]
     largest = sum(4 * int(np.prod(shape)) for shape in shapes.values())
     batch = int(np.clip(_BATCH_BYTES // max(largest, 1), 1, min(_BATCH, samples.count)))
+    batch = batch if samples.rows is None else samples.rows
     probes: dict[str, tuple[int, int]] = {}
     of: dict[str, str] = {}
     for node in wanted:
         out, layer = node.outputs[0], layers[node.name or ""]
         one, *rest = shapes[out.name or ""]
-        zeros = np.zeros((batch * one, *rest), np.float32)
+        zeros = np.zeros((one if samples.rows else batch * one, *rest), np.float32)
         probe = new_constant(copy.graph, zeros, name=f"{node.name}_probe")
         _added(node, probe)
         probes[probe.name or ""] = (1 if layer.kernel else zeros.ndim - 1, layer.groups)
@@ -90,16 +91,21 @@ def _channels(layer: LinearLayer) -> int:
 
 
 def _shapes(model: ir.Model, tensors: Sequence[str], samples: Samples, engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Shapes of ``tensors`` for one sample; those are left out whose first axis does not grow with the samples."""
+    """Shapes of ``tensors`` for one sample; those are left out whose first axis does not grow with the samples.
+
+    Where the number of rows is fixed: for so many.
+    """
     shown, name_of = expose(model, tensors)
     engine.folder.mkdir(parents=True, exist_ok=True)
     session = open_session(hand_off(shown, engine.folder))
     names = list(dict.fromkeys(name_of.values()))
     found = []
-    for count in (1, 2):
+    for count in (1, 2) if samples.rows is None else (samples.rows,) * 2:
         made = dict(zip(names, run(session, samples.batch(range(count)), outputs=names), strict=True))
         found.append({tensor: made[name_of[tensor]].shape for tensor in tensors})
     single, double = found
+    if samples.rows is not None:
+        return single
     return {t: shape for t, shape in single.items() if double[t] == (2 * shape[0], *shape[1:])}
 
 

@@ -12,7 +12,8 @@ from onnxq.choose import Parameters
 from onnxq.emit import WeightKey, emit, weight_key
 from onnxq.graph.edit import new_constant, owner
 from onnxq.graph.query import nodes
-from onnxq.plan import Plan
+from onnxq.numerics import bias_params
+from onnxq.plan import Bias, Plan, SharedWith, Storage
 
 F32 = npt.NDArray[np.float32]
 
@@ -35,8 +36,24 @@ def simulated(model: ir.Model, plan: Plan, parameters: Parameters) -> ir.Model:
         data = parameters.biases.get((bias.node, bias.index))
         if data is None:
             data = original(by_name[bias.node], bias.index)
-        give(by_name[bias.node], bias.index, data)
+        give(by_name[bias.node], bias.index, stored_bias(plan, parameters, bias, data))
     return copy
+
+
+def stored_bias(plan: Plan, parameters: Parameters, bias: Bias, data: F32) -> F32:
+    """What the emitted model adds for a bias of ``data``: integers where the kernel computes on such.
+
+    With few bits the scale of a weight is large, and that of its bias with it.
+    """
+    weight = next((w for w in plan.weights if w.node == bias.weight_node), None)
+    if bias.storage is not Storage.INTEGER or weight is None or weight.storage is not Storage.INTEGER:
+        return data
+    shared = {p.tensor: p.source.tensor for p in plan.points if isinstance(p.source, SharedWith)}
+    root = bias.input
+    while root in shared:
+        root = shared[root]
+    chosen = bias_params(parameters.tensors[root], parameters.weights[weight_key(weight)].params)
+    return chosen.dequantize(chosen.quantize(data.reshape(-1))).reshape(data.shape)
 
 
 def give(node: ir.Node, index: int, data: F32) -> None:

@@ -111,9 +111,14 @@ class Feed:
         return chosen
 
     def limit(self, most: int) -> Feed:
-        """At most ``most`` samples, evenly spaced over the data; of a callable the first ones."""
+        """At most ``most`` samples, evenly spaced over the data; of a callable the first ones.
+
+        Where the model's batch axis is fixed: one full batch at least.
+        """
         if most < 1:
             raise ConfigError(f"a limit must be at least 1 sample, not {most}")
+        if self.layout.fixed and not self.source.complete:
+            most = max(most, self.layout.rows)
         if not isinstance(self.source, Indexed):
             return replace(self, source=Sifted(self.source, lambda _: True, most=most))
         count = self.source.count()

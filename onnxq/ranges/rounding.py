@@ -115,8 +115,8 @@ class Piece:
 class Metric:
     """What errors of a layer's weights cost, ready for rounding.
 
-    ``order: [g, n]``: the inputs by falling energy; in that order ``h: [g, n, n]``, the second moments with damping, and
-    ``ratios``, the rows of R by their diagonal.
+    ``order: [g, n]``: the inputs by falling energy; in that order ``h: [g, n, n]``, the second moments with damping,
+    and ``ratios``, the rows of R by their diagonal.
     """
 
     order: Index

@@ -14,7 +14,7 @@ from onnxq.ranges.blocks import in_blocks
 from onnxq.ranges.fit import fitted
 from onnxq.ranges.grids import block_grid, codebook_grid, uniform_grid
 from onnxq.ranges.moments import observe_moments
-from onnxq.ranges.rounding import Grid, compensated
+from onnxq.ranges.rounding import Grid, Metric, compensated, coupled
 from onnxq.ranges.samples import F64
 
 RNG = np.random.default_rng(11)
@@ -225,3 +225,42 @@ def test_blocks_are_rounded_together(offset: bool) -> None:
         zero, scale = (np.repeat(x, 32, axis=1) for x in (found.zero.astype(np.float64), found.scale))
         lost[rounding] = error(weight[None].astype(np.float64), ((found.codes - zero) * scale)[None], h).sum()
     assert lost["compensated"] < 0.6 * lost["nearest"]
+
+
+def test_channels_make_up_for_each_other() -> None:
+    """Against all 3^6 codes of two channels of three inputs, under a cost that couples them."""
+    grid = Grid(np.full((1, 2), 0.6), np.asarray([-1.0, 0.0, 1.0]))
+    every = np.asarray(list(product(grid.levels, repeat=6))).reshape(-1, 2, 3) * 0.6
+    ratios, plain = [], []
+    for _ in range(60):
+        weight, h = RNG.normal(0, 0.5, (1, 2, 3)), correlated(1, 3)
+        outputs = correlated(1, 2)
+        metric = Metric.of(h, MANY)
+        back = np.argsort(metric.order[0])
+        cost, judged = damped_outputs(outputs[0]), metric.h[0][np.ix_(back, back)]
+
+        def lost(real: F64, weight: F64 = weight, cost: F64 = cost, judged: F64 = judged) -> F64:
+            e = weight[0] - real
+            return np.einsum("...cn,cd,...dm,nm->...", e, cost, e, judged)
+
+        first = metric.rounded(weight, grid)
+        found = coupled(weight, metric, grid, outputs, first)
+        best = lost(every).min()
+        ratios.append(lost(found[0] * 0.6) / best)
+        plain.append(lost(first[0] * 0.6) / best)
+        assert lost(found[0] * 0.6) <= lost(first[0] * 0.6) * (1 + 1e-9)
+    assert min(ratios) > 1 - 1e-9
+    assert np.mean(ratios) < 1.15
+    assert np.mean(plain) > np.mean(ratios) + 0.1
+
+
+def damped_outputs(outputs: F64) -> F64:
+    mean = np.trace(outputs) / len(outputs)
+    return 0.9 * outputs / mean + 0.1 * np.eye(len(outputs))
+
+
+def test_one_channel_a_group_has_nobody_to_make_up_for_it() -> None:
+    weight, h = RNG.standard_normal((8, 1, 9)), correlated(8, 9)
+    metric, grid = Metric.of(h, MANY), uniform_grid(np.full((8, 1), 0.5), INT3)
+    first = metric.rounded(weight, grid)
+    assert coupled(weight, metric, grid, np.ones((8, 1, 1)), first) is first

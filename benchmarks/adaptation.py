@@ -1,0 +1,124 @@
+"""Adapting to quantization noise: SQNR and score of every level on every model, at several widths; and ablations.
+
+All are judged on the whole test set, which calibration never saw; calibration takes 512 inputs without labels. The
+results of models that are not run again are kept: `--models` may be split over several runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+
+import onnxq
+from onnxq.numerics import centred, sqnr_db
+
+WIDTHS: dict[str, dict[str, Any]] = {
+    "W6A6": {"weights": "int6", "activations": "uint6"},
+    "W4A8": {"weights": "int4"},
+    "W3A8": {"weights": "int3"},
+    "W2A8": {"weights": "int2"},
+    "W4A4": {"weights": "int4", "activations": "uint4"},
+}
+PLAIN = {"rounding": "nearest", "restore": "none", "objective": "tensor"}
+LEVELS: dict[str, dict[str, Any]] = {
+    "min-max": {"weight_range": "minmax", "activation_range": "minmax", **PLAIN},
+    "percentile": {"weight_range": "minmax", "activation_range": "percentile:99.99", **PLAIN},
+    "entropy": {"weight_range": "minmax", "activation_range": "entropy", **PLAIN},
+    "exact MSE": {**PLAIN},
+    "onnxq": {},
+    "fast": {"adapt": "fast"},
+    "iterative": {"adapt": "iterative"},
+    "full": {"adapt": "full"},
+}
+COUNTS = (32, 64, 128, 256, 512)
+
+
+def main() -> None:
+    """Run the chosen part on the chosen models."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", help=f"any of {', '.join(harness.TASKS)} (default: all)")
+    parser.add_argument("--widths", nargs="+", help=f"any of {', '.join(WIDTHS)} (default: all)")
+    parser.add_argument("--levels", nargs="+", help=f"any of {', '.join(LEVELS)} (default: all but full)")
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--counts", action="store_true", help="the ablation: numbers of calibration samples, for fast")
+    parser.add_argument("--name", default="adaptation", help="of the file in results/")
+    options = parser.parse_args()
+    path = harness.RESULTS / f"{options.name}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    results: dict[str, Any] = known.get("models", {})
+    counts: dict[str, Any] = known.get("counts", {})
+    for name in harness.chosen(options.models, list(harness.TASKS)):
+        judge = Judge(harness.TASKS[name], options.samples)
+        if options.counts:
+            for width in harness.chosen(options.widths or ["W3A8"], list(WIDTHS)):
+                for count in COUNTS:
+                    found = judge.figures({**WIDTHS[width], **LEVELS["fast"]}, count)
+                    counts.setdefault(name, {}).setdefault(width, {})[str(count)] = found
+                    print(name, width, count, found, flush=True)
+        else:
+            of_model = results.setdefault(name, {"float": {"score": judge.score}, "widths": {}})
+            for width in harness.chosen(options.widths, list(WIDTHS)):
+                row = of_model["widths"].setdefault(width, {})
+                for level in harness.chosen(options.levels or [x for x in LEVELS if x != "full"], list(LEVELS)):
+                    choices = {**WIDTHS[width], **LEVELS[level]}
+                    found, error = harness.attempt(
+                        f"{level}, {width} on {name}", lambda c=choices, j=judge: j.figures(c, options.samples)
+                    )
+                    row[level] = found or {"error": error}
+                    print(name, width, level, {k: v for k, v in row[level].items() if k != "steps"}, flush=True)
+                    harness.write(options.name, vars(options), {"models": results, "counts": counts})
+        harness.write(options.name, vars(options), {"models": results, "counts": counts})
+
+
+class Judge:
+    """One model with its data, and what its float version answers to the test set."""
+
+    def __init__(self, task: harness.Task, samples: int) -> None:
+        self.task = task
+        self.calibration = harness.cast(task.inputs("calib", samples), task.path)
+        test = task.arrays("test")
+        self.labels = test.pop("labels")
+        self.inputs = harness.cast({task.array: test[task.array]}, task.path)
+        self.reference = harness.outputs(task.path, self.inputs)
+        self.score = harness.score(task.metric, self.reference, self.labels)
+
+    def figures(self, choices: dict[str, Any], samples: int) -> dict[str, Any]:
+        """What one configuration loses, and how long it takes."""
+        few = {name: array[:: max(1, len(array) // samples)][:samples] for name, array in self.calibration.items()}
+        start = time.perf_counter()
+        # Nothing is given back to float: what is compared is what adapting does.
+        config = onnxq.Config(samples=samples, min_agreement=0.0, guard_sqnr=-200.0, **choices)
+        result = onnxq.quantize(self.task.path, few, config=config)
+        seconds = time.perf_counter() - start
+        with tempfile.TemporaryDirectory(prefix="onnxq-adapt-") as folder:
+            (path, *_) = result.save(Path(folder) / "q.onnx")
+            logits = harness.outputs(path, self.inputs)
+        adaptation = result.report.adaptation
+        return {
+            "sqnr_db": sqnr_db(centred(self.reference), centred(logits)),
+            "score": harness.score(self.task.metric, logits, self.labels),
+            "seconds": seconds,
+            "steps": []
+            if adaptation is None
+            else [
+                {
+                    "what": s.what,
+                    "before_db": -10 * float(np.log10(max(s.before, 1e-20))),
+                    "after_db": -10 * float(np.log10(max(s.after, 1e-20))),
+                    "kept": bool(s.kept),
+                    "seconds": s.seconds,
+                }
+                for s in adaptation.steps
+            ],
+        }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A quantized toy and what adapting it needs; the training runtime, installed once for all tests of a process."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from zoo import prepared
+
+from onnxq.adapt.runtime import training_runtime
+from onnxq.build import Builder, Built
+from onnxq.calibrate.feeds import Feed, open_feed
+from onnxq.config import Config
+from onnxq.graph.signature import signature
+from onnxq.targets import target_of
+
+Array = npt.NDArray[Any]
+
+
+@cache
+def runtime() -> Path:
+    """The training runtime: the one named by the environment, else one installed into a folder that tests share."""
+    if os.environ.get("ONNXQ_TRAINING_RUNTIME"):
+        return training_runtime()
+    before = os.environ.get("ONNXQ_CACHE")
+    os.environ["ONNXQ_CACHE"] = str(Path(tempfile.gettempdir()) / f"onnxq-tests-{os.getuid()}")
+    try:
+        return training_runtime()
+    finally:
+        if before is None:
+            del os.environ["ONNXQ_CACHE"]
+        else:
+            os.environ["ONNXQ_CACHE"] = before
+
+
+def built(proto: onnx.ModelProto, data: Any, folder: Path, config: Config) -> tuple[Builder, Built, Feed]:
+    """``proto`` quantized, and its calibration data."""
+    model = prepared(proto)
+    feed = open_feed(data, signature(model).inputs)  # whatever that takes
+    builder = Builder(model, config, target_of(config), feed, folder)
+    return builder, builder.build(), feed
+
+
+def correlated(count: int, width: int, seed: int) -> Array:
+    """As inputs are: a few directions hold most of the energy."""
+    mix = np.random.default_rng(0).standard_normal((width, width)) * np.linspace(2.0, 0.05, width)[:, None]
+    return (np.random.default_rng(seed).standard_normal((count, width)) @ mix).astype(np.float32)
