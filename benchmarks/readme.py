@@ -85,6 +85,83 @@ def few_bits(data: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def files(data: dict[str, Any]) -> str:
+    """One line a file: size, kernels, time and load time by those of INT8."""
+    rows: Rows = []
+    for name, found in data["networks"].items():
+        for kind, f in found.items():
+            if "size" not in f:
+                continue
+            rows.append(
+                [
+                    f"{name}: {kind}",
+                    _number(f["size"], ".3f"),
+                    f"{f['integer']} / {f['float']}",
+                    _number(f["ms"], ".2f"),
+                    _number(f["ratio_to_int8"], ".2f"),
+                    _number(f["load_ratio"], ".2f"),
+                ]
+            )
+    return markdown(["file", "size / float", "kernels int / float", "ms", "time / INT8", "load time / INT8"], rows)
+
+
+def decoder(data: dict[str, Any]) -> str:
+    """One line a file: a token through a stack of wide layers; then bits per byte of the GPT."""
+    rows: Rows = [
+        [kind, _number(f["ms_1"], ".2f"), _number(f["times_float_1"], ".2f"), _number(f["times_float_2"], ".2f"), ""]
+        for kind, f in data["speed"].items()
+    ]
+    rows += [
+        [f"GPT: {kind}", "", "", "", _number(f.get("bits_per_byte"), ".4f")] for kind, f in data["gpt_bytes"].items()
+    ]
+    return markdown(["file", "ms a token, 1 thread", "times float", "times float, 2 threads", "bits per byte"], rows)
+
+
+ADAPTED = ("min-max", "exact MSE", "onnxq", "fast", "iterative", "full")
+
+
+def adaptation(data: dict[str, Any]) -> str:
+    """One line a model and width: SQNR, score and seconds of every level that was measured."""
+    levels = [x for x in ADAPTED if any(x in w for m in data["models"].values() for w in m["widths"].values())]
+    rows: Rows = []
+    for width in dict.fromkeys(w for m in data["models"].values() for w in m["widths"]):
+        for name, found in data["models"].items():
+            row = found["widths"].get(width)
+            if row is None:
+                continue
+            digits = ".4f" if name == "gpt_bytes" else ".2f"
+            rows.append(
+                [
+                    f"{width} {name}",
+                    *(_number(row.get(level, {}).get("sqnr_db"), ".1f") for level in levels),
+                    _number(found["float"]["score"], digits),
+                    *(_number(row.get(level, {}).get("score"), digits) for level in levels),
+                    *(_number(row.get(level, {}).get("seconds"), ".0f") for level in ("fast", "iterative")),
+                ]
+            )
+    header = ["width and model", *(f"{x}, dB" for x in levels), "float score", *levels, "fast, s", "iterative, s"]
+    return markdown(header, rows)
+
+
+def adapted(data: dict[str, Any]) -> str:
+    """One line a model: 3-bit weights and 4-bit weights and activations, without and with adaptation."""
+    rows: Rows = []
+    shown = ("min-max", "onnxq", "fast", "iterative")
+    for name, found in data["models"].items():
+        digits = ".4f" if name == "gpt_bytes" else ".2f"
+        line = [name]
+        for width in ("W3A8", "W4A4"):
+            row = found["widths"].get(width, {})
+            line += [_number(row.get(level, {}).get("sqnr_db"), ".1f") for level in shown]
+        line.append(_number(found["float"]["score"], digits))
+        for width in ("W3A8", "W4A4"):
+            row = found["widths"].get(width, {})
+            line += [_number(row.get(level, {}).get("score"), digits) for level in ("min-max", "iterative")]
+        rows.append(line)
+    header = ["model", *(f"{w} {x}, dB" for w in ("W3A8", "W4A4") for x in shown), "float score"]
+    return markdown([*header, *(f"{w} {x}" for w in ("W3A8", "W4A4") for x in ("min-max", "iterative"))], rows)
+
+
 def latency(data: dict[str, Any]) -> str:
     """One line a network: float milliseconds, how many times faster all tools are, with one and with all threads."""
     rows: Rows = []
@@ -222,12 +299,15 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "latency": ("latency", latency),
         "applications": ("applications", applications),
         "few_bits": ("int4_accuracy", few_bits),
+        "adapted": ("adaptation", adapted),
         "cost": ("cost", cost),
         **{
             name: ("initialisation", STUDY[name])
             for name in ("ranges_objective", "ranges_errors", "ranges_convergence")
         },
     },
+    "docs/adaptation.md": {"adaptation": ("adaptation", adaptation)},
+    "docs/bits.md": {"files": ("int4_files", files), "decoder": ("int4_decoder", decoder)},
     "docs/placement.md": {
         "kernel_costs": (str(COSTS), kernel_costs),
         "rewrites": ("rewrites", rewrites),

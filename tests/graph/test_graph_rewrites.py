@@ -85,6 +85,10 @@ def test_nothing_moves_where_little_is_saved() -> None:
         (node("AveragePool", "x", "y", kernel_shape=[4, 4]), False),
         (node("AveragePool", "x", "y", kernel_shape=[4, 5], pads=[1, 1, 1, 1]), False),
         (node("AveragePool", "x", "y", kernel_shape=[9, 9], strides=[9, 9], ceil_mode=1), True),
+        (
+            node("AveragePool", "x", "y", kernel_shape=[9, 9], strides=[9, 9], ceil_mode=1, count_include_pad=1),
+            True,
+        ),
         (node("AveragePool", "x", "y", kernel_shape=[3, 3], strides=[3, 3], ceil_mode=1), False),
         (node("ReduceMean", "x", "y", axes=[2, 3]), True),
         (node("ReduceMean", "x", "y", axes=[-1, -2]), True),

@@ -33,9 +33,10 @@ def _covers_all(node: ir.Node) -> bool:
     if tuple(sizes) == kernel:
         return True
     # A window larger than the map, which rounding up makes room for: onnxruntime 1.19 divides by the window's area.
+    # Whether pads count does not matter where there are none.
     larger = all(isinstance(size, int) and size <= k for size, k in zip(sizes, kernel, strict=False))
     one = out is not None and all(d == 1 for d in list(out)[2:])
-    return bool(integer(node, "ceil_mode", 0)) and not integer(node, "count_include_pad", 0) and larger and one
+    return bool(integer(node, "ceil_mode", 0)) and larger and one
 
 
 def _reduces_all(node: ir.Node) -> bool:
