@@ -193,6 +193,12 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
         notes.append("judged on the calibration samples themselves: there are too few to hold any out")
     else:
         calibration, held_out = feed.split(config.held_out, seed=config.seed)
+    check = None
+    if config.adapt != "none":
+        if count is not None and count < _FEW_SAMPLES:
+            notes.append(f"not adapted: {count} samples are too few to fit weights to and to judge them by")
+        else:  # nothing of what is judged by these may have seen them, ranges included
+            calibration, check = calibration.split(_CHECKED_SHARE, seed=config.seed + 1)
     total = calibration.len_hint
     target = target_of(config)
     builder = Builder(
@@ -210,8 +216,8 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
     notes += found
     first = builder.build()
     adaptation = None
-    if config.adapt != "none":
-        first, adaptation = _adapted(job, builder, first, calibration)
+    if check is not None:
+        first, adaptation = _adapted(job, builder, first, calibration, check)
         notes += adaptation.notes
     job.tell("verify", 0, None)
 
@@ -258,20 +264,19 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
     )
 
 
-def _adapted(job: _Job, builder: Builder, first: Built, calibration: Feed) -> tuple[Built, Adaptation]:
-    """``first`` with parameters adapted to the noise in the network, as far as samples kept aside bear them out."""
+def _adapted(job: _Job, builder: Builder, first: Built, fit: Feed, check: Feed) -> tuple[Built, Adaptation]:
+    """``first`` with parameters adapted to the noise in the network, as far as the samples ``check`` bear them out."""
     from onnxq.adapt.levels import Adapter
 
     assert builder.parameters is not None
-    fit, check = calibration.batches(_ADAPTED_ROWS).split(_CHECKED_SHARE, seed=job.config.seed + 1)
     adapter = Adapter(
         job.prepared,
         first.plan,
         builder.parameters,
         builder.statistics,
         builder.config,
-        list(fit),
-        list(check),
+        list(fit.batches(_ADAPTED_ROWS)),
+        list(check.batches(_ADAPTED_ROWS)),
         job.folder,
         job.tell,
     )
@@ -286,6 +291,8 @@ def _without_data(job: _Job, options: FeedOptions | None) -> _Outcome:
     """Ranges from BatchNormalization where there is one; elsewhere ranges measured at run time, or none."""
     if job.config.weights == AUTO:
         raise ConfigError("weights = 'auto' needs calibration data: how much a layer matters is measured")
+    if job.config.adapt != "none":
+        raise ConfigError("adapt needs calibration data: weights are fitted to what layers read")
     watched, trusted = impose_moments(job.prepared)
     feed = runnable_feed(job.reference, job.signature.inputs, options)
     target = target_of(job.config)

@@ -7,7 +7,7 @@ over the calibration samples (``walk``), so that all layers cost two runs of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ Feeds = Iterable[Mapping[str, Array]]
 # Rows for each input of a layer, as far as the samples have them, and the fewest of a sample.
 _ROWS_AN_INPUT = 8
 _ROWS_OF_A_SAMPLE = 32
-# One feed of so many is kept aside to choose the ridge.
+# One sample of so many is kept aside to choose the ridge.
 _CHECKED = 8
 # Inputs of a layer up to which it is refitted: time grows with their cube.
 MOST_INPUTS = 6144
@@ -156,12 +156,23 @@ def _observed(layer: Layer, clean: Walk, noisy: Walk) -> tuple[Pairs, Pairs | No
         lacking = _lacking(layer, clean, noisy, number)
         if lacking is not None and lacking.shape[1 if geometry.kernel else -1] == target.shape[0] * target.shape[2]:
             target += geometry.output_sampler(x.shape, limit=limit)(lacking)
-        seen, aside = pairs(look(rough[noisy_source]), target), number % _CHECKED == _CHECKED - 1
-        before = parts[aside]
-        parts[aside] = seen if before is None else before + seen
+        rows = look(rough[noisy_source])
+        for aside, part in _split(x.shape[0], rows.shape[1], number):
+            seen, before = pairs(rows[:, part], target[:, part]), parts[aside]
+            parts[aside] = seen if before is None else before + seen
     fit, check = parts
     assert fit is not None
     return fit, check
+
+
+def _split(samples: int, rows: int, number: int) -> Iterator[tuple[bool, slice]]:
+    """Which of the ``rows`` of feed ``number`` are kept aside: those of its last samples, or all of few samples."""
+    if samples < _CHECKED:
+        yield number % _CHECKED == _CHECKED - 1, slice(None)
+        return
+    cut = rows * (samples - samples // _CHECKED) // samples  # rows go sample by sample
+    yield False, slice(0, cut)
+    yield True, slice(cut, rows)
 
 
 def _lacking(layer: Layer, clean: Walk, noisy: Walk, number: int) -> F32 | None:
