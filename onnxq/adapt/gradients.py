@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.edit import new_constant, owner
+from onnxq.graph.edit import new_constant, owner, set_input
 from onnxq.graph.passes.unused import remove_unused
 from onnxq.graph.query import attribute, nodes
 
@@ -48,7 +48,11 @@ def differentiable(model: ir.Model) -> None:
         if node.op_type in _REWRITES:
             take_over(node.outputs[0], _REWRITES[node.op_type](node), model)
     remove_unused(model)
-    for node in nodes(model):  # gradients that read the optional outputs
+    for node in list(nodes(model)):  # gradients that read the optional inputs and outputs
+        if node.op_type == "LayerNormalization" and (len(node.inputs) < 3 or node.inputs[2] is None):
+            scale = node.inputs[1]
+            size = () if scale is None or scale.const_value is None else scale.const_value.shape.numpy()
+            set_input(node, 2, new_constant(owner(node), np.zeros(size, np.float32), name=f"{node.name}_zeros"))
         for i, part in enumerate(_OPTIONAL.get(node.op_type, ())):
             if len(node.outputs) < i + 2:
                 node.resize_outputs(i + 2)

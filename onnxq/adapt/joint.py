@@ -58,12 +58,14 @@ def adapt_jointly(
     chosen = {place: _in_codes(w, parameters.weights[weight_key(w)].params) for place, w in movable.items()}
     learned = _learned(plan)
     graph = training_graph(simulation, chosen, free, scores=scores, learned=learned)
+    reached = with_gradient(graph.model)
+    steps = {tensor: name for tensor, name in graph.steps.items() if name in reached}
     trained = {}
     for latent in graph.weights.values():
         trained[latent.values] = Parameter(_size(graph.model, latent.values))
         trained[latent.log_scale] = Parameter(_SCALE_SIZE)
     trained.update({name: Parameter(_size(graph.model, name)) for name in graph.free.values()})
-    trained.update(dict.fromkeys(graph.steps.values(), Parameter(_STEP_SIZE)))
+    trained.update(dict.fromkeys(steps.values(), Parameter(_STEP_SIZE)))
     data = {**samples.inputs, **{target_name(n): a for n, a in samples.outputs.items()}}
     result = engine.train(graph.model, data, trained, schedule, fit=fit, check=check, progress=progress)
     weights, biases = dict(parameters.weights), dict(parameters.biases)
@@ -76,7 +78,7 @@ def adapt_jointly(
     for place, name in graph.free.items():
         biases[place] = result.values[name]
     tensors = dict(parameters.tensors)
-    for tensor, name in graph.steps.items():
+    for tensor, name in steps.items():
         scale = tensors[tensor].scale * np.exp(float(result.values[name][0]))
         tensors[tensor] = replace(tensors[tensor], scale=np.asarray(scale, np.float32))
     return Parameters(tensors, weights, biases), result

@@ -118,7 +118,9 @@ class Adapter:
         samples = self._samples(self.fit)
         aside = self._samples(self.check)
         if samples is None or aside is None:
-            self.notes.append("inputs of several shapes cannot be trained on: adapted in closed form only")
+            self.notes.append(
+                "adapted in closed form only: inputs and outputs are no samples of one shape each, along the first axis"
+            )
             return
         packed = any(w.stored.packed for w in self.plan.weights)
         if layers and packed:  # 8 bits are rounded to nearest: there is nothing to choose

@@ -12,6 +12,7 @@ from test_adapt_closed_form import deep
 from zoo import ZOO, Net, feeds, prepared
 
 from onnxq import Config, quantize
+from onnxq.adapt import levels
 from onnxq.adapt import runtime as home
 from onnxq.adapt.engine import Engine, Parameter, Schedule
 from onnxq.adapt.gradients import differentiable, new_input, squared_errors, summed, with_gradient
@@ -240,6 +241,19 @@ def test_generated_samples_look_like_samples() -> None:
         assert np.isfinite(array).all()
     assert set(np.unique(made["tokens"])) <= set(np.unique(inputs["tokens"]))
     assert not any(np.array_equal(image, other) for image in made["image"] for other in inputs["image"])
+
+
+@pytest.mark.parametrize("name", ["conv_transpose", "relu_then_float", "embedding", "squeeze_excite", "concat", "split"])
+def test_networks_that_training_meets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators without gradients, weights that two nodes read, optional inputs left out."""
+    monkeypatch.setenv(home.VARIABLE, str(runtime()))
+    monkeypatch.setattr(levels, "_STEPS", 4)
+    proto = ZOO[name]()
+    config = Config(weights="int4", activations="uint4", adapt="iterative")
+    found = quantize(proto, feeds(proto, 24), config=config).report.adaptation
+    assert found is not None
+    assert not found.notes
+    assert any(step.curve for step in found.steps)
 
 
 def test_a_model_with_a_fixed_batch_is_trained_on_such_batches(monkeypatch: pytest.MonkeyPatch) -> None:
