@@ -10,14 +10,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.adapt.engine import Engine, Parameter, Schedule, Trained
-from onnxq.adapt.gradients import differentiable, with_gradient
+from onnxq.adapt.gradients import with_gradient
 from onnxq.adapt.samples import Samples
 from onnxq.adapt.simulation import simulated
-from onnxq.adapt.training_graph import Place, soften, target_name, training_graph
+from onnxq.adapt.training_graph import Place, target_name, training_graph
 from onnxq.choose import Parameters
 from onnxq.emit import weight_key
-from onnxq.graph.copying import copy_model
-from onnxq.graph.query import nodes
 from onnxq.numerics import PerAxis, Quantized, QuantParams, params
 from onnxq.plan import Plan, Weight
 from onnxq.plan.types import SharedWith
@@ -50,32 +48,34 @@ def adapt_jointly(
     What is trained: weights with one scale a channel, read by one node, in uniform codes; their scales; biases; and the
     scales of activations. ``frozen`` are nodes whose weights and biases stay.
     """
-    simulation = simulated(model, plan, parameters)
-    movable, free = _reached(simulation, plan, frozen)
-    if not movable and not free:
-        return parameters, None
+    movable = _movable(plan, frozen)
+    free = [(b.node, b.index) for b in plan.biases if b.weight_node not in frozen]
     scores = {name: samples.score(name) for name in samples.outputs}
     chosen = {place: _in_codes(w, parameters.weights[weight_key(w)].params) for place, w in movable.items()}
-    learned = _learned(plan)
-    graph = training_graph(simulation, chosen, free, scores=scores, learned=learned)
+    simulation = simulated(model, plan, parameters)
+    graph = training_graph(simulation, chosen, free, scores=scores, learned=_learned(plan))
     reached = with_gradient(graph.model)
+    weighed = {place: latent for place, latent in graph.weights.items() if latent.values in reached}
+    biased = {place: name for place, name in graph.free.items() if name in reached}
     steps = {tensor: name for tensor, name in graph.steps.items() if name in reached}
+    if not weighed and not biased:
+        return parameters, None
     trained = {}
-    for latent in graph.weights.values():
+    for latent in weighed.values():
         trained[latent.values] = Parameter(_size(graph.model, latent.values))
         trained[latent.log_scale] = Parameter(_SCALE_SIZE)
-    trained.update({name: Parameter(_size(graph.model, name)) for name in graph.free.values()})
+    trained.update({name: Parameter(_size(graph.model, name)) for name in biased.values()})
     trained.update(dict.fromkeys(steps.values(), Parameter(_STEP_SIZE)))
     data = {**samples.inputs, **{target_name(n): a for n, a in samples.outputs.items()}}
     result = engine.train(graph.model, data, trained, schedule, fit=fit, check=check, progress=progress)
     weights, biases = dict(parameters.weights), dict(parameters.biases)
-    for place, latent in graph.weights.items():
+    for place, latent in weighed.items():
         old, key = chosen[place], weight_key(movable[place])
         scale = (old.scale * np.exp(result.values[latent.log_scale].reshape(old.scale.shape))).astype(np.float32)
         codes = replace(old, scale=scale).quantize(result.values[latent.values])
         computed = weights[key].params
         weights[key] = Quantized(codes.astype(computed.qtype.storage), replace(computed, scale=scale))
-    for place, name in graph.free.items():
+    for place, name in biased.items():
         biases[place] = result.values[name]
     tensors = dict(parameters.tensors)
     for tensor, name in steps.items():
@@ -100,32 +100,17 @@ def _learned(plan: Plan) -> dict[str, str]:
     return {tensor: root for tensor, root in roots.items() if root not in fixed}
 
 
-def _reached(simulation: ir.Model, plan: Plan, frozen: Collection[str]) -> tuple[dict[Place, Weight], list[Place]]:
-    """The weights and biases that can be trained."""
-    probe = copy_model(simulation)
-    soften(probe, {})
-    differentiable(probe)
-    reached = with_gradient(probe)
-    by_name = {n.name or "": n for n in nodes(probe)}
-
-    def is_reached(node: str, index: int) -> bool:
-        found = by_name.get(node)
-        value = None if found is None or index >= len(found.inputs) else found.inputs[index]
-        return value is not None and value.name in reached
-
+def _movable(plan: Plan, frozen: Collection[str]) -> dict[Place, Weight]:
+    """The weights that can be trained if gradients reach them."""
     keys = [weight_key(w) for w in plan.weights]
-    movable = {
+    return {
         (w.node, w.index): w
         for w, key in zip(plan.weights, keys, strict=True)
         if keys.count(key) == 1
         and isinstance(w.granularity, PerAxis)
         and not (w.stored.codebook or w.stored.block)
         and w.node not in frozen
-        and is_reached(w.node, w.index)
     }
-    return movable, [
-        (b.node, b.index) for b in plan.biases if b.weight_node not in frozen and is_reached(b.node, b.index)
-    ]
 
 
 def _in_codes(weight: Weight, computed: QuantParams) -> QuantParams:

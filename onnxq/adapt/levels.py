@@ -36,8 +36,8 @@ from onnxq.choose import Parameters
 from onnxq.config import Config
 from onnxq.errors import RuntimeFailure
 from onnxq.graph.handoff import hand_off
+from onnxq.guard import references
 from onnxq.measure.report import Adaptation, Refit, Step
-from onnxq.numerics import Noise, centred, noise
 from onnxq.plan import Plan
 from onnxq.runtime.session import open_session, run
 
@@ -86,7 +86,7 @@ class Adapter:
         if level != "fast":
             runtime = training_runtime(self.notes.append)
             self._engine = Engine(runtime, self.folder / "training", seed=self.config.seed)
-        self._answers = self._outputs(self.model, self.check)
+        self._seen = references(hand_off(self.model, self.folder), self.check)
         self._noise = self._noise_of(self.best)
         layers = linear_layers(self.model, self.plan, self.best, self.statistics, self.config)
         start = self.best
@@ -218,15 +218,7 @@ class Adapter:
 
     def _noise_of(self, parameters: Parameters) -> float:
         """Noise by energy, the worst output; rows less their means."""
-        sums: dict[str, Noise] = {}
-        answers = self._outputs(simulated(self.model, self.plan, parameters), self.check)
-        for whole, rough in zip(self._answers, answers, strict=True):
-            for name, reference in whole.items():
-                if np.issubdtype(reference.dtype, np.floating):
-                    wide = reference.ndim > 1 and reference.shape[-1] > 1
-                    pair = (centred(reference), centred(rough[name])) if wide else (reference, rough[name])
-                    sums[name] = sums.get(name, Noise()) + noise(*pair)
-        return max((10.0 ** (-s.sqnr_db / 10.0) for s in sums.values()), default=0.0)
+        return self._seen.noise(hand_off(simulated(self.model, self.plan, parameters), self.folder))
 
     def _outputs(self, model: ir.Model, feeds: Iterable[Feed]) -> list[dict[str, Array]]:
         session = open_session(hand_off(model, self.folder))

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import types
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def main(runtime: str, job_folder: str) -> None:
     {"train": Training, "curvature": Curvature}[job["kind"]](folder, job).go()
 
 
-class Run:
+class Run(ABC):
     """What both kinds of job begin with."""
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
@@ -68,9 +69,9 @@ class Run:
         self.parameters = {name: self.state.parameters[name] for name in job["parameters"]}
         self.random = np.random.default_rng(job["seed"])
 
+    @abstractmethod
     def go(self) -> None:
         """Does the job."""
-        raise NotImplementedError
 
     def tell(self, **what: object) -> None:
         print(json.dumps(what), flush=True)

@@ -243,7 +243,9 @@ def test_generated_samples_look_like_samples() -> None:
     assert not any(np.array_equal(image, other) for image in made["image"] for other in inputs["image"])
 
 
-@pytest.mark.parametrize("name", ["conv_transpose", "relu_then_float", "embedding", "squeeze_excite", "concat", "split"])
+@pytest.mark.parametrize(
+    "name", ["conv_transpose", "relu_then_float", "embedding", "squeeze_excite", "concat", "split"]
+)
 def test_networks_that_training_meets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators without gradients, weights that two nodes read, optional inputs left out."""
     monkeypatch.setenv(home.VARIABLE, str(runtime()))
@@ -258,8 +260,9 @@ def test_networks_that_training_meets(name: str, monkeypatch: pytest.MonkeyPatch
 
 def test_a_model_with_a_fixed_batch_is_trained_on_such_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(home.VARIABLE, str(runtime()))
+    monkeypatch.setattr(levels, "_STEPS", 20)
     proto = deep().model({"x": [4, 32]}, {"y": [4, 10]})
-    config = Config(weights="int3", placement="all", adapt="iterative", adapt_seconds=10.0)
+    config = Config(weights="int3", placement="all", adapt="iterative")
     found = quantize(proto, {"x": correlated(256, 32, 1)}, config=config).report.adaptation
     assert found is not None
     assert any(step.curve for step in found.steps)
@@ -269,10 +272,12 @@ def test_a_model_with_a_fixed_batch_is_trained_on_such_batches(monkeypatch: pyte
 @pytest.mark.parametrize("level", ["fast", "iterative", "full"])
 def test_every_level_helps_and_says_by_how_much(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(home.VARIABLE, str(runtime()))
+    monkeypatch.setattr(levels, "_STEPS", 60)
+    monkeypatch.setattr(levels, "_FULL_STEPS", 120)
     proto = deep().model({"x": ["n", 32]}, {"y": ["n", 10]})
     data = {"x": correlated(512, 32, 1)}
     plain = quantize(proto, data, config=Config(weights="int3", placement="all"))
-    config = Config(weights="int3", placement="all", adapt=level, adapt_seconds=20.0)
+    config = Config(weights="int3", placement="all", adapt=level)
     result = quantize(proto, data, config=config)
     found = result.report.adaptation
     assert found is not None
@@ -289,6 +294,16 @@ def test_every_level_helps_and_says_by_how_much(level: str, monkeypatch: pytest.
     if level != "fast":
         assert words[1] == "closed form, channels together"
         assert any(step.curve for step in found.steps)
+
+
+def test_a_budget_of_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(home.VARIABLE, str(runtime()))
+    proto = deep().model({"x": ["n", 32]}, {"y": ["n", 10]})
+    config = Config(weights="int3", placement="all", adapt="iterative", adapt_seconds=0.01)
+    found = quantize(proto, {"x": correlated(256, 32, 1)}, config=config).report.adaptation
+    assert found is not None
+    assert [step.what for step in found.steps] == ["closed form", "closed form, channels together"]
+    assert found.notes == ("no time left for: part 1 of 3 trained with all that follows",)
 
 
 def test_nothing_is_kept_that_does_not_help() -> None:
