@@ -48,10 +48,14 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", help=f"any of {', '.join(LEVELS)} (default: all but full)")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--counts", action="store_true", help="the ablation: numbers of calibration samples, for fast")
+    parser.add_argument("--plot", action="store_true", help="draw what was measured, and measure nothing")
     parser.add_argument("--name", default="adaptation", help="of the file in results/")
     options = parser.parse_args()
     path = harness.RESULTS / f"{options.name}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
+    if options.plot:
+        plot(known["models"])
+        return
     results: dict[str, Any] = known.get("models", {})
     counts: dict[str, Any] = known.get("counts", {})
     for name in harness.chosen(options.models, list(harness.TASKS)):
@@ -75,6 +79,35 @@ def main() -> None:
                     print(name, width, level, {k: v for k, v in row[level].items() if k != "steps"}, flush=True)
                     harness.write(options.name, vars(options), {"models": results, "counts": counts})
         harness.write(options.name, vars(options), {"models": results, "counts": counts})
+
+
+SHOWN = ("min-max", "onnxq", "fast", "iterative")
+COLOURS = ("#b5b5b5", "#9ecae1", "#4292c6", "#08519c")
+
+
+def plot(models: dict[str, Any]) -> None:
+    """`docs/images/adaptation.png`: SQNR of every level, a group of bars for each model, a panel for each width."""
+    import matplotlib.pyplot as plt
+
+    widths = [w for w in ("W4A8", "W3A8", "W4A4") if any(w in m["widths"] for m in models.values())]
+    figure, axes = plt.subplots(len(widths), 1, figsize=(9, 2.6 * len(widths)), sharex=True, squeeze=False)
+    for axis, width in zip(axes[:, 0], widths, strict=True):
+        for i, (level, colour) in enumerate(zip(SHOWN, COLOURS, strict=True)):
+            found = [m["widths"].get(width, {}).get(level, {}).get("sqnr_db") for m in models.values()]
+            places = [k + (i - 1.5) * 0.2 for k, value in enumerate(found) if value is not None]
+            axis.bar(places, [value for value in found if value is not None], 0.2, color=colour, label=level)
+        axis.set_ylabel("SQNR, dB")
+        axis.set_title(f"{width}: {width[1]}-bit weights, {width[3]}-bit activations", loc="left", fontsize=10)
+        axis.grid(axis="y", alpha=0.3)
+        axis.set_axisbelow(True)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    axes[-1, 0].set_xticks(range(len(models)), list(models), rotation=15)
+    axes[0, 0].legend(ncols=len(SHOWN), frameon=False, fontsize=9, loc="upper right", bbox_to_anchor=(1.0, 1.25))
+    figure.tight_layout()
+    path = harness.ROOT / "docs" / "images" / "adaptation.png"
+    figure.savefig(path, dpi=110)
+    print(f"written: {path.relative_to(harness.ROOT)}")
 
 
 class Judge:

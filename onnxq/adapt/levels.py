@@ -50,8 +50,9 @@ _PARTS = 3
 _STEPS = 160
 _FULL_STEPS = 1500
 _RATES = (1e-3, 3e-3)
-# New inputs for each sample: more than enough for the steps that there is time for.
+# New inputs for each sample, more than enough for the steps that there is time for, and what they may take together.
 _GENERATED = 8
+_GENERATED_BYTES = 1 << 29
 _BATCH = 32
 
 
@@ -191,7 +192,8 @@ class Adapter:
         if found is None:
             return False
         if found[1] is not None:
-            self._rates = (found[1].rate,)  # found once: the parts are of one network
+            if found[1].rate > 0.0:
+                self._rates = (found[1].rate,)  # found once: the parts are of one network
             if not found[1].finished:
                 self.notes.append(f"{what}: the training process died; what it had found by then was judged")
             self._offer(what, found[0], begun, found[1].curve)
@@ -237,11 +239,12 @@ class Adapter:
 
     def _with_generated(self, samples: Samples, aside: Samples) -> tuple[Samples, range, range]:
         """All samples and what is made of them; which of them are trained on, and which are kept aside."""
-        more = generated(samples.inputs, _GENERATED, seed=self.config.seed)
+        held = sum(array.nbytes for array in samples.inputs.values())
+        times = min(_GENERATED, max(1, _GENERATED_BYTES // max(held, 1)))
+        more = generated(samples.inputs, times, seed=self.config.seed)
         size = self._rows or _BATCH
-        rows = range(0, samples.count * _GENERATED, size)
-        feeds = [{name: array[i : i + size] for name, array in more.items()} for i in rows]
-        made = self._samples(feeds)
+        rows = range(0, samples.count * times, size)
+        made = self._samples([{name: array[i : i + size] for name, array in more.items()} for i in rows])
         parts = [aside, samples] + ([] if made is None else [made])
         joined = Samples(
             {n: np.concatenate([p.inputs[n] for p in parts]) for n in samples.inputs},
