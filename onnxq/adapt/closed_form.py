@@ -18,8 +18,11 @@ from onnxq.ranges.samples import F64
 
 F32 = npt.NDArray[np.float32]
 
-# Ridges that are tried, shares of the mean energy of an input; infinity leaves the weight as it is.
+# Ridges that are tried, shares of the mean energy of an input; infinity leaves the weight as it is. Layers of many
+# inputs never have the samples for the small ones, and each try solves as many equations.
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+_MANY_INPUTS = 2048
+_COARSE = (1e-1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def refitted(weight: F64, fit: Pairs, check: Pairs | None, *, centred: bool) -> 
     if check is None:
         return weight, np.inf
     best, least = np.inf, float(error(weight, check, centred=centred).sum())
-    for ridge in RIDGES:
+    for ridge in RIDGES if weight.shape[2] < _MANY_INPUTS else _COARSE:
         found = float(error(_ridge(weight, fit, ridge, centred=centred), check, centred=centred).sum())
         if found < least:
             best, least = ridge, found
