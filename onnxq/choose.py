@@ -120,7 +120,7 @@ def _tensors(
     }
     for constant in plan.constants:
         if constant.tensor not in known and constant.tensor not in found:
-            histogram = _histogram(constant_data(values, constant.tensor), constant.tensor)
+            histogram = _histogram(_data(values, constant.tensor), constant.tensor)
             found[constant.tensor] = activation_params(histogram, qtype=constant.qtype, method="minmax")
     return found
 
@@ -149,7 +149,7 @@ def weight_jobs(
         complete = {b.weight_node for b in biases} == {w.node for w in same}
         restore = config.restore if complete else _WITHOUT_BIAS[config.restore]
         seen = {w.node: (layer, statistics.moments[w.node]) for w in same if (layer := layers.get(w.node)) is not None}
-        room, data = least.get(key, np.float32(0)), constant_data(values, same[0].tensor)
+        room, data = least.get(key, np.float32(0)), _data(values, same[0].tensor)
         jobs.append(WeightJob(same[0], data, seen, biases, room, restore))
     return jobs
 
@@ -191,7 +191,7 @@ def _least_scales(
         while root in source:
             root = source[root]
         weight = weight_of[bias.weight_node]
-        needed = np.abs(constant_data(values, bias.tensor).reshape(-1)) / (_BIAS_CODES * float(tensors[root].scale))
+        needed = np.abs(_data(values, bias.tensor).reshape(-1)) / (_BIAS_CODES * float(tensors[root].scale))
         if isinstance(weight.granularity, PerTensor):
             needed = needed.max()
         key = weight_key(weight)
@@ -288,12 +288,12 @@ class WeightJob:
                 continue
             layer, moments = self.seen[bias.weight_node]
             weight, quantized = (layer.matrix(x).astype(np.float64) for x in (self.data, real))
-            shift, data = mean_shift(weight, quantized, moments).astype(np.float32), constant_data(values, bias.tensor)
+            shift, data = mean_shift(weight, quantized, moments).astype(np.float32), _data(values, bias.tensor)
             if shift.size == data.size:
                 yield (bias.node, bias.index), data + shift.reshape(data.shape)
 
 
-def constant_data(values: Mapping[str, ir.Value], tensor: str) -> F32:
+def _data(values: Mapping[str, ir.Value], tensor: str) -> F32:
     data = array(values.get(tensor))
     if data is None:
         raise ModelError(f"tensor '{tensor}' is not a constant of this model")

@@ -61,6 +61,7 @@ _TIMED_FEEDS = 4
 # Samples in a batch for adapting, and the share of calibration samples that adapting is judged by.
 _ADAPTED_ROWS = 32
 _CHECKED_SHARE = 0.125
+
 NOTHING_PAYS = (
     "no layer of this model is large enough for integers to pay on this CPU: weights are stored as int8, "
     "the computing is float; placement = 'all' in the configuration tries all the same"
@@ -195,9 +196,11 @@ def _with_data(job: _Job, feed: Feed) -> _Outcome:
         calibration, held_out = feed.split(config.held_out, seed=config.seed)
     check = None
     if config.adapt != "none":
-        if count is not None and count < _FEW_SAMPLES:
+        # Nothing of what is judged by these may have seen them, ranges included.
+        batch = calibration.layout.rows if calibration.layout.fixed else 1
+        if count is not None and count < max(_FEW_SAMPLES, 4 * batch):
             notes.append(f"not adapted: {count} samples are too few to fit weights to and to judge them by")
-        else:  # nothing of what is judged by these may have seen them, ranges included
+        else:
             calibration, check = calibration.split(_CHECKED_SHARE, seed=config.seed + 1)
     total = calibration.len_hint
     target = target_of(config)

@@ -84,6 +84,12 @@ def test_a_handful_of_samples_is_too_few(place: Path) -> None:
     assert any(note.startswith("not adapted: 5 samples") for note in result.report.notes)
 
 
+def test_two_fixed_batches_are_too_few() -> None:
+    proto = deep().model({"x": [16, 32]}, {"y": [16, 10]})
+    result = quantize(proto, {"x": correlated(32, 32, 1)}, config=Config(weights="int4", adapt="fast"))
+    assert any(note.startswith("not adapted: 32 samples") for note in result.report.notes)
+
+
 def test_the_choice_is_kept_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(config_text(Config(adapt="full", adapt_seconds=90.0)))
