@@ -23,7 +23,7 @@ from onnxq.formats import WeightFormat
 from onnxq.graph.linear_layer import LinearLayer, linear_layer
 from onnxq.graph.query import array, nodes, values_by_name
 from onnxq.numerics import INT32, PerBlock, PerTensor, Quantized, QuantParams, params
-from onnxq.plan.types import Bias, Own, Plan, Point, SharedWith, Storage, Weight
+from onnxq.plan.types import Bias, Own, Plan, Point, Storage, Weight
 from onnxq.ranges import activation_params, fitted, mean_shift
 from onnxq.ranges.blocks import InBlocks, in_blocks
 from onnxq.ranges.fit import concrete_rounding
@@ -181,15 +181,13 @@ def _least_scales(
     plan: Plan, values: Mapping[str, ir.Value], tensors: Mapping[str, QuantParams]
 ) -> dict[WeightKey, F32]:
     """The smallest scales at which the biases still fit into int32 (a dead channel beside a large bias)."""
-    source = {p.tensor: p.source.tensor for p in plan.points if isinstance(p.source, SharedWith)}
+    roots = plan.roots
     weight_of = {w.node: w for w in plan.weights if w.storage is Storage.INTEGER}
     least: dict[WeightKey, F32] = {}
     for bias in plan.biases:
         if bias.weight_node not in weight_of:
             continue
-        root = bias.input
-        while root in source:
-            root = source[root]
+        root = roots.get(bias.input, bias.input)
         weight = weight_of[bias.weight_node]
         needed = np.abs(_data(values, bias.tensor).reshape(-1)) / (_BIAS_CODES * float(tensors[root].scale))
         if isinstance(weight.granularity, PerTensor):

@@ -34,10 +34,9 @@ _IR_VERSION = 9
 
 @dataclass(frozen=True)
 class Parameter:
-    """A value in training. ``size``: what one unit of the rate moves it by; ``decay`` pulls it back to its start."""
+    """A value in training. ``size``: what one unit of the rate moves it by."""
 
     size: float
-    decay: float = 0.0
 
 
 @dataclass(frozen=True)

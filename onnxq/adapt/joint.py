@@ -18,7 +18,6 @@ from onnxq.choose import Parameters
 from onnxq.emit import weight_key
 from onnxq.numerics import PerAxis, Quantized, QuantParams, params
 from onnxq.plan import Plan, Weight
-from onnxq.plan.types import SharedWith
 from onnxq.ranges.fit import code_type
 
 F32 = npt.NDArray[np.float32]
@@ -89,13 +88,7 @@ def _learned(plan: Plan) -> dict[str, str]:
 
     Where a Clip is absorbed the scale has a ceiling, and stays.
     """
-    source = {p.tensor: p.source.tensor for p in plan.points if isinstance(p.source, SharedWith)}
-    roots = {}
-    for point in plan.points:
-        root = point.tensor
-        while root in source:
-            root = source[root]
-        roots[point.tensor] = root
+    roots = plan.roots
     fixed = {roots[p.tensor] for p in plan.points if p.ceiling is not None}
     return {tensor: root for tensor, root in roots.items() if root not in fixed}
 

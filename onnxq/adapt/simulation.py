@@ -13,7 +13,7 @@ from onnxq.emit import WeightKey, emit, weight_key
 from onnxq.graph.edit import new_constant, owner
 from onnxq.graph.query import nodes
 from onnxq.numerics import bias_params
-from onnxq.plan import Bias, Plan, SharedWith, Storage
+from onnxq.plan import Bias, Plan, Storage
 
 F32 = npt.NDArray[np.float32]
 
@@ -48,10 +48,7 @@ def stored_bias(plan: Plan, parameters: Parameters, bias: Bias, data: F32) -> F3
     weight = next((w for w in plan.weights if w.node == bias.weight_node), None)
     if bias.storage is not Storage.INTEGER or weight is None or weight.storage is not Storage.INTEGER:
         return data
-    shared = {p.tensor: p.source.tensor for p in plan.points if isinstance(p.source, SharedWith)}
-    root = bias.input
-    while root in shared:
-        root = shared[root]
+    root = plan.roots.get(bias.input, bias.input)
     chosen = bias_params(parameters.tensors[root], parameters.weights[weight_key(weight)].params)
     return chosen.dequantize(chosen.quantize(data.reshape(-1))).reshape(data.shape)
 

@@ -6,7 +6,7 @@ through all pieces costs one run of the model, whatever their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,20 +57,20 @@ class Walk:
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(data), name)
         self._nodes[self._place[node]].input[index] = name
 
-    def advance(self, stop: int, *, watch: Sequence[str] = ()) -> None:
-        """Runs the nodes up to but without ``stop``; ``watch`` are kept until the next call beside what is read."""
+    def advance(self, stop: int) -> None:
+        """Runs the nodes up to but without ``stop``."""
         piece = self._nodes[self.at : stop]
         made = {name for node in piece for name in node.output if name}
-        wanted = [n for n in dict.fromkeys(o for node in piece for o in node.output) if self._needed(n, stop, watch)]
+        wanted = [n for n in dict.fromkeys(o for node in piece for o in node.output) if self._needed(n, stop)]
         self.at = max(self.at, stop)
         if wanted and self.live:
             self._run(piece, made, wanted)
         for arrays in self.live:
-            for name in [n for n in arrays if not self._needed(n, stop, watch)]:
+            for name in [n for n in arrays if not self._needed(n, stop)]:
                 del arrays[name]
 
-    def _needed(self, name: str, stop: int, watch: Sequence[str]) -> bool:
-        return bool(name) and (self._last.get(name, -1) >= stop or name in watch)
+    def _needed(self, name: str, stop: int) -> bool:
+        return bool(name) and self._last.get(name, -1) >= stop
 
     def _run(self, piece: list[onnx.NodeProto], made: set[str], wanted: list[str]) -> None:
         import onnx

@@ -106,7 +106,7 @@ class Curvature(Run):
 
 
 class Training(Run):
-    """AdamW with the best parameters kept."""
+    """Adam with the best parameters kept."""
 
     pace = 0.0
 
@@ -147,7 +147,7 @@ class Training(Run):
         return min(sound, key=lambda rate: sound[rate]) if sound else min(rates)
 
     def train(self, rate: float, steps: int, *, report: bool) -> None:
-        """AdamW (Loshchilov and Hutter, ICLR 2019) with a rate that falls to 0 as a cosine."""
+        """Adam (Kingma and Ba, ICLR 2015) with a rate that falls to 0 as a cosine."""
         np, job = self.np, self.job
         first, second = job["momentum"]
         m = {n: np.zeros_like(v) for n, v in self.start.items()}
@@ -167,9 +167,6 @@ class Training(Run):
                 size = job["parameters"][name]["size"]
                 value = parameter.data
                 move = (now * size * unbiased) * m[name] / (np.sqrt(v[name]) + 1e-12)
-                decay = job["parameters"][name].get("decay", 0.0) * now
-                if decay:
-                    move += decay * (value - self.start[name])
                 parameter.data = value - move
             self.module.lazy_reset_grad()
             if (step + 1) % job["every"] == 0 or step + 1 == steps:

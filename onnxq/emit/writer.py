@@ -22,7 +22,7 @@ from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import replace_value
 from onnxq.graph.query import array, attribute
 from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params
-from onnxq.plan.types import Bias, Constant, Plan, Point, SharedWith, Storage, Weight
+from onnxq.plan.types import Bias, Constant, Plan, Point, Storage, Weight
 
 F32 = npt.NDArray[np.float32]
 WeightKey = tuple[str, str]  # tensor, granularity and format: nodes that agree in all share one integer tensor
@@ -82,7 +82,7 @@ class _Writer(Pieces):
         self._tensors = tensors
         self._weights = weights
         self._biases = biases
-        self._source = {p.tensor: p.source.tensor for p in plan.points if isinstance(p.source, SharedWith)}
+        self._roots = plan.roots
         self._weight_of = {w.node: w for w in plan.weights if w.storage.computes}
         self._accuracy_level = plan.accuracy_level
         self._packed: dict[str, npt.NDArray[np.integer]] = {}
@@ -289,9 +289,7 @@ class _Writer(Pieces):
         return data.astype(np.float32, copy=False)
 
     def _tensor_params(self, tensor: str) -> QuantParams:
-        root = tensor
-        while root in self._source:
-            root = self._source[root]
+        root = self._roots.get(tensor, tensor)
         if root not in self._tensors:
             raise ModelError(f"tensor '{root}' has no quantization parameters; observe it before emitting")
         return self._tensors[root]

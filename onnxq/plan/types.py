@@ -150,6 +150,18 @@ class Plan:
         """Names of the tensors whose values must be seen: those with parameters of their own."""
         return tuple(p.tensor for p in self.points if isinstance(p.source, Own))
 
+    @property
+    def roots(self) -> dict[str, str]:
+        """By tensor of each point, the tensor whose parameters it has: its own, or the end of the chain of sharing."""
+        shared = {p.tensor: p.source.tensor for p in self.points if isinstance(p.source, SharedWith)}
+        found = {}
+        for point in self.points:
+            root = point.tensor
+            while root in shared:
+                root = shared[root]
+            found[point.tensor] = root
+        return found
+
     def __str__(self) -> str:
         lines = [f"{len(self.anchors)} weighted and {len(self.integer) - len(self.anchors)} other integer nodes"]
         lines += [
