@@ -18,6 +18,7 @@ from onnxq.graph.passes.global_pool import use_global_pool
 from onnxq.graph.passes.identity import remove_passthrough
 from onnxq.graph.passes.inputs import remove_initializers_from_inputs
 from onnxq.graph.passes.lift_constants import lift_constants
+from onnxq.graph.passes.masks import deepen_masks
 from onnxq.graph.passes.movement import tidy_movement
 from onnxq.graph.passes.naming import unique_names
 from onnxq.graph.passes.opset import fit_opset
@@ -70,8 +71,8 @@ def prepare(model: ir.Model) -> Prepared:
         if not changes:
             break
     infer_shapes(work)
-    for move in (tidy_movement, move_pointwise, use_global_pool):
-        if move(work):
+    for rewrite in (tidy_movement, move_pointwise, use_global_pool, deepen_masks):
+        if rewrite(work):
             remove_unused(work)
             unique_names(work)
             infer_shapes(work)

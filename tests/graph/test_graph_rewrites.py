@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from graph_helpers import check, make, node, ops_in_order, rand
@@ -154,3 +155,64 @@ def test_gain_and_offset_of_a_layer_normalisation_stay(tmp_path) -> None:
     constants["w"] = rand(8, 4)
     model = check(make(nodes, {"x": ("b", 5, 8)}, ["y"], constants), {"x": rand(2, 5, 8)}).model
     assert "LayerNormalization" in kernels(model, tmp_path)
+
+
+# -- masks ------------------------------------------------------------------------------------------------------------
+
+
+def masked(mask: np.ndarray, *, computed: bool = False, lifted: float = 0.0, axis: int = -1):
+    """Softmax of scores [batch, 2, 4, 4] with a mask added, spelled as an array or chosen by Where as Swin does."""
+    constants = {"keep": mask == 0, "hide": np.float32(mask.min()), "none": np.float32(0), "mask": mask}
+    nodes = []
+    if computed:
+        constants |= {"axes": np.array([0, 1]), "bias": rand(1, 2, 4, 4), "lift": np.float32(lifted)}
+        nodes += [
+            node("Where", "keep none hide", "chosen"),
+            node("Unsqueeze", "chosen axes", "u"),
+            node("Add", "u lift", "l"),
+            node("Add", "bias l", "mask_"),
+        ]
+    nodes += [
+        node("Add", f"x {'mask_' if computed else 'mask'}", "scores"),
+        node("Softmax", "scores", "p", axis=axis),
+        node("MatMul", "p v", "y"),
+        node("Mul", "x hide", "z"),  # the number of the mask, read for something else
+    ]
+    shape = ("batch", 2, 4, 4)
+    return make(nodes, {"x": shape, "v": shape}, ["y", "z"], constants)
+
+
+CAUSAL = np.triu(np.full((4, 4), -100, np.float32), 1)
+
+
+def floats(model) -> set[float]:
+    arrays = [value.const_value.numpy() for value in model.graph.initializers.values()]
+    return {float(number) for array in arrays if array.dtype == np.float32 for number in array.reshape(-1)}
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_a_mask_leaves_no_subnormal_attention_weights(computed: bool) -> None:
+    feeds = {"x": rand(3, 2, 4, 4), "v": rand(3, 2, 4, 4, seed=1)}
+    proto = masked(CAUSAL, computed=computed)
+    model = check(proto, feeds, tolerance=0.0).model  # not a bit of the outputs differs
+    assert {-1e4, -100.0} <= floats(model)  # the other reader keeps its number
+    proto = onnx.load_from_string(serialize(model))
+    proto.graph.output.append(onnx.ValueInfoProto(name="p"))
+    weights = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(["p"], feeds)[0]
+    assert (weights == 0).sum() == 3 * 2 * 6
+    assert weights[weights > 0].min() > np.finfo(np.float32).tiny
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"mask": np.where(np.eye(4) > 1, 0, -100).astype(np.float32)},  # rows without a number to keep
+        {"mask": CAUSAL / 2},  # weights of exp(-50) are ordinary numbers
+        {"mask": CAUSAL, "computed": True, "lifted": 100.0},  # brings the masked back
+        {"mask": CAUSAL, "axis": 2},
+    ],
+    ids=["all masked", "shallow", "lifted", "other axis"],
+)
+def test_masks_that_must_keep_their_numbers(how) -> None:
+    model = check(masked(**how), {"x": rand(3, 2, 4, 4), "v": rand(3, 2, 4, 4, seed=1)}).model
+    assert -1e4 not in floats(model)
