@@ -26,7 +26,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "W2A8": {"weights": "int2"},
     "W4A4": {"weights": "int4", "activations": "uint4"},
 }
-PLAIN = {"rounding": "nearest", "restore": "none", "objective": "tensor"}
+PLAIN = {"rounding": "nearest", "restore": "none", "objective": "tensor", "equalize": "none"}
 LEVELS: dict[str, dict[str, Any]] = {
     "min-max": {"weight_range": "minmax", "activation_range": "minmax", **PLAIN},
     "percentile": {"weight_range": "minmax", "activation_range": "percentile:99.99", **PLAIN},

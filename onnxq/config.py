@@ -20,6 +20,7 @@ OPERATORS = ("onnxruntime", "standard")
 PLACEMENTS = ("cost", "all")
 ACTIVATIONS = ("uint8", "uint6", "uint4", "none")
 ROUNDINGS = ("auto", "nearest", "compensated")
+EQUALIZE = ("auto", "none")
 ADAPTATIONS = ("none", "fast", "iterative", "full")
 
 
@@ -82,6 +83,7 @@ class Config:
     | `activation_range`  | method for activation scales and zero points                                         |
     | `objective`         | what ``mse`` minimises for weights: ``auto``, or one of ``ranges.layer``               |
     | `restore`           | what is put right after rounding weights: ``none``, ``mean``, ``gain``, ``mean+gain`` |
+    | `equalize`          | ``auto``: channels are made alike where that makes less noise; ``none``              |
     | `target`            | ``auto``, ``x86-vnni``, ``x86-avx2``, ``arm64``                                      |
     | `operators`         | ``onnxruntime``: its own where they are faster; ``standard``: ONNX's only            |
     | `placement`         | ``cost``: integers where they pay; ``all``: wherever there is an integer kernel      |
@@ -109,6 +111,7 @@ class Config:
     activation_range: str = "mse"
     objective: str = "auto"
     restore: str = "mean+gain"
+    equalize: str = "auto"
     target: str = "auto"
     operators: str = "onnxruntime"
     placement: str = "cost"
@@ -129,6 +132,7 @@ class Config:
         choices = (
             ("objective", OBJECTIVES),
             ("restore", RESTORE),
+            ("equalize", EQUALIZE),
             ("operators", OPERATORS),
             ("placement", PLACEMENTS),
             ("activations", ACTIVATIONS),

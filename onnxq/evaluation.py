@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
+from onnxq.equalize import equalized_as
 from onnxq.errors import ConfigError, RuntimeFailure, one_line
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.kinds import METADATA_KEY
@@ -22,7 +23,8 @@ from onnxq.running import Opened, opened, told
 from onnxq.runtime.plain import plain
 
 if TYPE_CHECKING:
-    from onnxq.pipeline import ModelSource, Progress
+    from onnxq.candidates import Progress
+    from onnxq.pipeline import ModelSource
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,11 @@ def evaluate(
 def _as_prepared(reference: Opened, test: Opened, folder: Path) -> Path | bytes:
     """The float model whose tensors mean what those of the same name mean in the quantized model.
 
-    Where BatchNormalization was folded, the output of a Conv is another tensor than before, under the same name. So a
-    model of our own is compared with the float model as it was prepared for quantizing; those of other tools, which
-    fold as they please, with the float model as it is.
+    Where BatchNormalization was folded, or channels were equalized, the output of a Conv is another tensor than before,
+    under the same name. So a model of our own is compared with the float model as it was prepared for quantizing; those
+    of other tools, which fold as they please, with the float model as it is.
     """
     if METADATA_KEY not in test.model.metadata_props:
         return reference.runnable
-    return hand_off(prepare(reference.model).model, folder)
+    steps = json.loads(test.model.metadata_props[METADATA_KEY]).get("equalized", {})
+    return hand_off(equalized_as(prepare(reference.model).model, steps), folder)

@@ -26,7 +26,8 @@ from onnxq.measure import latency
 from onnxq.runtime.session import open_session, run
 
 if TYPE_CHECKING:
-    from onnxq.pipeline import ModelSource, Progress
+    from onnxq.candidates import Progress
+    from onnxq.pipeline import ModelSource
 
 Array: TypeAlias = npt.NDArray[Any]
 Outputs: TypeAlias = "dict[str, Array | list[Array]]"

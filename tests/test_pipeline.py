@@ -15,7 +15,7 @@ import pytest
 from zoo import Net, batchnorm_cnn, feeds, gemm, residual, sandwich_of_convs, silu, trained, transformer_mlp
 
 import onnxq
-from onnxq import Config, DataError, ModelError, Rule, RuntimeFailure, pipeline, quantize
+from onnxq import Config, DataError, ModelError, Rule, RuntimeFailure, candidates, pipeline, quantize
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.numerics import sqnr_db
 from onnxq.plan import Storage
@@ -78,7 +78,7 @@ def test_two_runs_are_equal_byte_for_byte() -> None:
 def test_progress_goes_through_the_stages() -> None:
     told: list[str] = []
     quantize(gemm(), rows(), progress=lambda stage, done, total: told.append(stage))
-    assert list(dict.fromkeys(told))[:3] == ["prepare", "observe", "verify"]
+    assert list(dict.fromkeys(told))[:4] == ["prepare", "equalize", "observe", "verify"]
 
 
 # -- what comes out ---------------------------------------------------------------------------------------------------
@@ -199,8 +199,8 @@ def test_without_data_a_normalised_network_gets_ranges_from_its_moments() -> Non
     result = quantize(proto)
     assert result.plan.anchors == ("conv1", "conv2", "fc")
     assert result.comparison is None
-    assert pipeline.NO_DATA in result.report.warnings
-    assert "no real data was seen" in pipeline.NO_DATA
+    assert candidates.NO_DATA in result.report.warnings
+    assert "no real data was seen" in candidates.NO_DATA
     assert any("loaded and run on random inputs: x [4, 3, 12, 12]" in note for note in result.report.notes)
     test = images(16, seed=7)
     reference, found = infer(proto.SerializeToString(), test)[0], infer(result.proto().SerializeToString(), test)[0]
@@ -217,7 +217,7 @@ def test_without_data_a_transformer_measures_ranges_at_run_time() -> None:
     assert {w.storage for w in result.plan.weights} == {Storage.DYNAMIC}
     assert result.plan.points == ()
     assert {f.kernel for f in result.report.fates} == {"DynamicQuantizeMatMul"}
-    assert pipeline.NO_DATA in result.report.warnings
+    assert candidates.NO_DATA in result.report.warnings
     for scale in (0.1, 10.0):
         (feed,) = feeds(proto, 1, scale=scale)
         reference, found = infer(proto.SerializeToString(), feed), infer(result.proto().SerializeToString(), feed)

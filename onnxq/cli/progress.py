@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _WORDS = {
     "prepare": "Preparing the graph",
+    "equalize": "Equalizing channels",
     "observe": "Observing ranges",
     "verify": "Comparing with float",
     "adapt": "Adapting layers",

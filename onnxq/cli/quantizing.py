@@ -14,7 +14,7 @@ from onnxq.calibrate.options import FeedOptions
 from onnxq.cli.commands import NOT_GOOD, takes
 from onnxq.cli.options import Json, Model, Quiet, Samples, base_config, feed_options
 from onnxq.cli.progress import progress_bar
-from onnxq.config import ADAPTATIONS, AUTO, OBJECTIVES, OPERATORS, RESTORE, Config, config_text
+from onnxq.config import ADAPTATIONS, AUTO, EQUALIZE, OBJECTIVES, OPERATORS, RESTORE, Config, config_text
 from onnxq.errors import ConfigError, OutputError
 from onnxq.formats import weight_format
 
@@ -75,6 +75,13 @@ def quantize(
         typer.Option(
             metavar="WHAT",
             help=f"What is put right after rounding weights: {', '.join(RESTORE)} (default {Config.restore}).",
+        ),
+    ] = None,
+    equalize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help=f"Channels made alike before rounding: {', '.join(EQUALIZE)} (default {Config.equalize}).",
         ),
     ] = None,
     min_sqnr: Annotated[
@@ -157,6 +164,7 @@ def quantize(
         operators=config.operators if operators is None else operators,
         objective=config.objective if objective is None else objective,
         restore=config.restore if restore is None else restore,
+        equalize=config.equalize if equalize is None else equalize,
         samples=config.samples if samples is None else samples,
         seed=config.seed if seed is None else seed,
         min_sqnr=config.min_sqnr if min_sqnr is None else min_sqnr,

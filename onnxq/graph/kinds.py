@@ -9,7 +9,8 @@ import onnx_ir as ir
 from onnxq.errors import ModelError
 from onnxq.graph.copying import all_graphs, all_nodes
 
-# Where onnxq writes into a file what it made of the model: JSON with versions, choices, and ``float``, nodes by reason.
+# Where onnxq writes into a file what it made of the model: JSON with versions, choices, ``float``, nodes by reason, and
+# ``equalized``, factors of channels by tensor (``equalize.Equalized.steps``).
 METADATA_KEY = "onnxq"
 
 _QUANTIZED = frozenset(

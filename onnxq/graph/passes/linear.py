@@ -60,8 +60,11 @@ class Linear:
 def linear_before(value: ir.Value) -> Linear | None:
     """The linear node whose result is ``value``, if that result is read once and weights and bias are constants."""
     node = value.producer()
-    if node is None or sole_consumer(value) is None:
-        return None
+    return None if node is None or sole_consumer(value) is None else linear_ending_at(node)
+
+
+def linear_ending_at(node: ir.Node) -> Linear | None:
+    """The linear layer whose result is the output of ``node``: the node itself, or a MatMul and the Add of its bias."""
     return _matmul_with_add(node) if is_op(node, "Add") else read_linear(node)
 
 

@@ -25,10 +25,10 @@ _DEPTH = 24
 
 
 def deepen_masks(model: ir.Model) -> int:
-    """Puts ``HIDDEN`` in the place of constants at or below -80 that are added to what Softmax reads; how many changed.
+    """Puts ``HIDDEN`` in the place of constants at or below -80 that are added to what Softmax reads; returns how many.
 
-    A constant is reached through Add, Where and operators that only move numbers; a copy of it is changed, so that other
-    readers keep theirs. Arrays are changed only if each of their rows keeps a number above -80, as every attention needs.
+    A constant is reached through Add, Where and operators that only move numbers; a copy is changed, so that other
+    readers keep theirs. Arrays are changed only if each of their rows keeps a number above -80.
     """
     count = 0
     for graph in all_graphs(model):
@@ -46,7 +46,7 @@ def _over_rows(node: ir.Node) -> bool:
 
 
 def _sources(node: ir.Node | None, depth: int) -> Iterator[tuple[ir.Node, int]]:
-    """(reader, index of the input) of all constants whose numbers arrive at the output of ``node``, or are added to it."""
+    """(reader, index of the input) of all constants whose numbers are part of the sum that ``node`` ends."""
     if node is None or depth == 0:
         return
     if is_op(node, "Add"):

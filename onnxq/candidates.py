@@ -1,0 +1,263 @@
+"""From a prepared model and data to the candidate that held-out samples bear out: most of ``quantize``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from onnxq.build import Builder, Built
+from onnxq.calibrate.feeds import Feed, FeedOptions
+from onnxq.calibrate.synthetic import impose_moments, runnable_feed
+from onnxq.config import AUTO, Config
+from onnxq.equalize import Equalized, equalized
+from onnxq.errors import ConfigError
+from onnxq.graph.query import nodes
+from onnxq.graph.signature import Signature, signature
+from onnxq.guard import References, Verdict, judge, references, repair, summary
+from onnxq.measure.latency import LatencyReport
+from onnxq.measure.report import Adaptation
+from onnxq.mixed import with_bits
+from onnxq.placing import Placement, place
+from onnxq.plan import make_plan
+from onnxq.runtime.session import open_session, run
+from onnxq.targets import target_of
+from onnxq.tuned import recall, remember, tuning_key
+from onnxq.tuning import Tuning, tune
+
+Progress: TypeAlias = Callable[[str, int, "int | None"], None]
+
+# Below so many samples none is held out: the judgement would rest on one or two of them.
+_FEW_SAMPLES = 8
+# The most held-out feeds that a judgement runs, the fewer that rank layers (one run a layer), and those that are timed.
+JUDGED_FEEDS = 64
+_RANKED_FEEDS = 8
+# Calibration samples that witness disagreement: at most so many, and of large models only what this many counted
+# elements of activations allow, for each costs a run of both models.
+_WITNESSES = 256
+_WITNESSED_ELEMENTS = 1 << 24
+_TIMED_FEEDS = 4
+# Samples that show how large channels are.
+_EQUALIZED_SAMPLES = 32
+# Samples in a batch for adapting, and the share of calibration samples that adapting is judged by.
+_ADAPTED_ROWS = 32
+_CHECKED_SHARE = 0.125
+
+NO_DATA = "no real data was seen: ranges come from the model alone, and accuracy was not checked"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all stages of one call share."""
+
+    prepared: ir.Model
+    original: ir.Model
+    reference: bytes | Path  # the original as the runtime loads it
+    folder: Path
+    config: Config
+    tell: Progress
+
+    @property
+    def signature(self) -> Signature:
+        return signature(self.original)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The candidate chosen so far. ``verdict`` is None without data; ``timed`` are feeds to measure latency on."""
+
+    built: Built
+    builder: Builder
+    verdict: Verdict | None
+    timed: Feed | None
+    made_from: str
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    latency: LatencyReport | None = None
+    held_out: Feed | None = None
+    tuning: Tuning | None = None
+    adaptation: Adaptation | None = None
+    equalized: Mapping[str, str] = field(default_factory=dict)
+
+
+def with_data(job: Job, feed: Feed) -> Outcome:
+    """The best static INT8 model that held-out samples bear out."""
+    config = job.config
+    feed = feed.limit(config.samples)
+    count = feed.samples
+    notes: list[str] = []
+    if config.held_out == 0.0 or (count is not None and count < _FEW_SAMPLES):
+        calibration = held_out = feed
+        notes.append("judged on the calibration samples themselves: there are too few to hold any out")
+    else:
+        calibration, held_out = feed.split(config.held_out, seed=config.seed)
+    check = None
+    if config.adapt != "none":
+        # Nothing of what is judged by these may have seen them, ranges included.
+        batch = calibration.layout.rows if calibration.layout.fixed else 1
+        if count is not None and count < max(_FEW_SAMPLES, 4 * batch):
+            notes.append(f"not adapted: {count} samples are too few to fit weights to and to judge them by")
+        else:
+            calibration, check = calibration.split(_CHECKED_SHARE, seed=config.seed + 1)
+    total = calibration.len_hint
+    target = target_of(config)
+    placement = place(job.prepared, config, target, calibration.limit(1), job.folder)
+    equal = _equalized(job, placement, calibration)
+    notes += equal.notes
+    builder = Builder(
+        equal.model,
+        config,
+        target,
+        calibration,
+        job.folder,
+        placement=placement,
+        progress=lambda done: job.tell("observe", done, total),
+    )
+    timed = held_out.limit(_TIMED_FEEDS)
+    builder, trials = _tuned(job, builder, timed)
+    builder, choices = with_bits(builder, job.reference, calibration, job.folder, job.tell)
+    notes += choices
+    first = builder.build()
+    adaptation = None
+    if check is not None:
+        first, adaptation = _adapted(job, builder, first, calibration, check)
+        notes += adaptation.notes
+    job.tell("verify", 0, None)
+
+    def verdict_of(built: Built) -> Verdict:
+        verdict = judge(job.reference, built.handed, held_out.limit(JUDGED_FEEDS), config)
+        if not config.guarded:
+            return replace(verdict, good=not verdict.comparison.problems)
+        if not verdict.good or calibration is held_out:
+            return verdict
+        # A few held-out samples show one wrong decision in a hundred too seldom. Ranges fit hundreds of samples with
+        # two numbers a tensor, so that those are almost as good witnesses of disagreement; the report leaves them out.
+        seen = sum(h.total for h in builder.statistics.histograms.values()) / (calibration.len_hint or JUDGED_FEEDS)
+        witnesses = int(min(_WITNESSES, max(1.0, _WITNESSED_ELEMENTS / max(seen, 1.0))))
+        wider = judge(job.reference, built.handed, calibration.limit(witnesses), config)
+        return replace(verdict, good=wider.good)
+
+    @cache
+    def ranked() -> References:
+        return references(job.reference, held_out.limit(_RANKED_FEEDS))
+
+    best, verdict, given_back = repair(
+        first,
+        builder.build,
+        verdict_of,
+        lambda kept: ranked().noise(builder.draft(kept).handed),
+        progress=lambda done, total: job.tell("repair", done, total),
+    )
+    if given_back:
+        notes.append(summary(best.plan, given_back))
+    if feed.ignored:
+        notes.append(f"arrays that no input wants were ignored: {', '.join(feed.ignored)}")
+    warnings = (*([feed.warning] if feed.warning else []), *verdict.comparison.problems)
+    return Outcome(
+        best,
+        builder,
+        verdict,
+        timed,
+        feed.description,
+        tuple(notes),
+        warnings,
+        held_out=held_out,
+        tuning=trials,
+        adaptation=adaptation,
+        equalized=equal.steps,
+    )
+
+
+def _equalized(job: Job, placement: Placement, feed: Feed) -> Equalized:
+    """The prepared model with channels equalized for the plan that ``placement`` leads to."""
+    config, model = job.config, job.prepared
+    if config.equalize == "none":
+        return Equalized(model)
+    job.tell("equalize", 0, None)
+    kept, steered = placement.keep_float, placement.steered
+    plan = make_plan(model, config, target_of(config), keep_float=kept, steered=steered)
+    # What a rule keeps float keeps its weights too.
+    untouched = {n.name or "" for n in nodes(model) if config.precision_of(n.name or "", n.op_type) == "float"}
+    few = feed.limit(_EQUALIZED_SAMPLES)
+    return equalized(model, plan, few, method=config.activation_range, untouched=untouched)
+
+
+def _adapted(job: Job, builder: Builder, first: Built, fit: Feed, check: Feed) -> tuple[Built, Adaptation]:
+    """``first`` with parameters adapted to the noise in the network, as far as the samples ``check`` bear them out."""
+    from onnxq.adapt.levels import Adapter
+
+    assert builder.parameters is not None
+    adapter = Adapter(
+        builder.prepared,
+        first.plan,
+        builder.parameters,
+        builder.statistics,
+        builder.config,
+        list(fit.batches(_ADAPTED_ROWS)),
+        list(check.batches(_ADAPTED_ROWS)),
+        job.folder,
+        job.tell,
+    )
+    adaptation = adapter.run(job.config.adapt)
+    if not adaptation.kept:
+        return first, adaptation
+    builder.parameters = adapter.best
+    return builder.build(first.kept_float), adaptation
+
+
+def without_data(job: Job, options: FeedOptions | None) -> Outcome:
+    """Ranges from BatchNormalization where there is one; elsewhere ranges measured at run time, or none."""
+    if job.config.weights == AUTO:
+        raise ConfigError("weights = 'auto' needs calibration data: how much a layer matters is measured")
+    if job.config.adapt != "none":
+        raise ConfigError("adapt needs calibration data: weights are fitted to what layers read")
+    watched, trusted = impose_moments(job.prepared)
+    feed = runnable_feed(job.reference, job.signature.inputs, options)
+    target = target_of(job.config)
+    builder = Builder(
+        job.prepared,
+        job.config,
+        target,
+        feed if feed is not None else (),
+        job.folder,
+        placement=place(job.prepared, job.config, target, feed or (), job.folder),
+        watched=watched,
+        trusted=trusted if feed is not None else frozenset(),
+        unseen="without calibration data the range of its input is unknown",
+    )
+    timed = None if feed is None else feed.limit(_TIMED_FEEDS)
+    builder, trials = _tuned(job, builder, timed)
+    built = builder.build()
+    notes: tuple[str, ...] = ()
+    if timed is not None:
+        session = open_session(built.handed)
+        for one in timed:
+            run(session, one)
+        notes = (f"loaded and run on random inputs: {', '.join(f'{k} {list(v.shape)}' for k, v in one.items())}",)
+    return Outcome(built, builder, None, timed, "none", notes, (NO_DATA,), tuning=trials)
+
+
+def _tuned(job: Job, builder: Builder, timed: Feed | None) -> tuple[Builder, Tuning | None]:
+    """``builder`` with the fastest placement that the time allows to find, or that was found before, and the trials."""
+    config = job.config
+    if config.tune_seconds <= 0 or timed is None or config.activations != "uint8":
+        return builder, None
+    job.tell("tune", 0, None)
+    feeds, threads = list(timed), thread_counts()
+    key = tuning_key(job.prepared, config, feeds[0], threads)
+    found = recall(key, config.tune_seconds)
+    if found is None:
+        progress = partial(job.tell, "tune")
+        found = tune(builder, feeds, threads=threads, seconds=config.tune_seconds, seed=config.seed, progress=progress)
+        remember(key, found, config.tune_seconds)
+    return replace(builder, placement=found.placement, config=replace(config, operators=found.operators)), found
+
+
+def thread_counts() -> tuple[int, ...]:
+    """One, and all that there are."""
+    return tuple(sorted({1, os.cpu_count() or 1}))

@@ -1,0 +1,225 @@
+"""Which factors make the least noise: of an activation with one scale, and of the weights that read it.
+
+Channel i of the tensor has ends ``h_i, l_i >= 0``, mean square ``m_i``, and the factor ``s_i = exp(t_i)``. Rounding
+``s x`` with b bits makes an error of ``D^2 / 12`` a number, ``D = (max s_i h_i + max s_i l_i) / (2^b - 1)``, which
+reaches the outputs of its readers through ``W_i / s_i``; rounding ``W / s`` makes one of ``d_o^2 / 12`` in output
+channel o, ``d_o = 2 max_i |W_oi| / s_i / (2^B - 1)``, which meets ``s_i x_i``:
+
+    J(t) = D^2 / 12 sum_i |W_i|^2 / s_i^2  +  sum_o d_o^2 / 12 sum_i m_i s_i^2.
+
+With a p-norm for each maximum, J is a sum of products of powers of sums of exponentials of t: convex, and its gradient
+costs two products with ``|W|^p``. Writers need no term: their own scales, one for each channel, follow the factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.calibrate.observers import observe
+from onnxq.numerics import PerAxis, QType, round_half_even
+from onnxq.numerics.sampling import spread_step
+from onnxq.ranges import activation_params, weight_params
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+_NORM = 24.0
+_STEPS = 150
+_RATE = 0.1
+_MOMENTUM, _SPREAD = 0.9, 0.99  # of Adam
+# Output channels that stand for all in J, and multiplications that a trial may take.
+_CHANNELS = 512
+_WORK = 1 << 33
+_FEWEST_ROWS = 64
+# Factors are powers of the eighth root of 2, so that a byte tells one: at most 4 % off, which costs nothing.
+_OCTAVE = 8
+LARGEST = 64.0
+# Share of the numbers of a channel that lie beyond its ends: searched ranges clip about as much.
+_BEYOND = 1e-3
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a reader does with a site.
+
+    ``rows: [R, channels]`` what it reads, before scaling; ``weight: [g, n, k, C]``; ``activation_bits``,
+    ``weight_bits``: None for what stays float; ``block``: inputs that share a scale (0: all of an output channel).
+    """
+
+    rows: F32
+    weight: F32
+    activation_bits: int | None
+    weight_bits: int | None
+    block: int = 0
+
+    @property
+    def blocks(self) -> F32:
+        """The weight with its blocks as groups."""
+        groups, inner, places, outer = self.weight.shape
+        if not self.block or inner % self.block:
+            return self.weight
+        return self.weight.reshape(groups * (inner // self.block), self.block, places, outer)
+
+
+def best_factors(reads: Sequence[Read], *, method: str) -> tuple[F64, float]:
+    """(factors ``[channels]``, noise with them relative to noise without), for a site read by ``reads``.
+
+    The minima of J for the ends of what was seen and for the ends less a few outliers are tried on the rows, with
+    ``method`` for ranges; so is leaving all as it is, which gives ones and 1.0. The geometric mean of factors is about
+    1; ``to_steps`` loses nothing of them.
+    """
+    rows = np.concatenate([read.rows for read in reads]).astype(np.float64)
+    live = (rows != 0).any(axis=0)
+    best, least = np.ones(rows.shape[1]), trial(reads, np.ones(rows.shape[1]), method)
+    before = least
+    if not live.any() or before <= 0.0:
+        return best, 1.0
+    square = np.square(rows).mean(axis=0)
+    for share in (0.0, _BEYOND):
+        low, high = np.quantile(rows, (share, 1.0 - share), axis=0)
+        logs = minimum(reads, np.maximum(high, 0.0), np.maximum(-low, 0.0), square)
+        wanted = np.where(live, np.exp(logs - logs[live].mean()), 1.0).clip(1.0 / LARGEST, LARGEST)
+        factors = from_steps(to_steps(wanted))
+        noise = trial(reads, factors, method)
+        if noise < least:
+            best, least = factors, noise
+    return best, least / before
+
+
+def to_steps(factors: F64) -> npt.NDArray[np.int8]:
+    """The nearest whole numbers of eighths of an octave."""
+    return round_half_even(np.log2(factors) * _OCTAVE).astype(np.int8)
+
+
+def from_steps(steps: npt.NDArray[np.int8]) -> F64:
+    """The factors that ``steps`` eighths of an octave are."""
+    return np.exp2(steps.astype(np.float64) / _OCTAVE)
+
+
+def minimum(reads: Sequence[Read], high: F64, low: F64, square: F64) -> F64:
+    """The t at which J is least: ``[channels]``; ``high``, ``low``, ``square`` as in the module's text."""
+    objective = Objective(reads, high, low, square)
+    t = np.zeros(square.size)
+    mean, spread = np.zeros_like(t), np.zeros_like(t)
+    best, least = t, np.inf
+    for step in range(1, _STEPS + 1):
+        value, gradient = objective(t)
+        if value < least:
+            best, least = t, value
+        if value <= 0.0:
+            break
+        gradient /= value  # of log J: the rate need not know how large the noise is
+        mean = _MOMENTUM * mean + (1 - _MOMENTUM) * gradient
+        spread = _SPREAD * spread + (1 - _SPREAD) * gradient**2
+        rate = _RATE * 0.5 * (1 + np.cos(np.pi * step / _STEPS))
+        t = t - rate * (mean / (1 - _MOMENTUM**step)) / (np.sqrt(spread / (1 - _SPREAD**step)) + 1e-12)
+    return best
+
+
+class Objective:
+    """J and its gradient."""
+
+    def __init__(self, reads: Sequence[Read], high: F64, low: F64, square: F64) -> None:
+        self._high, self._low, self._square = high, low, square
+        self._read = [(read.activation_bits, _energy(read)) for read in reads if read.activation_bits]
+        self._weights = [_Weights(read) for read in reads if read.weight_bits]
+
+    def __call__(self, t: F64) -> tuple[float, F64]:
+        """J and ``dJ/dt: [channels]`` at ``t: [channels]``."""
+        s = np.exp(t, dtype=np.float64)
+        value, gradient = 0.0, np.zeros_like(t)
+        ends = [_largest(s * self._high), _largest(s * self._low)]
+        width, widths = sum(end for end, _ in ends), sum(slope for _, slope in ends)
+        for bits, energy in self._read:
+            factor = 1.0 / (12.0 * (2**bits - 1) ** 2)
+            through = energy / s**2
+            value += factor * width**2 * through.sum()
+            gradient += factor * (2 * width * widths * through.sum() - 2 * width**2 * through)
+        for weights in self._weights:
+            noise, slope = weights(s, self._square)
+            value += noise
+            gradient += slope
+        return float(value), gradient
+
+
+class _Weights:
+    """The second term of J for one reader."""
+
+    def __init__(self, read: Read) -> None:
+        assert read.weight_bits
+        blocks = np.abs(read.blocks)
+        self._places, outer = blocks.shape[2], blocks.shape[3]
+        peaks = blocks[..., :: spread_step(outer, _CHANNELS)].max(axis=2).astype(np.float64)  # [g, n, C']
+        self._top = peaks.max(axis=1, keepdims=True)
+        self._powers = (peaks / np.where(self._top > 0, self._top, 1.0)) ** _NORM
+        self._factor = (2.0 / (2**read.weight_bits - 1)) ** 2 / 12.0 * outer / peaks.shape[2]
+
+    def __call__(self, s: F64, square: F64) -> tuple[float, F64]:
+        groups, inner, _ = self._powers.shape
+        inverse = (s**-_NORM).reshape(groups, 1, inner)
+        sums = np.maximum(inverse @ self._powers, 1e-300)  # [g, 1, C']
+        steps = self._factor * np.square(self._top * sums ** (1.0 / _NORM))
+        energy = (self._places * square * s**2).reshape(groups, inner)
+        total, noise = energy.sum(axis=1, keepdims=True), steps.sum(axis=(1, 2))[:, None]
+        pull = inverse[:, 0] * (self._powers @ (steps / sums).transpose(0, 2, 1))[:, :, 0]
+        return float((total * noise).sum()), (2 * energy * noise - 2 * total * pull).reshape(-1)
+
+
+def _largest(x: F64) -> tuple[float, F64]:
+    """A smooth maximum of ``x >= 0`` and its gradient by the logarithm of x."""
+    top = float(x.max())
+    if top <= 0.0:
+        return 0.0, np.zeros_like(x)
+    powers = (x / top) ** _NORM
+    total = powers.sum()
+    value = top * float(total ** (1.0 / _NORM))
+    return value, value * powers / total
+
+
+def _energy(read: Read) -> F64:
+    """The square of what reads each channel: ``[channels]``."""
+    energy: F64 = np.square(read.weight, dtype=np.float64).sum(axis=(2, 3))
+    return energy.reshape(-1)
+
+
+def trial(reads: Sequence[Read], factors: F64, method: str) -> float:
+    """The energy of the output errors of ``reads`` with factors folded in and everything rounded, on their rows.
+
+    Places of a kernel are taken as if they were added up independently.
+    """
+    error = 0.0
+    for read in reads:
+        groups, inner, places, outer = read.weight.shape
+        most = max(_FEWEST_ROWS, _WORK // (2 * max(1, read.weight.size)))
+        rows = read.rows[:: spread_step(len(read.rows), most)]
+        scaled = (rows * factors).astype(np.float32)
+        if read.activation_bits:
+            seen = observe(scaled, tensor="")
+            qtype = QType(read.activation_bits, signed=False)
+            if seen is not None:
+                scaled = activation_params(seen, qtype=qtype, method=method).fake_quantize(scaled)
+        split = (len(rows), groups, inner)
+        plain, noisy = (x.reshape(split).transpose(1, 0, 2) for x in (rows, scaled))
+        weight = read.weight / factors.astype(np.float32).reshape(groups, inner, 1, 1)
+        if read.weight_bits:
+            weight = _rounded(weight, read)
+        flat = (groups, inner, places * outer)
+        lost = noisy @ weight.reshape(flat) - plain @ read.weight.reshape(flat)
+        error += float(np.square(lost, dtype=np.float64).sum()) / len(rows)
+    return error
+
+
+def _rounded(weight: F32, read: Read) -> F32:
+    """``weight``, of the shape of ``read.weight``, rounded to nearest with one scale an output channel, or block."""
+    assert read.weight_bits
+    groups, inner, places, outer = read.blocks.shape
+    rows = weight.reshape(groups, inner, places, outer).transpose(0, 3, 1, 2).reshape(groups * outer, inner * places)
+    rounded = weight_params(
+        np.ascontiguousarray(rows), qtype=QType(read.weight_bits, signed=True), granularity=PerAxis(0), method="minmax"
+    ).fake_quantize(rows)
+    ordered: F32 = rounded.reshape(groups, outer, inner, places).transpose(0, 2, 3, 1)
+    return ordered.reshape(weight.shape)

@@ -1,0 +1,182 @@
+"""Tensors whose channels can be multiplied by positive factors that their readers divide by again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.graph.edit import float_constant, integer, is_op, new_constant, owner, rank, set_input
+from onnxq.graph.passes.linear import fold_after, fold_before, linear_ending_at, read_linear
+
+Array = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+# f(s x) = s f(x) for s > 0, channel by channel.
+_HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
+# A weight below this can be scaled by any factor and stay finite.
+_LIMIT = float(np.finfo(np.float32).max) / 2**12
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A linear node that reads the site, and the tensor that it reads, which may lie behind a Relu or a pooling.
+
+    ``axis``: of the channels in that tensor.
+    """
+
+    node: ir.Node
+    tensor: str
+    axis: int
+
+    @property
+    def channels(self) -> int:
+        """Input channels."""
+        linear = read_linear(self.node)
+        return 0 if linear is None else linear.inner_channels
+
+    def weight(self) -> Array:
+        """Its weight as ``[g, n, k, C]``: groups, input channels of a group, places of the kernel, output channels."""
+        linear = read_linear(self.node)
+        assert linear is not None
+        weight: Array = linear.weight
+        if is_op(self.node, "Conv"):
+            groups = integer(self.node, "group", 1)
+            parts: Array = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).transpose(0, 2, 3, 1)
+            return parts
+        return (weight.T if integer(self.node, "transB", 0) else weight)[None, :, None, :]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor that may be scaled.
+
+    ``tensor``: where the factors come in; ``axis``: of its channels, 1 or -1. ``layer``: the node at whose output a
+    linear layer ends that writes it, or None where ``constants``, as (node, input), multiply its channels.
+    """
+
+    tensor: str
+    axis: int
+    layer: ir.Node | None
+    constants: tuple[tuple[ir.Node, int], ...]
+    readers: tuple[Reader, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the tensor."""
+        return self.readers[0].channels
+
+    @property
+    def writers(self) -> tuple[ir.Node, ...]:
+        """The nodes whose constants change with it: those of ``constants``, or the one whose weight does."""
+        linear = None if self.layer is None else linear_ending_at(self.layer)
+        return tuple(node for node, _ in self.constants) if linear is None else (linear.node,)
+
+    def scale(self, factors: F64) -> None:
+        """Multiplies channels by ``factors: [channels]``, all positive, where they are written; readers divide."""
+        zero = np.zeros(factors.size)
+        folds = [(read_linear(reader.node), fold_before, 1.0 / factors) for reader in self.readers]
+        folds += [] if self.layer is None else [(linear_ending_at(self.layer), fold_after, factors)]
+        for linear, fold, by in folds:
+            if linear is None or not fold(linear, by, zero, label="equalized"):
+                raise AssertionError(f"the layers of {self.tensor} are not what they were")
+        for node, index in self.constants:
+            value, array = node.inputs[index], float_constant(node.inputs[index])
+            if value is not None and array is not None:
+                scaled = (array * factors).astype(np.float32)
+                set_input(node, index, new_constant(owner(node), scaled, name=f"{value.name}_equalized"))
+
+
+def find_sites(model: ir.Model) -> list[Site]:
+    """All sites of the main graph of a prepared ``model``, in its order; weights that several nodes share stay."""
+    found = []
+    for node in model.graph:
+        value = node.outputs[0] if node.outputs else None
+        if value is None or value.is_graph_output():
+            continue
+        channels, axis, layer, constants = _written(node)
+        readers = _readers(value, axis) if channels else None
+        if readers and all(reader.channels == channels for reader in readers):
+            found.append(Site(value.name or "", axis, layer, constants, tuple(readers)))
+    return found
+
+
+def _written(node: ir.Node) -> tuple[int, int, ir.Node | None, tuple[tuple[ir.Node, int], ...]]:
+    """(channels, axis, layer, constants) of what ``node`` writes, as in ``Site``; 0 channels: it cannot be scaled."""
+    if is_op(node, "LayerNormalization"):
+        over_last = integer(node, "axis", -1) in (-1, (rank(node.inputs[0]) or 0) - 1)
+        places = tuple((node, i) for i in (1, 2) if i < len(node.inputs) and node.inputs[i] is not None)
+        return (_vectors(places) if over_last else 0), -1, None, places
+    linear = linear_ending_at(node)
+    if linear is not None:
+        alone = _alone(linear.node) and not integer(linear.node, "transA", 0)
+        return (linear.channels if alone else 0), linear.axis, node, ()
+    places = _affine(node)
+    return _vectors(places), -1, None, places
+
+
+def _affine(node: ir.Node) -> tuple[tuple[ir.Node, int], ...]:
+    """The constants of ``x * scale`` or ``x * scale + shift`` that ``node`` ends, as it ends a layer normalisation."""
+    index = next((i for i in range(len(node.inputs)) if float_constant(node.inputs[i]) is not None), None)
+    if index is None or not is_op(node, "Mul", "Add"):
+        return ()
+    if is_op(node, "Mul"):
+        return ((node, index),)
+    other = node.inputs[1 - index]
+    before = None if other is None else other.producer()
+    if before is None or other is None or not is_op(before, "Mul") or len(tuple(other.uses())) != 1:
+        return ()
+    scale = _affine(before)
+    return (*scale, (node, index)) if scale else ()
+
+
+def _vectors(places: tuple[tuple[ir.Node, int], ...]) -> int:
+    """How many numbers each of these constants has, if all are vectors of one length above 1; else 0."""
+    sizes = set()
+    for node, index in places:
+        array = float_constant(node.inputs[index])
+        width = rank(node.outputs[0])
+        plain = array is not None and array.dtype == np.float32 and array.ndim == 1 and (width or 0) > 1
+        sizes.add(array.size if plain and array is not None and np.abs(array).max(initial=0.0) < _LIMIT else 0)
+    return sizes.pop() if len(sizes) == 1 and not sizes & {0, 1} else 0
+
+
+def _readers(value: ir.Value, axis: int) -> list[Reader] | None:
+    """All that reads ``value``, or homogeneous operators on it; None unless that is only linear layers."""
+    found: list[Reader] = []
+    if value.is_graph_output() or not tuple(value.uses()):
+        return None
+    for use in value.uses():
+        node = use.node
+        if use.idx != 0:
+            return None
+        if is_op(node, *_HOMOGENEOUS) and len(node.outputs) == 1:
+            behind = _readers(node.outputs[0], axis)
+        elif is_op(node, "Flatten") and axis == 1 and _is_pooled(value) and integer(node, "axis", 1) == 1:
+            behind = _readers(node.outputs[0], -1)
+        else:
+            behind = [Reader(node, value.name or "", axis)] if _reads(node, axis) else None
+        if behind is None:
+            return None
+        found += behind
+    return found
+
+
+def _reads(node: ir.Node, axis: int) -> bool:
+    """Whether ``node`` is a linear layer that reads channels on ``axis`` with a weight of its own."""
+    linear = None if is_op(node, "ConvTranspose") else read_linear(node)
+    if linear is None or linear.axis != axis or integer(node, "transA", 0) or not _alone(node):
+        return False
+    return bool(np.abs(linear.weight).max(initial=0.0) < _LIMIT)
+
+
+def _alone(node: ir.Node) -> bool:
+    """Whether the weight of the linear ``node`` is read by nothing else: scaled for one, it would be stored twice."""
+    weight = node.inputs[1]
+    return weight is not None and len(tuple(weight.uses())) == 1
+
+
+def _is_pooled(value: ir.Value) -> bool:
+    return is_op(value.producer(), "GlobalAveragePool", "GlobalMaxPool")

@@ -1,0 +1,248 @@
+"""Channels made alike: where it is possible, the best factors, and what it is worth."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxq import Config, quantize
+from onnxq.equalize import equalized, equalized_as
+from onnxq.equalize.factors import LARGEST, Objective, Read, best_factors, from_steps, minimum, to_steps, trial
+from onnxq.equalize.sites import find_sites
+from onnxq.graph.compare import equivalent
+from onnxq.graph.prepare import prepare
+from onnxq.plan import make_plan
+from onnxq.targets import TARGETS
+
+RNG = np.random.default_rng(5)
+TARGET = TARGETS["x86-vnni"]
+
+
+def rand(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def node(op_type: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
+    return helper.make_node(op_type, inputs.split(), [output], name=f"{op_type}_{output}", **attributes)
+
+
+def model(nodes: list[onnx.NodeProto], shape: tuple, constants: dict[str, np.ndarray], outputs=("y",)) -> ir.Model:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, shape)],
+        [value(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return prepare(ir.from_proto(proto)).model
+
+
+def spread(channels: int, decades: float = 1.0) -> np.ndarray:
+    """Sizes of channels from 1 to a power of ten, shuffled."""
+    return RNG.permutation(np.logspace(0, decades, channels)).astype(np.float32)
+
+
+def convolutions(middle: str = "Relu", *, last: tuple[str, ...] = ()) -> ir.Model:
+    """Conv, ``middle``, depthwise Conv, Relu, MaxPool, Conv; channels of very different size between them."""
+    size = spread(8)[:, None, None, None]
+    constants = {"w1": rand(8, 3, 3, 3) * size, "b1": rand(8), "w2": rand(8, 1, 3, 3), "b2": rand(8)}
+    constants |= {"w3": rand(4, 8, 1, 1) / size[:, 0, 0, 0][None, :, None, None], "b3": rand(4)}
+    nodes = [
+        node("Conv", "x w1 b1", "c1", pads=[1, 1, 1, 1]),
+        node(middle, "c1", "r1"),
+        node("Conv", "r1 w2 b2", "c2", group=8, pads=[1, 1, 1, 1]),
+        node("Relu", "c2", "r2"),
+        node("MaxPool", "r2", "p", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", "p w3 b3", "y"),
+    ]
+    return model(nodes, ("batch", 3, 8, 8), constants, ("y", *last))
+
+
+def transformer(*, epsilon: bool = False) -> ir.Model:
+    """LayerNormalization, whole or spelled out after its division, two MatMuls that read it, and a Gemm."""
+    gamma = spread(16, 1.5)
+    constants = {"g": gamma, "b": rand(16), "w1": rand(16, 8) / gamma[:, None], "w2": rand(16, 8) / gamma[:, None]}
+    constants |= {"bias": rand(8), "flat": np.array([-1, 16])}
+    norm = [node("LayerNormalization", "x g b", "n")]
+    if epsilon:
+        norm = [node("Tanh", "x", "t"), node("Mul", "t g", "m"), node("Add", "b m", "n")]
+    nodes = [
+        *norm,
+        node("MatMul", "n w1", "a"),
+        node("Add", "a bias", "y"),
+        node("MatMul", "n w2", "z"),
+    ]
+    return model(nodes, ("batch", 5, 16), constants, ("y", "z"))
+
+
+def feeds(graph: ir.Model, count: int = 16) -> list[dict[str, np.ndarray]]:
+    shape = [1, *(d for d in graph.graph.inputs[0].shape if isinstance(d, int))]
+    return [{"x": rand(*shape)} for _ in range(count)]
+
+
+def names(graph: ir.Model) -> dict[str, list[str]]:
+    return {site.tensor: [reader.tensor for reader in site.readers] for site in find_sites(graph)}
+
+
+@pytest.mark.parametrize("middle", ["Relu", "LeakyRelu"])
+def test_convolutions_can_be_scaled_through_relu_and_pooling(middle: str) -> None:
+    assert names(convolutions(middle)) == {"c1": ["r1"], "c2": ["p"]}
+
+
+@pytest.mark.parametrize("epsilon", [False, True])
+def test_so_can_normalised_rows_that_several_layers_read(epsilon: bool) -> None:
+    assert names(transformer(epsilon=epsilon)) == {"n": ["n", "n"]}
+
+
+def test_not_so_what_is_an_output_or_read_by_others() -> None:
+    assert names(convolutions(last=("r1",))) == {"c2": ["p"]}
+    assert names(convolutions("Sigmoid")) == {"c2": ["p"]}
+
+
+def test_weights_that_several_nodes_share_stay() -> None:
+    constants = {"g": spread(8), "b": rand(8), "w": rand(8, 8)}
+    nodes = [
+        node("LayerNormalization", "x g b", "n"),
+        node("MatMul", "n w", "a"),
+        node("MatMul", "a w", "y"),
+    ]
+    assert find_sites(model(nodes, ("batch", 5, 8), constants)) == []
+
+
+@pytest.mark.parametrize("graph", [convolutions(), transformer(), transformer(epsilon=True)], ids=["c", "t", "u"])
+def test_any_factors_leave_what_is_computed(graph: ir.Model) -> None:
+    scaled = ir.serde.deserialize_model(ir.serde.serialize_model(graph))
+    for site in find_sites(scaled):
+        site.scale(np.exp(RNG.standard_normal(site.channels)))
+    for feed in feeds(graph, 3):
+        assert equivalent(graph, scaled, feed) < 1e-5
+    weights = [
+        [n.inputs[1].const_value.numpy() for n in m.graph if n.op_type in ("Conv", "MatMul")] for m in (graph, scaled)
+    ]
+    assert not any(np.allclose(before, after) for before, after in zip(*weights, strict=True))
+
+
+def test_the_channels_after_a_global_pool_are_those_of_its_input() -> None:
+    constants = {"w1": rand(8, 3, 1, 1), "w2": rand(5, 8)}
+    nodes = [
+        node("Conv", "x w1", "c"),
+        node("GlobalAveragePool", "c", "p"),
+        node("Flatten", "p", "f"),
+        node("Gemm", "f w2", "y", transB=1),
+    ]
+    graph = model(nodes, ("batch", 3, 4, 4), constants)
+    assert names(graph) == {"c": ["f"]}
+    (site,) = find_sites(graph)
+    assert (site.axis, site.readers[0].axis) == (1, -1)
+
+
+# -- factors ----------------------------------------------------------------------------------------------------------
+
+
+def reads(
+    activation_bits: int | None = 8, weight_bits: int | None = 8, *, block: int = 0, groups: int = 1
+) -> list[Read]:
+    size = spread(16, 1.5)
+    rows = rand(400, 16) * size
+    weight = rand(groups, 16 // groups, 3, 6) / np.sqrt(size).reshape(groups, -1, 1, 1)
+    return [Read(rows, weight, activation_bits, weight_bits, block)]
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"activation_bits": None}, {"weight_bits": None}, {"groups": 4}, {"block": 8, "activation_bits": None}]
+)
+def test_the_gradient_is_that_of_finite_differences(how) -> None:
+    (read,) = reads(**how)
+    objective = Objective([read], read.rows.max(0), -read.rows.min(0), np.square(read.rows).mean(0))
+    t, step = 0.3 * RNG.standard_normal(16), 1e-5
+    _, gradient = objective(t)
+    for i in range(16):
+        ahead, behind = (objective(t + sign * step * np.eye(16)[i])[0] for sign in (1, -1))
+        assert gradient[i] == pytest.approx((ahead - behind) / (2 * step), rel=1e-5, abs=1e-9 * abs(ahead))
+
+
+def test_the_minimum_is_below_every_rule_and_convex_along_lines() -> None:
+    (read,) = reads()
+    ends, weights = np.abs(read.rows).max(0), np.abs(read.weight).max((2, 3)).reshape(-1)
+    objective = Objective([read], read.rows.max(0), -read.rows.min(0), np.square(read.rows).mean(0))
+    found = minimum([read], read.rows.max(0), -read.rows.min(0), np.square(read.rows).mean(0))
+    rules = [np.log(weights ** (1 - alpha) / ends**alpha) for alpha in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    best = objective(found)[0]
+    assert all(best < objective(rule)[0] for rule in [*rules, np.zeros(16)])
+    for rule in rules:
+        middle = objective((found + rule) / 2)[0]
+        assert middle <= (best + objective(rule)[0]) / 2
+    nudged = [objective(found + 0.05 * RNG.standard_normal(16))[0] for _ in range(50)]
+    assert min(nudged) > best * (1 - 1e-3)
+
+
+def test_unlike_channels_gain_and_alike_channels_are_left_alone() -> None:
+    factors, relative = best_factors(reads(), method="mse")
+    assert relative < 0.6
+    assert np.log(factors).mean() == pytest.approx(0.0, abs=0.05)
+    assert np.array_equal(from_steps(to_steps(factors)), factors)
+    alike = [Read(np.tile(rand(400, 1), (1, 16)), np.ones((1, 16, 1, 4), np.float32), 8, 8)]
+    factors, relative = best_factors(alike, method="mse")
+    assert relative > 0.97
+
+
+def test_dead_channels_and_extreme_ones_stay_within_bounds() -> None:
+    (read,) = reads()
+    rows = read.rows.copy()
+    rows[:, 3] = 0.0
+    rows[:, 5] *= 1e6
+    factors, relative = best_factors([Read(rows, read.weight, 8, 8)], method="minmax")
+    assert factors[3] == 1.0
+    assert factors.min() >= 1 / LARGEST
+    assert factors.max() <= LARGEST
+    assert relative < 1.0
+
+
+def test_the_trial_is_the_error_that_rounding_makes() -> None:
+    rows, weight = rand(200, 8) * spread(8), rand(1, 8, 1, 5)
+    factors = np.exp(0.2 * RNG.standard_normal(8))
+    scaled, divided = rows * factors, weight[0, :, 0] / factors[:, None]
+    step = (scaled.max() - scaled.min()) / 255
+    zero = np.rint(-scaled.min() / step)
+    x = (np.clip(np.rint(scaled / step) + zero, 0, 255) - zero) * step
+    steps = np.abs(divided).max(0) / 7
+    w = np.clip(np.rint(divided / steps), -7, 7) * steps
+    expected = np.square(x @ w - rows @ weight[0, :, 0]).sum() / 200
+    assert trial([Read(rows, weight, 8, 4)], factors, "minmax") == pytest.approx(expected, rel=0.02)
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_equalized_by_what_its_plan_quantizes() -> None:
+    graph = transformer()
+    given = feeds(graph)
+    plan = make_plan(graph, Config(placement="all"), TARGET)
+    found = equalized(graph, plan, given, method="mse")
+    equal = found.model
+    assert "1 tensor equalized" in found.notes[0]
+    again = equalized_as(graph, found.steps)  # what is written down is what was done
+    assert ir.serde.serialize_model(again) == ir.serde.serialize_model(equal)
+    assert equivalent(graph, equal, given[0]) < 1e-5
+    assert [n.name for n in graph.graph] == [n.name for n in equal.graph]
+    assert len(equal.graph.initializers) == len(graph.graph.initializers)  # what was replaced is gone
+    nothing = make_plan(graph, Config(placement="all").with_excluded(("MatMul",)), TARGET)
+    assert equalized(graph, nothing, given, method="mse").model is graph
+    for name in ("LayerNormalization_n", "MatMul_z"):
+        assert equalized(graph, plan, given, method="mse", untouched={name}).model is graph
+
+
+def test_outlying_channels_cost_accuracy_no_more() -> None:
+    graph = transformer()
+    sqnr = {}
+    for equalize in ("none", "auto"):
+        config = Config(placement="all", equalize=equalize, min_agreement=0.0, guard_sqnr=0.0)
+        result = quantize(graph, {"x": np.concatenate([f["x"] for f in feeds(graph, 128)])}, config=config)
+        sqnr[equalize] = result.report.sqnr_db
+        assert any("equalized" in note for note in result.report.notes) == (equalize == "auto")
+    assert sqnr["auto"] > sqnr["none"] + 3.0
