@@ -197,10 +197,6 @@ def _adapted(
     new, ridge = refitted(weight, fit, check, centred=centred)
     every = fit if check is None else fit + check
     data = geometry.tensor(new).astype(np.float32)
-    if config.objective == "auto" and layer.job.use.stored.packed:
-        # The step that is best for rounding to nearest takes most of the time and is not best for rounding together:
-        # with it resnet, mobilenet_v2, vit and the keyword spotter lose 0.0 to 0.35 dB at 3 and 4 bits.
-        config = replace(config, objective="diagonal")
     seen = {layer.job.use.node: (geometry, every.moments)}
     quantized = replace(layer.job, data=data, seen=seen).quantized(config, outputs)
     rounded = geometry.matrix(quantized.dequantize()).astype(np.float64)

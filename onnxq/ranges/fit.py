@@ -59,9 +59,14 @@ def fitted(
     Raises ``ConfigError`` for an unknown method, ``NumericsError`` where the weight holds NaN or infinity.
     """
     centred = "mean" in restore
+    together = moments is not None and moments.full and concrete_rounding(rounding, stored.bits) == "compensated"
+    if together and objective == "auto" and stored.bits < MANY_BITS:
+        # The step that is best for rounding to nearest takes most of the time and is not best for rounding together:
+        # on eight networks it is 0.1 dB worse at 4 bits and 0.15 at 3.
+        objective = "diagonal"
     grid = _grid(weight, moments, stored, qtype, method, objective, restore)
     grid = replace(grid, scale=np.maximum(grid.scale, least).astype(np.float32).astype(np.float64))
-    if moments is not None and moments.full and concrete_rounding(rounding, stored.bits) == "compensated":
+    if moments is not None and together:
         metric = Metric.of(moments.matrix(centred=centred), moments.count)
         levels = metric.rounded(weight, grid)
         if outputs is not None:

@@ -10,7 +10,8 @@ average out over the inputs as rounding does. Hence two choices beside the range
 | `output`   | that of the output: exact line search (``optimum_output``)     | all second moments               |
 
 `output` becomes `diagonal` above ``MATRIX_INPUTS`` inputs. `auto` is `output` below 7 bits and `tensor` from 7 on,
-where what activations lose hides what another objective would gain (measured: ``benchmarks/initialisation.py``).
+where what activations lose hides what another objective would gain (measured: ``benchmarks/initialisation.py``);
+where weights are rounded together it is `diagonal` below 7 bits (``fit``).
 
 | restore     | after rounding ...                                                              | costs a run      |
 |-------------|---------------------------------------------------------------------------------|------------------|
