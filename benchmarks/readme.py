@@ -162,6 +162,19 @@ def adapted(data: dict[str, Any]) -> str:
     return markdown([*header, *(f"{w} {x}" for w in ("W3A8", "W4A4") for x in ("min-max", "iterative"))], rows)
 
 
+def equalization(data: dict[str, Any]) -> str:
+    """One line a model: SQNR without equalized channels and what they add, for each width."""
+    widths = list(next(iter(data["models"].values()))["widths"])
+    rows: Rows = []
+    for name, found in data["models"].items():
+        line = [name]
+        for width in widths:
+            none, auto = (found["widths"][width][how]["sqnr_db"] for how in ("none", "auto"))
+            line += [_number(none, ".1f"), f"{auto - none:+.2f}"]
+        rows.append(line)
+    return markdown(["model", *(x for w in widths for x in (f"{w}, dB", "gain"))], rows)
+
+
 def latency(data: dict[str, Any]) -> str:
     """One line a network: float milliseconds, how many times faster all tools are, with one and with all threads."""
     rows: Rows = []
@@ -307,6 +320,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         },
     },
     "docs/adaptation.md": {"adaptation": ("adaptation", adaptation)},
+    "docs/equalization.md": {"equalization": ("equalization", equalization)},
     "docs/bits.md": {"files": ("int4_files", files), "decoder": ("int4_decoder", decoder)},
     "docs/placement.md": {
         "kernel_costs": (str(COSTS), kernel_costs),
