@@ -148,6 +148,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "range method": (["--range", "nosuch"], "nosuch"),
     "range role": (["--range", "biases=mse"], "biases"),
     "objective": (["--objective", "weights"], "objective is one of"),
+    "equalize": (["--equalize", "yes"], "equalize is one of"),
     "restore": (["--restore", "everything"], "restore is one of"),
     "percentile": (["--range", "percentile:900"], "percentile"),
     "target": (["--target", "z80"], "z80"),
