@@ -71,6 +71,8 @@ def equalized(model: ir.Model, plan: Plan, feeds: Feeds, *, method: str, untouch
     for site in sites:
         if any(r.tensor not in rows or rows[r.tensor].shape[1] != site.channels for r in site.readers):
             continue  # in a branch that did not run
+        if not all(np.isfinite(rows[r.tensor]).all() for r in site.readers):
+            continue  # an error, which observing ranges will find with the name of the first such tensor
         factors, relative = best_factors([_read(r, plan, rows[r.tensor]) for r in site.readers], method=method)
         if relative < _WORTH_IT:
             site.scale(factors)

@@ -8,14 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.graph.edit import float_constant, integer, is_op, new_constant, owner, rank, set_input
+from onnxq.graph.edit import float_constant, integer, is_op, new_constant, owner, rank, set_input, sole_consumer
 from onnxq.graph.passes.linear import fold_after, fold_before, linear_ending_at, read_linear
 
 Array = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-# f(s x) = s f(x) for s > 0, channel by channel.
-_HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
+# f(s x) = s f(x) for s > 0: number by number, and channel by channel of a map.
+_ELEMENTWISE = ("Relu", "LeakyRelu")
+_POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 # A weight below this can be scaled by any factor and stay finite.
 _LIMIT = float(np.finfo(np.float32).max) / 2**12
 
@@ -126,7 +127,7 @@ def _affine(node: ir.Node) -> tuple[tuple[ir.Node, int], ...]:
         return ((node, index),)
     other = node.inputs[1 - index]
     before = None if other is None else other.producer()
-    if before is None or other is None or not is_op(before, "Mul") or len(tuple(other.uses())) != 1:
+    if before is None or other is None or not is_op(before, "Mul") or sole_consumer(other) is not node:
         return ()
     scale = _affine(before)
     return (*scale, (node, index)) if scale else ()
@@ -152,7 +153,7 @@ def _readers(value: ir.Value, axis: int) -> list[Reader] | None:
         node = use.node
         if use.idx != 0:
             return None
-        if is_op(node, *_HOMOGENEOUS) and len(node.outputs) == 1:
+        if is_op(node, *_ELEMENTWISE) or (is_op(node, *_POOLING) and axis == 1 and len(node.outputs) == 1):
             behind = _readers(node.outputs[0], axis)
         elif is_op(node, "Flatten") and axis == 1 and _is_pooled(value) and integer(node, "axis", 1) == 1:
             behind = _readers(node.outputs[0], -1)

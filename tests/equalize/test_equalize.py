@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxq import Config, quantize
+from onnxq import Config, DataError, quantize
 from onnxq.equalize import equalized, equalized_as
 from onnxq.equalize.factors import LARGEST, Objective, Read, best_factors, from_steps, minimum, to_steps, trial
 from onnxq.equalize.sites import find_sites
@@ -141,6 +141,22 @@ def test_the_channels_after_a_global_pool_are_those_of_its_input() -> None:
     assert (site.axis, site.readers[0].axis) == (1, -1)
 
 
+def test_pooling_over_the_last_axis_mixes_what_matrix_products_take_for_channels() -> None:
+    constants = {"w1": rand(6, 8), "w2": rand(8, 5)}
+    nodes = [
+        node("MatMul", "x w1", "a"),
+        node("MaxPool", "a", "p", kernel_shape=[3], pads=[1, 1]),
+        node("MatMul", "p w2", "y"),
+    ]
+    assert find_sites(model(nodes, ("batch", 4, 6), constants)) == []
+
+
+def test_a_product_that_is_an_output_too_stays() -> None:
+    constants = {"g": spread(16), "b": rand(16), "w": rand(16, 8)}
+    nodes = [node("Tanh", "x", "t"), node("Mul", "t g", "m"), node("Add", "b m", "n"), node("MatMul", "n w", "y")]
+    assert find_sites(model(nodes, ("batch", 5, 16), constants, ("y", "m"))) == []
+
+
 # -- factors ----------------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +251,14 @@ def test_a_model_is_equalized_by_what_its_plan_quantizes() -> None:
     assert equalized(graph, nothing, given, method="mse").model is graph
     for name in ("LayerNormalization_n", "MatMul_z"):
         assert equalized(graph, plan, given, method="mse", untouched={name}).model is graph
+
+
+def test_what_is_not_finite_is_reported_by_name() -> None:
+    graph = convolutions()
+    data = {"x": np.concatenate([f["x"] for f in feeds(graph, 16)])}
+    data["x"][:] = 3e38  # overflows in the first sum
+    with pytest.raises(DataError, match=r"tensor '\w+' holds (NaN|infinity)"):
+        quantize(graph, data, config=Config(placement="all"))
 
 
 def test_outlying_channels_cost_accuracy_no_more() -> None:
