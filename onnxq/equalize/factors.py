@@ -72,15 +72,15 @@ def best_factors(reads: Sequence[Read], *, method: str) -> tuple[F64, float]:
     ``method`` for ranges; so is leaving all as it is, which gives ones and 1.0. The geometric mean of factors is about
     1; ``to_steps`` loses nothing of them.
     """
-    rows = np.concatenate([read.rows for read in reads]).astype(np.float64)
+    rows = np.concatenate(list({id(read.rows): read.rows for read in reads}.values()))  # several may read one tensor
     live = (rows != 0).any(axis=0)
     best, least = np.ones(rows.shape[1]), trial(reads, np.ones(rows.shape[1]), method)
     before = least
     if not live.any() or before <= 0.0:
         return best, 1.0
-    square = np.square(rows).mean(axis=0)
+    square = np.square(rows).mean(axis=0, dtype=np.float64)
     for share in (0.0, _BEYOND):
-        low, high = np.quantile(rows, (share, 1.0 - share), axis=0)
+        low, high = np.quantile(rows, (share, 1.0 - share), axis=0).astype(np.float64)
         logs = minimum(reads, np.maximum(high, 0.0), np.maximum(-low, 0.0), square)
         wanted = np.where(live, np.exp(logs - logs[live].mean()), 1.0).clip(1.0 / LARGEST, LARGEST)
         factors = from_steps(to_steps(wanted))
