@@ -150,7 +150,7 @@ def with_data(job: Job, feed: Feed) -> Outcome:
         first,
         builder.build,
         verdict_of,
-        lambda kept: ranked().noise(builder.draft(kept).handed),
+        lambda kept: ranked().noise_once(builder.draft(kept).handed),
         progress=lambda done, total: job.tell("repair", done, total),
     )
     if given_back:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from onnxq.build import Built
 from onnxq.config import Config
+from onnxq.graph.handoff import discard
 from onnxq.measure.compare import Comparison, OutputComparison, compare
 from onnxq.numerics import Noise, centred, noise
 from onnxq.plan import KeptFloat, Plan, Storage
@@ -183,6 +184,13 @@ class References:
                     pair = (centred(reference), centred(test)) if wide else (reference, test)
                     sums[index] = sums.get(index, Noise()) + noise(*pair)
         return max((10.0 ** (-s.sqnr_db / 10.0) for s in sums.values()), default=0.0)
+
+    def noise_once(self, model: bytes | Path) -> float:
+        """``noise`` of a model handed over for this alone: its files, if it has any, are removed."""
+        try:
+            return self.noise(model)
+        finally:
+            discard(model)
 
 
 def references(float_model: bytes | Path, feeds: Feeds) -> References:

@@ -111,7 +111,7 @@ def with_bits(
     for _ in range(_MOST_ROUNDS):
         formats = within_noise(options, within - rest)
         candidate = with_formats(formats)
-        noise = seen.noise(candidate.draft({}).handed)
+        noise = seen.noise_once(candidate.draft({}).handed)
         if noise <= allowed or within <= rest:
             break
         within *= 0.9 * allowed / noise
@@ -133,7 +133,7 @@ def layer_options(
         known = (builder.prepared, plan, builder.statistics, builder.config, weight)
         losses = {text: rounded_as(*known, weight_format(text)) for text in FORMATS}
         probe = losses[PROBE]
-        noise = references.noise(_with_weight(builder.prepared, weight, probe.real, folder))
+        noise = references.noise_once(_with_weight(builder.prepared, weight, probe.real, folder))
         found[weight.node] = tuple(
             Option(
                 text,

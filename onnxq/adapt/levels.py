@@ -220,7 +220,7 @@ class Adapter:
 
     def _noise_of(self, parameters: Parameters) -> float:
         """Noise by energy, the worst output; rows less their means."""
-        return self._seen.noise(hand_off(simulated(self.model, self.plan, parameters), self.folder))
+        return self._seen.noise_once(hand_off(simulated(self.model, self.plan, parameters), self.folder))
 
     def _outputs(self, model: ir.Model, feeds: Iterable[Feed]) -> list[dict[str, Array]]:
         session = open_session(hand_off(model, self.folder))

@@ -1,24 +1,34 @@
-"""Handing a model to the runtime: as bytes, or as a file where it is too large for one protobuf message."""
+"""Handing a model to the runtime: as bytes, or as a file with its weights beside it where it is large."""
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxq.graph.io import save, serialize
 
-# A protobuf message may not pass 2 GiB; what lies well below stays in memory.
-IN_MEMORY_BYTES = 1_500_000_000
+# Weights in a protobuf message are held three times while a session is made of it; those in a file are mapped.
+IN_MEMORY_BYTES = 200_000_000
+
+_numbers = count()
 
 
 def hand_off(model: ir.Model, folder: Path) -> bytes | Path:
     """``model`` as the runtime can load it: bytes, or the path of a file with external data in ``folder``."""
     if weight_bytes(model) <= IN_MEMORY_BYTES:
         return serialize(model)
-    path = folder / f"model_{len(list(folder.glob('model_*.onnx')))}.onnx"
-    save(model, path)
+    path = folder / f"model_{next(_numbers)}.onnx"
+    save(model, path, external_above=IN_MEMORY_BYTES)
     return path
+
+
+def discard(handed: bytes | Path) -> None:
+    """Removes the files of what ``hand_off`` returned for a look in passing."""
+    if isinstance(handed, Path):
+        for path in (handed, handed.with_name(f"{handed.name}.data")):
+            path.unlink(missing_ok=True)
 
 
 def weight_bytes(model: ir.Model) -> int:

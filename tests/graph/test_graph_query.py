@@ -12,7 +12,7 @@ from onnx import TensorProto
 from zoo import Net, feeds, gemm, if_body, loop_body, lstm, prepared, residual
 
 from onnxq.graph import handoff
-from onnxq.graph.handoff import hand_off, weight_bytes
+from onnxq.graph.handoff import discard, hand_off, weight_bytes
 from onnxq.graph.instrument import expose, owners, unobservable
 from onnxq.graph.io import serialize
 from onnxq.graph.query import array, attribute, constant, escapes, is_float, nodes, trailing_ones, values_by_name
@@ -168,6 +168,11 @@ def test_large_models_are_handed_over_as_files_of_their_own(tmp_path: Path, monk
     assert all(isinstance(p, Path) and p.parent == tmp_path for p in paths)
     assert paths[0] != paths[1]
     open_session(paths[1])
+    assert paths[1].with_name(f"{paths[1].name}.data").stat().st_size > weight_bytes(model) / 2  # mapped, not copied
+    for path in paths:
+        discard(path)
+    discard(b"held in memory")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weight_bytes_counts_bodies() -> None:
