@@ -21,7 +21,7 @@ from onnxq.graph.handoff import discard
 from onnxq.measure.compare import Comparison, OutputComparison, compare
 from onnxq.numerics import Noise, centred, noise
 from onnxq.plan import KeptFloat, Plan, Storage
-from onnxq.runtime.session import open_session, run
+from onnxq.runtime.session import open_session, open_to_look, run
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Build = Callable[[Mapping[str, KeptFloat]], Built]
@@ -195,7 +195,7 @@ class References:
 
 def references(float_model: bytes | Path, feeds: Feeds) -> References:
     """The ``References`` of ``float_model`` on ``feeds``, which should be few."""
-    session = open_session(float_model)
+    session = open_to_look(float_model)
     kept = tuple(feeds)
     return References(kept, tuple(run(session, feed) for feed in kept))
 

@@ -19,7 +19,7 @@ from onnxq.graph.handoff import hand_off
 from onnxq.graph.instrument import expose
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.moments import Moments
-from onnxq.runtime.session import open_session, run
+from onnxq.runtime.session import open_to_look, run
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[int], None]
@@ -61,7 +61,7 @@ def run_observers(
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         shown, output_of = expose(model, interior)
         outputs = list(dict.fromkeys(output_of.values()))
-        session = open_session(hand_off(shown, Path(folder))) if outputs else None
+        session = open_to_look(hand_off(shown, Path(folder))) if outputs else None
         for done, feed in enumerate(feeds, start=1):
             arrays = dict(feed)
             if session is not None:

@@ -22,7 +22,7 @@ from onnxq.graph.passes.unused import remove_unused
 from onnxq.numerics import PerBlock
 from onnxq.numerics.sampling import spread_step
 from onnxq.plan import Plan, Storage
-from onnxq.runtime.session import open_session, run
+from onnxq.runtime.session import open_to_look, run
 
 F32 = npt.NDArray[np.float32]
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
@@ -124,7 +124,7 @@ def _seen(model: ir.Model, axes: Mapping[str, int], feeds: Feeds) -> dict[str, F
     kept: dict[str, list[F32]] = {tensor: [] for tensor in axes}
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         shown, output_of = expose(model, list(axes))
-        session = open_session(hand_off(shown, Path(folder)))
+        session = open_to_look(hand_off(shown, Path(folder)))
         for feed in feeds:
             arrays = dict(zip(output_of.values(), run(session, feed, outputs=list(output_of.values())), strict=True))
             for tensor, output in output_of.items():

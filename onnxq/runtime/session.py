@@ -79,6 +79,14 @@ def open_session(
         _refuse_load(model, error)
 
 
+def open_to_look(model: Model) -> InferenceSession:
+    """A session of a float model whose values are wanted and not its time: the weights of a file stay mapped.
+
+    Packing would copy all of them, which takes as long as many runs. Raises as ``open_session``.
+    """
+    return open_session(model, config=None if isinstance(model, bytes) else {"session.disable_prepacking": "1"})
+
+
 def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[npt.NDArray[Any]]:
     """The ``outputs`` (all, in order, if None) of one run.
 
