@@ -39,7 +39,7 @@ import onnxq
 from onnxq.measure import benchmark, compare, kernel_map
 from onnxq.numerics import agreement, centred, sqnr_db
 
-NEAREST = {"rounding": "nearest", "restore": "none", "objective": "tensor"}
+NEAREST = {"rounding": "nearest", "restore": "none", "objective": "tensor", "equalize": "none"}
 # By name, what `accuracy` compares; the first two are what other tools do.
 VARIANTS: dict[str, dict[str, Any]] = {
     "int8": {},
