@@ -17,12 +17,10 @@ import onnx_ir as ir
 from onnxq.adapt.engine import Engine
 from onnxq.adapt.gradients import differentiable, new_input, summed, with_gradient
 from onnxq.adapt.samples import Samples
+from onnxq.calibrate.runner import values_of
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import new_constant
-from onnxq.graph.handoff import hand_off
-from onnxq.graph.instrument import expose
 from onnxq.graph.linear_layer import LinearLayer
-from onnxq.runtime.session import open_session, run
 
 F64 = npt.NDArray[np.float64]
 
@@ -56,7 +54,7 @@ def output_costs(
     ]
     if not wanted:
         return {}
-    shapes = _shapes(model, [n.outputs[0].name or "" for n in wanted], samples, engine)
+    shapes = _shapes(model, [n.outputs[0].name or "" for n in wanted], samples)
     wanted = [n for n in wanted if n.outputs[0].name in shapes]
     largest = sum(4 * int(np.prod(shape)) for shape in shapes.values())
     batch = int(np.clip(_BATCH_BYTES // max(largest, 1), 1, min(_BATCH, samples.count)))
@@ -90,20 +88,14 @@ def _channels(layer: LinearLayer) -> int:
     return layer.weight_shape[0] if layer.transposed else layer.weight_shape[1]
 
 
-def _shapes(model: ir.Model, tensors: Sequence[str], samples: Samples, engine: Engine) -> dict[str, tuple[int, ...]]:
+def _shapes(model: ir.Model, tensors: Sequence[str], samples: Samples) -> dict[str, tuple[int, ...]]:
     """Shapes of ``tensors`` for one sample; those are left out whose first axis does not grow with the samples.
 
     Where the number of rows is fixed: for so many.
     """
-    shown, name_of = expose(model, tensors)
-    engine.folder.mkdir(parents=True, exist_ok=True)
-    session = open_session(hand_off(shown, engine.folder))
-    names = list(dict.fromkeys(name_of.values()))
-    found = []
-    for count in (1, 2) if samples.rows is None else (samples.rows,) * 2:
-        made = dict(zip(names, run(session, samples.batch(range(count)), outputs=names), strict=True))
-        found.append({tensor: made[name_of[tensor]].shape for tensor in tensors})
-    single, double = found
+    counts = (1, 2) if samples.rows is None else (samples.rows,) * 2
+    seen = values_of(model, tensors, [samples.batch(range(count)) for count in counts])
+    single, double = ({tensor: array.shape for tensor, array in arrays.items()} for arrays in seen)
     if samples.rows is not None:
         return single
     return {t: shape for t, shape in single.items() if double[t] == (2 * shape[0], *shape[1:])}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,24 @@ class Statistics:
     moments: dict[str, Moments] = field(default_factory=dict)
 
 
+def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """For each of ``feeds``, what the float ``model`` makes of ``tensors``, by name; inputs count as tensors.
+
+    Names that do not exist are left out; an empty array stands for a tensor of an If branch that did not run.
+    Raises ``RuntimeFailure`` where the model does not run on a feed.
+    """
+    inputs = {v.name for v in model.graph.inputs}
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        shown, output_of = expose(model, [t for t in tensors if t not in inputs])
+        outputs = list(dict.fromkeys(output_of.values()))
+        session = open_to_look(hand_off(shown, Path(folder))) if outputs else None
+        for feed in feeds:
+            arrays = dict(feed)
+            if session is not None:
+                arrays.update(zip(outputs, run(session, feed, outputs=outputs), strict=True))
+            yield {t: arrays[output_of.get(t, t)] for t in tensors if output_of.get(t, t) in arrays}
+
+
 def run_observers(
     model: ir.Model,
     tensors: Sequence[str],
@@ -49,8 +67,6 @@ def run_observers(
     Raises ``DataError`` for NaN, infinity or no feed at all, ``RuntimeFailure`` where the model does not run on the
     data.
     """
-    inputs = {v.name for v in model.graph.inputs}
-    interior = [t for t in tensors if t not in inputs]
     histograms: dict[str, Histogram | None] = dict.fromkeys(tensors)
     read_by: dict[str, LayerInputs] = {}
     readers: dict[str, list[str]] = {}
@@ -58,22 +74,14 @@ def run_observers(
     for name, read in layers.items():
         readers.setdefault(read.tensor, []).append(name)
     done = 0
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        shown, output_of = expose(model, interior)
-        outputs = list(dict.fromkeys(output_of.values()))
-        session = open_to_look(hand_off(shown, Path(folder))) if outputs else None
-        for done, feed in enumerate(feeds, start=1):
-            arrays = dict(feed)
-            if session is not None:
-                arrays.update(zip(outputs, run(session, feed, outputs=outputs), strict=True))
-            for tensor in tensors:
-                array = arrays.get(output_of.get(tensor, tensor))
-                if array is not None and np.issubdtype(array.dtype, np.floating):
-                    histograms[tensor] = merge(histograms[tensor], observe(array, tensor=tensor))
-                    for name in readers.get(tensor, ()) if array.size else ():
-                        read_by.setdefault(name, LayerInputs(layers[name])).add(array)
-            if progress is not None:
-                progress(done)
+    for done, arrays in enumerate(values_of(model, tensors, feeds), start=1):
+        for tensor, array in arrays.items():
+            if np.issubdtype(array.dtype, np.floating):
+                histograms[tensor] = merge(histograms[tensor], observe(array, tensor=tensor))
+                for name in readers.get(tensor, ()) if array.size else ():
+                    read_by.setdefault(name, LayerInputs(layers[name])).add(array)
+        if progress is not None:
+            progress(done)
     if done == 0:
         raise DataError("the calibration data holds no sample: give at least one")
     return Statistics(

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
 from base64 import b64decode, b64encode
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.calibrate.runner import Feeds, values_of
 from onnxq.equalize.factors import Read, best_factors, from_steps, to_steps
 from onnxq.equalize.sites import Reader, Site, find_sites
 from onnxq.graph.copying import copy_model
-from onnxq.graph.handoff import hand_off
-from onnxq.graph.instrument import expose
 from onnxq.graph.passes.unused import remove_unused
 from onnxq.numerics import PerBlock
 from onnxq.numerics.sampling import spread_step
 from onnxq.plan import Plan, Storage
-from onnxq.runtime.session import open_to_look, run
 
 F32 = npt.NDArray[np.float32]
-Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 
 # Rows of a tensor that each feed adds, and the most that are kept.
 _ROWS_OF_A_FEED = 128
@@ -122,17 +116,12 @@ def _read(reader: Reader, plan: Plan, rows: F32) -> Read:
 def _seen(model: ir.Model, axes: Mapping[str, int], feeds: Feeds) -> dict[str, F32]:
     """``[R, C]`` of each tensor: rows spread over what ``feeds`` make of it. ``axes`` tells where channels are."""
     kept: dict[str, list[F32]] = {tensor: [] for tensor in axes}
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        shown, output_of = expose(model, list(axes))
-        session = open_to_look(hand_off(shown, Path(folder)))
-        for feed in feeds:
-            arrays = dict(zip(output_of.values(), run(session, feed, outputs=list(output_of.values())), strict=True))
-            for tensor, output in output_of.items():
-                array = arrays[output]
-                if array.ndim < 2:
-                    continue  # of a branch that did not run
-                rows = np.moveaxis(array, axes[tensor], -1)
-                rows = rows.reshape(-1, rows.shape[-1])
-                if rows.size:
-                    kept[tensor].append(rows[:: spread_step(len(rows), _ROWS_OF_A_FEED)].copy())
+    for arrays in values_of(model, list(axes), feeds):
+        for tensor, array in arrays.items():
+            if array.ndim < 2:
+                continue  # of a branch that did not run
+            rows = np.moveaxis(array, axes[tensor], -1)
+            rows = rows.reshape(-1, rows.shape[-1])
+            if rows.size:
+                kept[tensor].append(rows[:: spread_step(len(rows), _ROWS_OF_A_FEED)].copy())
     return {tensor: np.concatenate(parts)[-_MOST_ROWS:] for tensor, parts in kept.items() if parts}
