@@ -22,6 +22,7 @@ from onnxq.placing import Placement
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
 from onnxq.ranges.fit import code_type, concrete_rounding
 from onnxq.ranges.layer import concrete
+from onnxq.scratch import Scratch
 from onnxq.targets import Target
 
 # Each round gives the nodes back to float that the runtime did not fuse; that can unsettle neighbours, once or twice.
@@ -53,7 +54,7 @@ class Builder:
 
     ``placement`` says what costs decided, and holds for every candidate. ``watched`` is the model that is run to see
     tensors (None: ``prepared`` itself), ``trusted`` the names of those whose values can be believed (None: all),
-    ``unseen`` the reason given for nodes whose tensors were not seen.
+    ``unseen`` the reason given for nodes whose tensors were not seen. ``scratch`` holds all that is large.
     """
 
     prepared: ir.Model
@@ -68,6 +69,7 @@ class Builder:
     unseen: str = "the calibration data never reached it (a branch that did not run)"
     statistics: Statistics = field(default_factory=Statistics)
     parameters: Parameters | None = None
+    scratch: Scratch = field(default_factory=Scratch)
     _observed: set[str] = field(default_factory=set)
 
     def build(self, keep_float: Mapping[str, KeptFloat] | None = None) -> Built:
@@ -107,9 +109,11 @@ class Builder:
         return make_plan(self.prepared, self.config, self.target, keep_float=kept, steered=self.placement.steered)
 
     def _drafted(self, plan: Plan) -> Draft:
-        parameters = choose(self.prepared, plan, self.statistics, self.config, known=self.parameters)
+        parameters = choose(
+            self.prepared, plan, self.statistics, self.config, known=self.parameters, scratch=self.scratch
+        )
         self.parameters = parameters
-        model = emit(self.prepared, plan, **vars(parameters))
+        model = emit(self.prepared, plan, **vars(parameters), scratch=self.scratch)
         return Draft(plan, parameters, model, hand_off(model, self.folder))
 
     def _observe(self, plan: Plan) -> dict[str, KeptFloat]:
@@ -120,7 +124,9 @@ class Builder:
         if new:
             watched = self.prepared if self.watched is None else self.watched
             layers = fitted_layers(self.prepared, plan, self.config, set(new))
-            seen = run_observers(watched, new, self.feeds, layers=layers, progress=self.progress)
+            seen = run_observers(
+                watched, new, self.feeds, layers=layers, scratch=self.scratch, progress=self.progress
+            )
             self.statistics.histograms.update(seen.histograms)
             self.statistics.moments.update(seen.moments)
             self._observed.update(new)

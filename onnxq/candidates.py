@@ -26,6 +26,7 @@ from onnxq.mixed import with_bits
 from onnxq.placing import Placement, place
 from onnxq.plan import make_plan
 from onnxq.runtime.session import open_session, run
+from onnxq.scratch import Scratch
 from onnxq.targets import target_of
 from onnxq.tuned import recall, remember, tuning_key
 from onnxq.tuning import Tuning, tune
@@ -61,6 +62,7 @@ class Job:
     folder: Path
     config: Config
     tell: Progress
+    scratch: Scratch
 
     @property
     def signature(self) -> Signature:
@@ -117,6 +119,7 @@ def with_data(job: Job, feed: Feed) -> Outcome:
         job.folder,
         placement=placement,
         progress=lambda done: job.tell("observe", done, total),
+        scratch=job.scratch,
     )
     timed = held_out.limit(_TIMED_FEEDS)
     builder, trials = _tuned(job, builder, timed)
@@ -184,7 +187,9 @@ def _equalized(job: Job, placement: Placement, feed: Feed) -> Equalized:
     # What a rule keeps float keeps its weights too.
     untouched = {n.name or "" for n in nodes(model) if config.precision_of(n.name or "", n.op_type) == "float"}
     few = feed.limit(_EQUALIZED_SAMPLES)
-    return equalized(model, plan, few, method=config.activation_range, untouched=untouched)
+    return equalized(
+        model, plan, few, method=config.activation_range, untouched=untouched, scratch=job.scratch
+    )
 
 
 def _adapted(job: Job, builder: Builder, first: Built, fit: Feed, check: Feed) -> tuple[Built, Adaptation]:
@@ -229,6 +234,7 @@ def without_data(job: Job, options: FeedOptions | None) -> Outcome:
         watched=watched,
         trusted=trusted if feed is not None else frozenset(),
         unseen="without calibration data the range of its input is unknown",
+        scratch=job.scratch,
     )
     timed = None if feed is None else feed.limit(_TIMED_FEEDS)
     builder, trials = _tuned(job, builder, timed)

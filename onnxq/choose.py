@@ -30,6 +30,7 @@ from onnxq.ranges.fit import concrete_rounding
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.samples import from_rows, rows_of
+from onnxq.scratch import Scratch
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -56,15 +57,22 @@ class Parameters:
 
 
 def choose(
-    model: ir.Model, plan: Plan, statistics: Statistics, config: Config, *, known: Parameters | None = None
+    model: ir.Model,
+    plan: Plan,
+    statistics: Statistics,
+    config: Config,
+    *,
+    known: Parameters | None = None,
+    scratch: Scratch | None = None,
 ) -> Parameters:
     """The ``Parameters`` for ``plan``: activations from ``statistics``, weights and constants from ``model``.
 
     ``known`` are parameters of an earlier plan of the same model and statistics; what they hold is not computed again.
+    ``scratch`` holds the codes.
     Raises ``DataError`` naming a tensor that was never observed, ``ModelError`` for a weight that is not finite.
     """
     values = values_by_name(model)
-    known = known or Parameters({}, {}, {})
+    known, scratch = known or Parameters({}, {}, {}), scratch or Scratch()
     tensors = {**known.tensors, **_tensors(values, plan, statistics, config, known.tensors.keys())}
     jobs = weight_jobs(model, values, plan, statistics, config, tensors)
     missing = [job for job in jobs if job.key not in known.weights or job.too_small(known.weights[job.key])]
@@ -72,7 +80,8 @@ def choose(
     missing.sort(key=lambda job: -job.data.size)
     # Its matrix products would each start as many threads again, and all of them would wait for each other.
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = dict(zip((job.key for job in missing), pool.map(lambda j: j.quantized(config), missing), strict=True))
+        done = pool.map(lambda job: job.quantized(config).kept(scratch.kept), missing)
+        found = dict(zip((job.key for job in missing), done, strict=True))
     weights = {**known.weights, **found}
     biases = dict(known.biases)
     for job in jobs:
@@ -236,7 +245,7 @@ class WeightJob:
         least = self.least.reshape(-1).astype(np.float64)
         try:
             found = fitted(
-                rows.astype(np.float64),
+                rows,
                 moments,
                 stored=use.stored,
                 qtype=use.qtype,

@@ -52,7 +52,7 @@ class Verdict:
 
 def judge(float_model: bytes | Path, quantized: bytes | Path, held_out: Feeds, config: Config) -> Verdict:
     """The ``Verdict`` on ``quantized`` over ``held_out``, data that calibration never saw."""
-    comparison = compare(float_model, quantized, held_out)
+    comparison = compare(float_model, quantized, held_out, few=True)
     sqnr, good = math.inf, not comparison.problems
     primary = comparison.primary
     agreement = 1.0 if primary.agreement is None else primary.agreement

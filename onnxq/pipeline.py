@@ -32,6 +32,7 @@ from onnxq.plan import KeptFloat, Plan, Storage, make_plan
 from onnxq.plan.placement import NOT_WORTH_IT
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.ranges.registry import find_method
+from onnxq.scratch import Scratch
 from onnxq.targets import target_of
 from onnxq.tuned import as_config
 
@@ -117,8 +118,9 @@ def quantize(
     outline = make_plan(prepared.model, config, target_of(config))
     if not outline.anchors and not outline.weights:
         raise ModelError(nothing_to_quantize(outline))
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as name:
-        job = Job(prepared.model, original, hand_off(original, Path(name)), Path(name), config, tell)
+    with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        job = Job(prepared.model, original, hand_off(original, folder), folder, config, tell, Scratch(folder))
         if data is None:
             outcome = without_data(job, feed_options)
         else:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxq.calibrate.feeds import Feed, FeedOptions, FeedSource, open_feed
 from onnxq.calibrate.synthetic import runnable_feed
 from onnxq.errors import ConfigError, DataError, ModelError
-from onnxq.graph.atomic import staged, write_synced
+from onnxq.graph.atomic import staged, write_file
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.io import load
 from onnxq.graph.signature import Signature, signature
@@ -146,7 +146,7 @@ def save_outputs(outputs: Mapping[str, Array | list[Array]], path: str | os.Path
                 key += "_"
             arrays[key] = array
     with staged(Path(path)) as (temporary,):
-        write_synced(temporary, _writer(arrays))
+        write_file(temporary, _writer(arrays))
 
 
 def _writer(arrays: Mapping[str, Array]) -> Callable[[BinaryIO], None]:

@@ -19,6 +19,7 @@ ORDER = [
     "errors",
     "_version",
     "cache",
+    "scratch",
     "formats",
     "numerics",
     "runtime",

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from onnxq.graph.linear_layer import LinearLayer
 from onnxq.ranges.moments import Moments, observe_moments
+from onnxq.scratch import Scratch
 
 Array = npt.NDArray[np.float32]
 
@@ -33,8 +34,8 @@ class LayerInput:
 class LayerInputs:
     """Collects the ``Moments`` of one layer's inputs."""
 
-    def __init__(self, read: LayerInput) -> None:
-        self._read = read
+    def __init__(self, read: LayerInput, scratch: Scratch) -> None:
+        self._read, self._scratch = read, scratch
         self._waiting: list[Array] = []
         self._sum: Moments | None = None
         self._samplers: dict[tuple[int, ...], Callable[[Array], Array]] = {}
@@ -58,4 +59,10 @@ class LayerInputs:
     def _multiply(self) -> None:
         found = observe_moments(np.concatenate(self._waiting, axis=1), full=self._read.full)
         self._waiting.clear()
-        self._sum = found if self._sum is None else self._sum + found
+        if self._sum is None:
+            self._sum = Moments(found.count, found.total, self._scratch.zeros(found.second.shape, found.second.dtype))
+            self._sum.second[...] = found.second
+        else:
+            second = self._sum.second
+            second += found.second
+            self._sum = Moments(self._sum.count + found.count, self._sum.total + found.total, second)

@@ -20,6 +20,7 @@ from onnxq.graph.instrument import expose
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.moments import Moments
 from onnxq.runtime.session import open_to_look, run
+from onnxq.scratch import Scratch
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[int], None]
@@ -57,12 +58,14 @@ def run_observers(
     feeds: Feeds,
     *,
     layers: Mapping[str, LayerInput] | None = None,
+    scratch: Scratch | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
     """The ``Statistics`` of ``tensors`` of the float ``model``, and of ``layers`` that read some of them.
 
     Each of ``feeds`` is one call of the model. Tensors that no feed reached (an If branch that never ran) are missing
-    from the result. ``progress`` is told the number of feeds done.
+    from the result. ``progress`` is told the number of feeds done. ``scratch``
+    holds the sums.
 
     Raises ``DataError`` for NaN, infinity or no feed at all, ``RuntimeFailure`` where the model does not run on the
     data.
@@ -70,7 +73,7 @@ def run_observers(
     histograms: dict[str, Histogram | None] = dict.fromkeys(tensors)
     read_by: dict[str, LayerInputs] = {}
     readers: dict[str, list[str]] = {}
-    layers = layers or {}
+    layers, scratch = layers or {}, scratch or Scratch()
     for name, read in layers.items():
         readers.setdefault(read.tensor, []).append(name)
     done = 0
@@ -79,7 +82,7 @@ def run_observers(
             if np.issubdtype(array.dtype, np.floating):
                 histograms[tensor] = merge(histograms[tensor], observe(array, tensor=tensor))
                 for name in readers.get(tensor, ()) if array.size else ():
-                    read_by.setdefault(name, LayerInputs(layers[name])).add(array)
+                    read_by.setdefault(name, LayerInputs(layers[name], scratch)).add(array)
         if progress is not None:
             progress(done)
     if done == 0:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxq.graph.query import nodes, values_by_name
 from onnxq.numerics import INT32, PerAxis, QuantParams
+from onnxq.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ Place = Before | After
 
 
 class Pieces:
-    """A model under construction. ``made`` remembers what was made, by whatever identifies it."""
+    """A model under construction. ``made`` remembers what was made, by whatever identifies it; ``scratch`` holds it."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.model = model
+    def __init__(self, model: ir.Model, scratch: Scratch | None = None) -> None:
+        self.model, self.scratch = model, scratch or Scratch()
         self.nodes = {n.name or "": n for n in nodes(model)}
         self.values = values_by_name(model)
         self.names = set(self.values) | set(self.nodes)
@@ -99,7 +100,7 @@ class Pieces:
     def initializer(self, graph: ir.Graph, name: str, data: npt.NDArray[np.generic]) -> ir.Value:
         """``data`` as a constant of ``graph`` called ``name``, or nearly so where that is taken."""
         name = self.fresh(name)
-        value = ir.Value(name=name, const_value=ir.Tensor(np.asarray(data), name=name))
+        value = ir.Value(name=name, const_value=ir.Tensor(self.scratch.kept(np.asarray(data)), name=name))
         value.shape, value.dtype = ir.Shape(data.shape), ir.DataType.from_numpy(data.dtype)
         graph.register_initializer(value)
         return value

@@ -23,6 +23,7 @@ from onnxq.graph.edit import replace_value
 from onnxq.graph.query import array, attribute
 from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Point, Storage, Weight
+from onnxq.scratch import Scratch
 
 F32 = npt.NDArray[np.float32]
 WeightKey = tuple[str, str]  # tensor, granularity and format: nodes that agree in all share one integer tensor
@@ -44,14 +45,15 @@ def emit(
     tensors: Mapping[str, QuantParams],
     weights: Mapping[WeightKey, Quantized],
     biases: Mapping[tuple[str, int], F32],
+    scratch: Scratch | None = None,
 ) -> ir.Model:
     """A quantized copy of ``model``, which stays as it is.
 
     ``tensors`` holds the parameters of every point that owns some and of every constant operand; ``weights`` every
-    weight in integers, by ``weight_key``; ``biases``, by node and input, those that differ from the model's. Raises
-    ``ModelError`` naming the tensor where one is missing.
+    weight in integers, by ``weight_key``; ``biases``, by node and input, those that differ from the model's; ``scratch`` holds
+    the constants of the copy. Raises ``ModelError`` naming the tensor where a parameter is missing.
     """
-    writer = _Writer(copy_model(model), tensors, weights, biases, plan)
+    writer = _Writer(copy_model(model), scratch, tensors, weights, biases, plan)
     # Biases first: a node that measures its input at run time is replaced together with its weight.
     for bias in plan.biases:
         writer.bias(bias)
@@ -73,12 +75,13 @@ class _Writer(Pieces):
     def __init__(
         self,
         model: ir.Model,
+        scratch: Scratch | None,
         tensors: Mapping[str, QuantParams],
         weights: Mapping[WeightKey, Quantized],
         biases: Mapping[tuple[str, int], F32],
         plan: Plan,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, scratch)
         self._tensors = tensors
         self._weights = weights
         self._biases = biases

@@ -14,10 +14,12 @@ from onnxq.calibrate.runner import Feeds, values_of
 from onnxq.equalize.factors import Read, best_factors, from_steps, to_steps
 from onnxq.equalize.sites import Reader, Site, find_sites
 from onnxq.graph.copying import copy_model
+from onnxq.graph.handoff import set_aside
 from onnxq.graph.passes.unused import remove_unused
 from onnxq.numerics import PerBlock
 from onnxq.numerics.sampling import spread_step
 from onnxq.plan import Plan, Storage
+from onnxq.scratch import Scratch
 
 F32 = npt.NDArray[np.float32]
 
@@ -44,7 +46,15 @@ class Equalized:
     notes: tuple[str, ...] = ()
 
 
-def equalized(model: ir.Model, plan: Plan, feeds: Feeds, *, method: str, untouched: Collection[str] = ()) -> Equalized:
+def equalized(
+    model: ir.Model,
+    plan: Plan,
+    feeds: Feeds,
+    *,
+    method: str,
+    untouched: Collection[str] = (),
+    scratch: Scratch | None = None,
+) -> Equalized:
     """The prepared ``model`` with channels equalized where that makes less noise; the model itself where nowhere.
 
     Args:
@@ -53,6 +63,7 @@ def equalized(model: ir.Model, plan: Plan, feeds: Feeds, *, method: str, untouch
         feeds: a few dozen inputs to see the channels with.
         method: for ranges of activations.
         untouched: names of nodes that must keep their weights.
+        scratch: holds the new weights.
 
     Raises ``RuntimeFailure`` where the model does not run on the feeds.
     """
@@ -70,6 +81,8 @@ def equalized(model: ir.Model, plan: Plan, feeds: Feeds, *, method: str, untouch
         factors, relative = best_factors([_read(r, plan, rows[r.tensor]) for r in site.readers], method=method)
         if relative < _WORTH_IT:
             site.scale(factors)
+            if scratch is not None:
+                set_aside(copy, scratch)
             gains.append(-10.0 * np.log10(relative))
             steps[site.tensor] = b64encode(to_steps(factors).tobytes()).decode()
     if not gains:

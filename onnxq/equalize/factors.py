@@ -14,7 +14,7 @@ costs two products with ``|W|^p``. Writers need no term: their own scales, one f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ _NORM = 24.0
 _STEPS = 150
 _RATE = 0.1
 _MOMENTUM, _SPREAD = 0.9, 0.99  # of Adam
-# Output channels that stand for all in J, and multiplications that a trial may take.
+# Output channels that stand for all in J and in trials, and multiplications that a trial may take.
 _CHANNELS = 512
 _WORK = 1 << 33
 _FEWEST_ROWS = 64
@@ -189,12 +189,15 @@ def _energy(read: Read) -> F64:
 def trial(reads: Sequence[Read], factors: F64, method: str) -> float:
     """The energy of the output errors of ``reads`` with factors folded in and everything rounded, on their rows.
 
-    Places of a kernel are taken as if they were added up independently.
+    Places of a kernel are taken as if they were added up independently; some output channels stand for all.
     """
     error = 0.0
     for read in reads:
-        groups, inner, places, outer = read.weight.shape
-        most = max(_FEWEST_ROWS, _WORK // (2 * max(1, read.weight.size)))
+        # Not those that the factors were fitted to, where there are others.
+        step = spread_step(read.weight.shape[3], _CHANNELS)
+        full = read.weight[..., step // 2 :: step]
+        groups, inner, places, outer = full.shape
+        most = max(_FEWEST_ROWS, _WORK // (2 * max(1, full.size)))
         rows = read.rows[:: spread_step(len(read.rows), most)]
         scaled = (rows * factors).astype(np.float32)
         if read.activation_bits:
@@ -204,12 +207,13 @@ def trial(reads: Sequence[Read], factors: F64, method: str) -> float:
                 scaled = activation_params(seen, qtype=qtype, method=method).fake_quantize(scaled)
         split = (len(rows), groups, inner)
         plain, noisy = (x.reshape(split).transpose(1, 0, 2) for x in (rows, scaled))
-        weight = read.weight / factors.astype(np.float32).reshape(groups, inner, 1, 1)
+        weight = full / factors.astype(np.float32).reshape(groups, inner, 1, 1)
         if read.weight_bits:
-            weight = _rounded(weight, read)
+            weight = _rounded(weight, replace(read, weight=full))
         flat = (groups, inner, places * outer)
-        lost = noisy @ weight.reshape(flat) - plain @ read.weight.reshape(flat)
-        error += float(np.square(lost, dtype=np.float64).sum()) / len(rows)
+        lost = noisy @ weight.reshape(flat) - plain @ full.reshape(flat)
+        share = len(rows) * outer / read.weight.shape[3]
+        error += float(np.square(lost, dtype=np.float64).sum()) / share
     return error
 
 

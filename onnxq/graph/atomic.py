@@ -44,18 +44,19 @@ def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
                 path.unlink(missing_ok=True)
 
 
-def write_synced(path: Path, write: Callable[[BinaryIO], None], /) -> None:
-    """Writes ``path`` through ``write`` and waits until the bytes are on the disk."""
+def write_file(path: Path, write: Callable[[BinaryIO], None], /, *, durable: bool = True) -> None:
+    """Writes ``path`` through ``write``; if ``durable``, waits until the bytes are on the disk."""
     with path.open("wb") as file:
         write(file)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_bytes(target: Path, content: bytes, /) -> None:
     """Writes ``content`` to ``target`` atomically (reports, tables, small models). Raises OutputError."""
     with staged(target) as (temporary,):
-        write_synced(temporary, lambda file: _write_all(file, content))
+        write_file(temporary, lambda file: _write_all(file, content))
 
 
 def _write_all(file: BinaryIO, content: bytes) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.io import save, serialize
+from onnxq.scratch import SMALL_BYTES, Scratch
 
 # Weights in a protobuf message are held three times while a session is made of it; those in a file are mapped.
 IN_MEMORY_BYTES = 200_000_000
@@ -20,7 +22,7 @@ def hand_off(model: ir.Model, folder: Path) -> bytes | Path:
     if weight_bytes(model) <= IN_MEMORY_BYTES:
         return serialize(model)
     path = folder / f"model_{next(_numbers)}.onnx"
-    save(model, path, external_above=IN_MEMORY_BYTES)
+    save(model, path, external_above=IN_MEMORY_BYTES, durable=False)
     return path
 
 
@@ -29,6 +31,17 @@ def discard(handed: bytes | Path) -> None:
     if isinstance(handed, Path):
         for path in (handed, handed.with_name(f"{handed.name}.data")):
             path.unlink(missing_ok=True)
+
+
+def set_aside(model: ir.Model, scratch: Scratch) -> None:
+    """Puts the initializers of ``model`` that were computed, not loaded, where ``scratch`` keeps them; in place."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.Tensor) and tensor.nbytes >= SMALL_BYTES:
+                array = tensor.numpy()
+                if isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+                    value.const_value = ir.Tensor(scratch.kept(array), dtype=tensor.dtype, name=tensor.name)
 
 
 def weight_bytes(model: ir.Model) -> int:

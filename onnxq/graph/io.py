@@ -12,7 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
 
 from onnxq.errors import ModelError, OutputError, one_line
-from onnxq.graph.atomic import staged, write_bytes, write_synced
+from onnxq.graph.atomic import staged, write_bytes, write_file
 from onnxq.graph.copying import FILES, INFERRED, all_graphs, copy_model
 from onnxq.graph.external import embed_external, resolve_external
 from onnxq.graph.passes.order import sort_nodes
@@ -52,6 +52,7 @@ def save(
     overwrite: bool = True,
     keep: Iterable[str | os.PathLike[str]] = (),
     external_above: int = EXTERNAL_ABOVE,
+    durable: bool = True,
 ) -> tuple[Path, ...]:
     """Writes ``model`` to ``path`` atomically; returns the files written: the model and its data file if it has one.
 
@@ -64,6 +65,7 @@ def save(
         overwrite: False refuses to replace an existing file.
         keep: files that must not be written over, besides those that ``model`` was loaded from.
         external_above: bytes of weights above which they leave the model file.
+        durable: whether to wait until all is on the disk; a file that is read and forgotten need not be.
 
     Raises:
         OutputError: the folder is missing or not writable, the disk is full, or the target is a file to keep.
@@ -84,9 +86,9 @@ def save(
         write_bytes(target, serialize(model))
         return (target,)
     with staged(*targets) as (data_temporary, model_temporary):
-        write_synced(data_temporary, lambda file: _move_weights_out(copy, file, data.name))
+        write_file(data_temporary, lambda file: _move_weights_out(copy, file, data.name), durable=durable)
         content = _to_bytes(copy)
-        write_synced(model_temporary, lambda file: _write(file, content))
+        write_file(model_temporary, lambda file: _write(file, content), durable=durable)
     return (target, data)
 
 

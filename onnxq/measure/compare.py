@@ -28,7 +28,7 @@ from onnxq.measure.accuracy import Accuracy, Scorer
 from onnxq.numerics import Noise, agreement, centred, noise
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model, label
-from onnxq.runtime.session import QUIET, open_session, run
+from onnxq.runtime.session import QUIET, open_session, open_to_look, run
 
 Array = npt.NDArray[Any]
 
@@ -99,16 +99,18 @@ def compare(
     labels: npt.ArrayLike | None = None,
     label_output: str | None = None,
     threads: int | None = None,
+    few: bool = False,
 ) -> Comparison:
     """The ``Comparison`` of ``quantized_model`` with ``float_model`` over ``feeds``, one pass, constant memory.
 
     ``labels: [N] int`` for ``[N, C]`` outputs or ``[N, T] int`` for ``[N, T, C]``, in the order of the feeds; negative
     labels are ignored. They are for ``label_output``, by default the first float output with at least 2 classes.
+    ``few``: too few feeds to copy all float weights for; those of a file stay mapped.
 
     Raises ``DataError`` for empty feeds or labels that do not fit, ``ModelError`` where output names differ.
     """
     # Idle threads of one session that spin would slow the other one down (see ``latency``).
-    a = open_session(float_model, threads=threads, config=QUIET)
+    a = (open_to_look if few else open_session)(float_model, threads=threads, config=QUIET)
     b = open_session(quantized_model, threads=threads, config=QUIET)
     names = [o.name for o in a.get_outputs()]
     if missing := sorted(set(names) - {o.name for o in b.get_outputs()}):

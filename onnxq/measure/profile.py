@@ -11,15 +11,18 @@ import json
 import statistics
 import tempfile
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from onnxq.errors import DataError
 from onnxq.measure.kernels import Kernel, KernelMap, kernels_of
 from onnxq.runtime.proto import Model, label, load_proto
-from onnxq.runtime.session import Feed, Level, open_session, run
+from onnxq.runtime.session import Feed, Level, open_session, open_to_look, run
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -81,7 +84,9 @@ def observed_shapes(model: Model, feed: Feed) -> dict[str, tuple[Shape, ...]]:
 
     ``model`` runs without any optimisation, so that all of its nodes are there; their names must be unique.
     """
-    return {t.name: t.outputs for t in kernel_times(model, [feed], runs=1, optimize="none")}
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        session = open_to_look(model, optimize="none", profile=Path(folder) / "onnxruntime")
+        return {t.name: t.outputs for t in _kernel_times(_profiled(session, [feed], 1), 0)}
 
 
 def _timed(
@@ -95,10 +100,15 @@ def _timed(
         model, threads=threads, optimize=optimize, save_optimized=saved, profile=folder / "onnxruntime"
     )
     warm_up = _WARM_UP_RUNS if runs > 1 else 0
-    for i in range(warm_up + runs):
-        run(session, kept[i % len(kept)])
-    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return _kernel_times(events, warm_up), saved
+    return _kernel_times(_profiled(session, kept, warm_up + runs), warm_up), saved
+
+
+def _profiled(session: InferenceSession, feeds: Sequence[Feed], runs: int) -> list[dict[str, Any]]:
+    """The events of ``runs``, ``feeds`` in turn; ends the profiling of ``session``."""
+    for i in range(runs):
+        run(session, feeds[i % len(feeds)])
+    events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return events
 
 
 def _kernel_times(events: list[dict[str, Any]], warm_up: int) -> tuple[KernelTime, ...]:

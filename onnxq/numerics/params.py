@@ -7,6 +7,7 @@ the zero point is odd), saturation last.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -136,6 +137,10 @@ class Quantized:
     def dequantize(self) -> F32:
         """The real values, float32."""
         return self.params.dequantize(self.codes)
+
+    def kept(self, keep: Callable[[Ints], Ints]) -> Quantized:
+        """The same, its codes where ``keep`` puts them."""
+        return Quantized(keep(self.codes), self.params)
 
 
 def params(

@@ -73,13 +73,12 @@ def in_blocks(
         np.arange(UINT4.qmin, UINT4.qmax + 1, dtype=np.float64),
         Blocks(size, scale[None], zero[None]),
     )
-    exact = rows.astype(np.float64)[None]
     if rounding == "compensated" and moments is not None and moments.full:
-        levels = compensated(exact, moments.matrix(centred=centred), moments.count, grid)[0]
+        levels = compensated(rows[None], moments.matrix(centred=centred), moments.count, grid)[0]
     else:
-        levels = grid.nearest(exact)[0]
-    zeros = np.repeat(zero, size, axis=1)[:, : rows.shape[1]]
-    return InBlocks((levels + zeros).astype(np.uint8), scale.astype(np.float32), zero.astype(np.uint8))
+        levels = grid.nearest(rows[None])[0]
+    levels += np.repeat(zero.astype(np.int16), size, axis=1)[:, : rows.shape[1]]
+    return InBlocks(levels.astype(np.uint8), scale.astype(np.float32), zero.astype(np.uint8))
 
 
 def _signed(

@@ -36,7 +36,7 @@ from onnxq.ranges.method import for_dead_parts, usable
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.optimum_output import optimal_output_steps
 from onnxq.ranges.registry import find_method
-from onnxq.ranges.samples import CHUNK, F64, scales_of_rows
+from onnxq.ranges.samples import F32, F64, channel_parts, scales_of_rows
 
 # Inputs of a layer up to which all second moments are kept: memory grows with their square, time with their cube.
 MATRIX_INPUTS = 1152
@@ -92,17 +92,21 @@ def layer_steps(
     return for_dead_parts(step, qtype)
 
 
-def with_gain(weight: F64, codes: F64, step: F64, moments: Moments, *, centred: bool) -> F64:
-    """``[g, C]`` the scale that restores the output's gain for ``codes: [g, C, n]``, rounded with ``step``."""
-    second = moments.matrix(centred=centred) if moments.full else moments.squares(centred=centred)[:, None, :]
+def with_gain(weight: F64, codes: F64, step: F64, second: F32) -> F64:
+    """``[g, C]`` the scale that restores the output's gain for ``codes: [g, C, n]``, rounded with ``step``.
+
+    ``second``: the inputs' second moments or covariance, ``[g, n, n]``, or its diagonal, ``[g, n]``. Products are taken
+    in float32 and added up in float64.
+    """
     result: F64 = step.copy()
-    some = max(1, CHUNK // (weight.shape[0] * weight.shape[2]))  # channels that fit the cache
-    for c in range(0, weight.shape[1], some):
-        w, q, s = weight[:, c : c + some], codes[:, c : c + some], step[:, c : c + some]
-        seen_w, seen_q = (np.matmul(w, second), np.matmul(q, second)) if moments.full else (w * second, q * second)
+    for part in channel_parts(weight.shape):
+        w, q, s = weight[:, part], codes[:, part], step[:, part]
+        seen_w, seen_q = (
+            np.matmul(x.astype(np.float32), second) if second.ndim == 3 else x * second[:, None, :] for x in (w, q)
+        )
         ww, wq, qq = (np.einsum("gcn,gcn->gc", a, b) for a, b in ((seen_w, w), (seen_w, q), (seen_q, q)))
         sound = (wq > 0) & (np.square(wq) >= _LEAST_CORRELATION**2 * ww * qq)
-        result[:, c : c + some] = np.where(sound, np.divide(ww, wq, out=np.ones_like(ww), where=sound), s)
+        result[:, part] = np.where(sound, np.divide(ww, wq, out=np.ones_like(ww), where=sound), s)
     return result
 
 

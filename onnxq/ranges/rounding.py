@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.numerics import round_half_even
-from onnxq.ranges.samples import F64, Index
+from onnxq.ranges.samples import F64, Index, channel_parts
 
 # Columns worked off before what they changed is multiplied out for the rest: one matrix product instead of many rows.
 _BLOCK = 64
@@ -35,8 +35,6 @@ _BLOCK = 64
 DAMPING = 0.01
 _PER_ROW = 0.1
 _PASSES = 4
-# Weights rounded at once: bounds the memory.
-_CHUNK = 1 << 20
 
 # Groups of channels that are rounded anew one after the other, how often, and the damping of what outputs cost.
 _GROUPS = 32
@@ -44,6 +42,7 @@ _SWEEPS = 3
 _OUTPUT_DAMPING = 0.1
 
 Levels = npt.NDArray[np.int16]
+Weight = npt.NDArray[np.float64] | npt.NDArray[np.float32]  # worked on in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +66,13 @@ class Grid:
     levels: F64
     blocks: Blocks | None = None
 
-    def nearest(self, weight: F64) -> Levels:
+    def nearest(self, weight: Weight) -> Levels:
         """``level - zero`` of the values nearest to ``weight: [g, C, n]``."""
         found = np.empty(weight.shape, np.int16)
-        for part in _parts(weight.shape):
+        for part in channel_parts(weight.shape):
             piece = self.part(part, _in_order(weight))
-            found[:, part] = piece.nearest(weight[:, part], slice(None))
+            across = weight[:, part].transpose(0, 2, 1).astype(np.float64, copy=False)
+            found[:, part] = piece.nearest(across, slice(None)).transpose(0, 2, 1)
         return found
 
     def multiples(self, inputs: int) -> F64:
@@ -81,34 +81,37 @@ class Grid:
             return np.ones((*self.scale.shape, 1))
         return np.repeat(self.blocks.multiples, self.blocks.size, axis=2)[:, :, :inputs]
 
-    def part(self, channels: slice, columns: Index) -> Piece:
-        """Some ``channels``, their inputs in the order ``columns: [g, n]``."""
-        scale = self.scale[:, channels, None]
+    def part(self, channels: slice, inputs: Index) -> Piece:
+        """Some ``channels``, their inputs in the order ``inputs: [g, n]``."""
+        scale = self.scale[:, None, channels]
         if self.blocks is None:
-            unit = np.broadcast_to(scale, (*scale.shape[:2], columns.shape[1]))
-            return Piece(self.levels, unit, None)
-        where = (columns // self.blocks.size)[:, None, :]
-        unit = np.take_along_axis(self.blocks.multiples[:, channels], where, axis=2) * scale
-        zeros = self.blocks.zeros[:, channels]
-        return Piece(self.levels, unit, np.take_along_axis(zeros, where, axis=2) if zeros.any() else None)
+            return Piece(self.levels, scale, None)
+        where = (inputs // self.blocks.size)[:, :, None]
+        multiples, zeros = (x[:, channels].transpose(0, 2, 1) for x in (self.blocks.multiples, self.blocks.zeros))
+        unit = np.take_along_axis(multiples, where, axis=1) * scale
+        return Piece(self.levels, unit, np.take_along_axis(zeros, where, axis=1) if zeros.any() else None)
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Some channels of a ``Grid``: what a level is worth, ``unit: [g, C, n]``, and its ``zeros`` of that shape."""
+    """Some channels of a ``Grid``, last: ``unit``, what a level is worth, and its ``zeros``; [g, n, C] or [g, 1, C]."""
 
     levels: F64
     unit: F64
     zeros: F64 | None
 
-    def nearest(self, values: F64, columns: slice | int) -> F64:
-        """``level - zero`` of the values nearest to ``values``, which stand in ``columns``."""
-        ratio = values / self.unit[:, :, columns]
-        zero = 0.0 if self.zeros is None else self.zeros[:, :, columns]
+    def nearest(self, values: F64, rows: slice) -> F64:
+        """``level - zero`` of the values nearest to ``values: [g, some n, C]``, which stand in ``rows``."""
+        ratio = values / self.units(rows)
+        zero = 0.0 if self.zeros is None else self.zeros[:, rows]
         if self.levels[-1] - self.levels[0] == self.levels.size - 1:
             result: F64 = np.clip(round_half_even(ratio), self.levels[0] - zero, self.levels[-1] - zero)
             return result
         return self.levels[np.searchsorted((self.levels[1:] + self.levels[:-1]) / 2, ratio)]
+
+    def units(self, rows: slice) -> F64:
+        """``unit`` of some ``rows``, to be broadcast."""
+        return self.unit if self.unit.shape[1] == 1 else self.unit[:, rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,24 +141,24 @@ class Metric:
         factor = np.linalg.cholesky(h[:, ::-1, ::-1])[:, ::-1, ::-1].transpose(0, 2, 1)
         return cls(order, h, factor / np.diagonal(factor, axis1=1, axis2=2)[:, :, None])
 
-    def rounded(self, weight: F64, grid: Grid) -> Levels:
+    def rounded(self, weight: Weight, grid: Grid) -> Levels:
         """``weight: [g, C, n]`` rounded together; by this metric no channel is worse than rounded to nearest."""
         result = np.empty(weight.shape, np.int16)
-        for part in _parts(weight.shape):
+        order = self.order[:, :, None]
+        for part in channel_parts(weight.shape):
             piece = grid.part(part, self.order)
-            across = np.broadcast_to(self.order[:, None, :], weight[:, part].shape)
-            w = np.take_along_axis(weight[:, part], across, axis=2)
+            # Channels last: what is decided one after the other are rows that lie together.
+            w = np.take_along_axis(weight[:, part].transpose(0, 2, 1), order, axis=1).astype(np.float64, copy=False)
             plain = piece.nearest(w, slice(None))
-            found = _descended(w, self.h, piece, _successive(w, self.ratios, piece))
-            better = _error(w - found * piece.unit, self.h) <= _error(w - plain * piece.unit, self.h)
-            levels = np.where(better[:, :, None], found, plain).astype(np.int16)
-            back = np.empty_like(levels)
-            np.put_along_axis(back, across, levels, axis=2)
-            result[:, part] = back
+            lost = w - plain * piece.unit
+            found, error = _descended(w, self.h, piece, _successive(w, self.ratios, piece))
+            better = error <= np.einsum("gnc,gnc->gc", lost, np.matmul(self.h, lost))
+            levels = np.where(better[:, None, :], found, plain).astype(np.int16)
+            np.put_along_axis(result[:, part].transpose(0, 2, 1), order, levels, axis=1)
         return result
 
 
-def compensated(weight: F64, second: F64, rows: int, grid: Grid) -> Levels:
+def compensated(weight: Weight, second: F64, rows: int, grid: Grid) -> Levels:
     """What ``grid.nearest`` gives, with far less error at the output.
 
     ``second: [g, n, n]`` was taken over ``rows`` inputs. By ``second``, damped, no channel gets worse than by rounding
@@ -221,54 +224,48 @@ def _in_order(weight: F64) -> Index:
     return np.broadcast_to(np.arange(weight.shape[2]), (weight.shape[0], weight.shape[2]))
 
 
-def _parts(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Channels of ``[g, C, n]``, some at a time."""
-    step = max(1, _CHUNK // max(1, shape[0] * shape[2]))
-    return (slice(c, c + step) for c in range(0, shape[1], step))
-
-
-def _error(e: F64, h: F64) -> F64:
-    result: F64 = np.einsum("gcn,gcn->gc", np.matmul(e, h), e)
-    return result
-
-
 def _successive(w: F64, ratios: F64, piece: Piece) -> F64:
-    """Levels decided from the first input to the last; ``ratios: [g, n, n]`` are R's rows by their diagonal."""
-    n = w.shape[2]
+    """Levels of ``w: [g, n, C]`` decided from the first input to the last; ``ratios: [g, n, n]``, R's rows by R_ii."""
     levels, e = np.empty_like(w), np.zeros_like(w)
-    for start in range(0, n, _BLOCK):
-        stop = min(start + _BLOCK, n)
-        moved = w[:, :, start:stop] + np.matmul(e[:, :, :start], ratios[:, start:stop, :start].transpose(0, 2, 1))
-        for i in range(start, stop):
-            owed = np.matmul(e[:, :, start:i], ratios[:, i, start:i, None])[:, :, 0]
-            levels[:, :, i] = piece.nearest(moved[:, :, i - start] + owed, i)
-            e[:, :, i] = w[:, :, i] - levels[:, :, i] * piece.unit[:, :, i]
+    for rows in _blocks(w):
+        goal = w[:, rows] + np.matmul(ratios[:, rows, : rows.start], e[:, : rows.start])
+        levels[:, rows], e[:, rows] = _decided(goal, w[:, rows], ratios[:, rows, rows], piece, rows.start)
     return levels
 
 
-def _descended(w: F64, h: F64, piece: Piece, levels: F64) -> F64:
-    """``levels`` after passes of coordinate descent."""
-    n = w.shape[2]
+def _descended(w: F64, h: F64, piece: Piece, levels: F64) -> tuple[F64, F64]:
+    """``levels`` of ``w: [g, n, C]`` after passes of coordinate descent, and the error of each channel, ``[g, C]``."""
     levels = levels.copy()
-    diagonal = np.diagonal(h, axis1=1, axis2=2)
-    slope = np.matmul(w - levels * piece.unit, h)
+    diagonal, short = np.diagonal(h, axis1=1, axis2=2)[:, :, None], h.astype(np.float32)
+    slope = np.matmul(h, w - levels * piece.unit)
     for _ in range(_PASSES):
-        moved = False
-        for start in range(0, n, _BLOCK):
-            stop = min(start + _BLOCK, n)
-            before, own = levels[:, :, start:stop].copy(), slope[:, :, start:stop].copy()
-            for i in range(start, stop):
-                unit = piece.unit[:, :, i]
-                target = levels[:, :, i] * unit + own[:, :, i - start] / diagonal[:, None, i]
-                found = piece.nearest(target, i)
-                change = (found - levels[:, :, i]) * unit
-                if change.any():
-                    levels[:, :, i] = found
-                    own -= change[:, :, None] * h[:, None, i, start:stop]
-            change = (levels[:, :, start:stop] - before) * piece.unit[:, :, start:stop]
-            if change.any():
-                slope -= np.matmul(change, h[:, start:stop, :])
-                moved = True
-        if not moved:
+        # Few codes change, by little: their products are taken in float32 and added up in float64.
+        change = np.zeros(w.shape, np.float32)
+        for rows in _blocks(w):
+            before = levels[:, rows] * piece.units(rows)
+            pull = slope[:, rows] + np.matmul(short[:, rows, : rows.start], change[:, : rows.start])
+            ratios = h[:, rows, rows] / diagonal[:, rows]
+            goal = before + pull / diagonal[:, rows]
+            levels[:, rows], change[:, rows] = _decided(goal, before, ratios, piece, rows.start)
+        if not change.any():
             break
-    return levels
+        slope += np.matmul(short, change)
+    return levels, np.einsum("gnc,gnc->gc", w - levels * piece.unit, slope)
+
+
+def _decided(goal: F64, origin: F64, ratios: F64, piece: Piece, start: int) -> tuple[F64, F64]:
+    """The levels of the inputs from ``start`` on, one after the other, and the ``origin`` less their values.
+
+    Each is nearest to its ``goal: [g, b, C]`` and what those before it leave to it, ``ratios: [g, b, b]`` of theirs.
+    """
+    levels, left = np.empty_like(goal), np.empty_like(goal)
+    for i in range(goal.shape[1]):
+        one, at = slice(i, i + 1), slice(start + i, start + i + 1)
+        levels[:, one] = piece.nearest(goal[:, one] + np.matmul(ratios[:, one, :i], left[:, :i]), at)
+        left[:, one] = origin[:, one] - levels[:, one] * piece.units(at)
+    return levels, left
+
+
+def _blocks(w: F64) -> Iterator[slice]:
+    """The inputs of ``[g, n, C]``, ``_BLOCK`` at a time."""
+    return (slice(i, min(i + _BLOCK, w.shape[1])) for i in range(0, w.shape[1], _BLOCK))

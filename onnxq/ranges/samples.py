@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +92,8 @@ def cell_ends(x: F64, levels: F64) -> Index:
 
 # Elements that are worked on at once: bounds the memory, and what fits the cache is faster.
 CHUNK = 1 << 16
+# Weights of some channels that are worked on at once: bounds the memory that a large layer takes.
+PART = 1 << 20
 
 
 def scales_of_rows(rows: F32, importance: F32 | None, scales: Callable[[Samples], F64]) -> F64:
@@ -183,3 +185,9 @@ def from_rows(rows: npt.NDArray[Any], granularity: Granularity, shape: tuple[int
     axis = granularity.axis % len(shape)
     moved = rows.reshape(shape[axis], *shape[:axis], *shape[axis + 1 :])
     return np.ascontiguousarray(np.moveaxis(moved, 0, axis))
+
+
+def channel_parts(shape: tuple[int, ...]) -> Iterator[slice]:
+    """The channels of weights ``[g, C, n]``, some at a time."""
+    step = max(1, PART // max(1, shape[0] * shape[2]))
+    return (slice(c, min(c + step, shape[1])) for c in range(0, shape[1], step))

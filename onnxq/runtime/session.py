@@ -79,12 +79,20 @@ def open_session(
         _refuse_load(model, error)
 
 
-def open_to_look(model: Model) -> InferenceSession:
+def open_to_look(
+    model: Model,
+    *,
+    threads: int | None = None,
+    optimize: Level = "all",
+    config: Mapping[str, str] | None = None,
+    profile: Path | None = None,
+) -> InferenceSession:
     """A session of a float model whose values are wanted and not its time: the weights of a file stay mapped.
 
-    Packing would copy all of them, which takes as long as many runs. Raises as ``open_session``.
+    Packing would copy all of them, which takes as long as many runs. Arguments and errors as in ``open_session``.
     """
-    return open_session(model, config=None if isinstance(model, bytes) else {"session.disable_prepacking": "1"})
+    mapped = {} if isinstance(model, bytes) else {"session.disable_prepacking": "1"}
+    return open_session(model, threads=threads, optimize=optimize, profile=profile, config={**mapped, **(config or {})})
 
 
 def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[npt.NDArray[Any]]:

@@ -225,12 +225,12 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path, monkeypatch, extern
     model = load(small())
     before = digest(tmp_path)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     if failing == "write":
-        monkeypatch.setattr(atomic, "write_synced", fail)
-        monkeypatch.setattr("onnxq.graph.io.write_synced", fail)
+        monkeypatch.setattr(atomic, "write_file", fail)
+        monkeypatch.setattr("onnxq.graph.io.write_file", fail)
     else:
         monkeypatch.setattr(os, failing, fail)
     expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt

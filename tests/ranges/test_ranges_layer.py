@@ -34,8 +34,11 @@ def layer_scales(weight: F64, moments: Moments, *, restore: str, **how: Any) -> 
     """The step that rounds a weight to nearest, and the scale that its codes are read with."""
     step = layer_steps(weight, moments, restore=restore, **how)
     codes = codes_of(weight, step, how["qtype"])
-    gained = with_gain(weight, codes, step, moments, centred="mean" in restore) if "gain" in restore else step
-    return Read(step, gained)
+    if "gain" not in restore:
+        return Read(step, step)
+    centred = "mean" in restore
+    second = moments.matrix(centred=centred) if moments.full else moments.squares(centred=centred)
+    return Read(step, with_gain(weight, codes, step, second.astype(np.float32)))
 
 
 def codes_of(weight: F64, step: F64, qtype: QType) -> F64:

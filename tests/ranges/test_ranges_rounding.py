@@ -78,7 +78,8 @@ def test_each_code_is_the_best_given_those_before_it_if_the_rest_could_still_be_
     grid = uniform_grid(np.full((1, 6), 0.7), INT3)
     flipped = np.linalg.cholesky(h[:, ::-1, ::-1])[:, ::-1, ::-1].transpose(0, 2, 1)
     ratios = flipped / np.diagonal(flipped, axis1=1, axis2=2)[:, :, None]
-    found = _successive(weight, ratios, grid.part(slice(None), np.arange(n)[None]))[0]
+    across = weight.transpose(0, 2, 1)
+    found = _successive(across, ratios, grid.part(slice(None), np.arange(n)[None]))[0].T
     for row, w in enumerate(weight[0]):
         left = w.copy()
         for i in range(n):
@@ -103,8 +104,23 @@ def test_many_rows_at_once_are_rounded_as_few_are(monkeypatch: pytest.MonkeyPatc
     weight, h = RNG.standard_normal((2, 30, 20)), correlated(2, 20)
     grid = block_grid(weight, None, qtype=INT3, computed=INT8_NARROW, size=16, method="mse")
     whole = compensated(weight, h, MANY, grid)
-    monkeypatch.setattr("onnxq.ranges.rounding._CHUNK", 100)
+    monkeypatch.setattr("onnxq.ranges.samples.PART", 100)
     np.testing.assert_array_equal(compensated(weight, h, MANY, grid), whole)
+
+
+@pytest.mark.parametrize("text", ["int4", "int3:16", "int8"])
+@pytest.mark.parametrize("restore", ["none", "mean+gain"])
+def test_a_large_layer_is_fitted_some_channels_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, text: str, restore: str
+) -> None:
+    weight, inputs = RNG.standard_normal((2, 30, 20)), RNG.standard_normal((2, 300, 20)).astype(np.float32)
+    moments = observe_moments(inputs @ correlated(2, 20).astype(np.float32), full=True)
+    how = {**HOW, "rounding": "auto", "restore": restore, "objective": "auto"}
+    whole = fitted(weight, moments, stored=weight_format(text), **how)
+    monkeypatch.setattr("onnxq.ranges.samples.PART", 200)
+    parts = fitted(weight.astype(np.float64), moments, stored=weight_format(text), **how)
+    np.testing.assert_array_equal(parts.codes, whole.codes)
+    np.testing.assert_allclose(parts.scale, whole.scale, rtol=1e-6)
 
 
 # -- grids ----------------------------------------------------------------------------------------------------------
