@@ -124,9 +124,7 @@ class Builder:
         if new:
             watched = self.prepared if self.watched is None else self.watched
             layers = fitted_layers(self.prepared, plan, self.config, set(new))
-            seen = run_observers(
-                watched, new, self.feeds, layers=layers, scratch=self.scratch, progress=self.progress
-            )
+            seen = run_observers(watched, new, self.feeds, layers=layers, scratch=self.scratch, progress=self.progress)
             self.statistics.histograms.update(seen.histograms)
             self.statistics.moments.update(seen.moments)
             self._observed.update(new)

@@ -25,6 +25,7 @@ from onnxq.measure.report import Adaptation
 from onnxq.mixed import with_bits
 from onnxq.placing import Placement, place
 from onnxq.plan import make_plan
+from onnxq.provenance import metadata
 from onnxq.runtime.session import open_session, run
 from onnxq.scratch import Scratch
 from onnxq.targets import target_of
@@ -43,6 +44,8 @@ _RANKED_FEEDS = 8
 _WITNESSES = 256
 _WITNESSED_ELEMENTS = 1 << 24
 _TIMED_FEEDS = 4
+# Bytes of a metadata entry beside its text.
+_ENTRY = 32
 # Samples that show how large channels are.
 _EQUALIZED_SAMPLES = 32
 # Samples in a batch for adapting, and the share of calibration samples that adapting is judged by.
@@ -123,7 +126,14 @@ def with_data(job: Job, feed: Feed) -> Outcome:
     )
     timed = held_out.limit(_TIMED_FEEDS)
     builder, trials = _tuned(job, builder, timed)
-    builder, choices = with_bits(builder, job.reference, calibration, job.folder, job.tell)
+    builder, choices = with_bits(
+        builder,
+        job.reference,
+        calibration,
+        job.folder,
+        job.tell,
+        added_bytes=lambda config, plan: _ENTRY + len(metadata(config, feed.description, plan, equal.steps)),
+    )
     notes += choices
     first = builder.build()
     adaptation = None
@@ -187,9 +197,7 @@ def _equalized(job: Job, placement: Placement, feed: Feed) -> Equalized:
     # What a rule keeps float keeps its weights too.
     untouched = {n.name or "" for n in nodes(model) if config.precision_of(n.name or "", n.op_type) == "float"}
     few = feed.limit(_EQUALIZED_SAMPLES)
-    return equalized(
-        model, plan, few, method=config.activation_range, untouched=untouched, scratch=job.scratch
-    )
+    return equalized(model, plan, few, method=config.activation_range, untouched=untouched, scratch=job.scratch)
 
 
 def _adapted(job: Job, builder: Builder, first: Built, fit: Feed, check: Feed) -> tuple[Built, Adaptation]:

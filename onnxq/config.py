@@ -21,6 +21,7 @@ PLACEMENTS = ("cost", "all")
 ACTIVATIONS = ("uint8", "uint6", "uint4", "none")
 ROUNDINGS = ("auto", "nearest", "compensated")
 EQUALIZE = ("auto", "none")
+INT4_STORAGES = ("packed", "native")
 ADAPTATIONS = ("none", "fast", "iterative", "full")
 
 
@@ -77,6 +78,7 @@ class Config:
     | `weights`           | weight format: ``int8``, ``int4``, ``int4:32``, ``codebook4``, ...: ``onnxq.formats``  |
     | `size_budget`       | with ``weights = "auto"``: bits by sensitivity, so that the file is at most this share |
     | `first_last`        | that of the first and the last layers where ``weights`` has 4 bits or fewer          |
+    | `int4_storage`      | ``packed``: opset 13 operators unpack 4 bits at load; ``native``: int4 tensors, opset 21 |
     | `activations`       | ``uint8``; ``uint6``, ``uint4``: simulated; ``none``: weights only                   |
     | `rounding`          | of weights: ``nearest``, ``compensated``, ``auto``: the latter below 7 bits          |
     | `weight_range`      | method for weight scales, see ``onnxq.ranges``                                       |
@@ -105,6 +107,7 @@ class Config:
     weights: str = "int8"
     size_budget: float | None = None
     first_last: str = "int8"
+    int4_storage: str = "packed"
     activations: str = "uint8"
     rounding: str = "auto"
     weight_range: str = "mse"
@@ -138,6 +141,7 @@ class Config:
             ("activations", ACTIVATIONS),
             ("rounding", ROUNDINGS),
             ("adapt", ADAPTATIONS),
+            ("int4_storage", INT4_STORAGES),
         )
         if self.size_budget is not None and (self.weights != AUTO or not 0.0 < self.size_budget < 1.0):
             raise ConfigError("size_budget is a share of the float file, from 0 to 1, and goes with weights = 'auto'")
@@ -166,6 +170,12 @@ class Config:
     def usual_weights(self) -> str:
         """The format of weights that nothing else is said of: ``int8`` where bits are found by sensitivity."""
         return "int8" if self.weights == AUTO else self.weights
+
+    @property
+    def native(self) -> bool:
+        """Whether any weight may become an int4 tensor, which needs opset 21."""
+        formats = (self.usual_weights, self.first_last, *(r.weights for r in self.rules if r.weights))
+        return self.int4_storage == "native" and (self.weights == AUTO or any(weight_format(f).native for f in formats))
 
     @property
     def guarded(self) -> bool:

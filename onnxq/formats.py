@@ -49,6 +49,11 @@ class WeightFormat:
         """Whether several weights share a byte of the file."""
         return self.bits < 7
 
+    @property
+    def native(self) -> bool:
+        """Whether the weight may be stored as an int4 tensor."""
+        return self == WeightFormat(4)
+
     def __str__(self) -> str:
         kind = "codebook" if self.codebook else "uint" if self.offset else "int"
         return f"{kind}{self.bits}" + (f":{self.block}" if self.block else "")

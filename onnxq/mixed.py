@@ -24,7 +24,7 @@ import onnx_ir as ir
 from onnxq.build import Builder
 from onnxq.calibrate.feeds import Feed
 from onnxq.choose import rounded_as
-from onnxq.config import AUTO, Rule
+from onnxq.config import AUTO, Config, Rule
 from onnxq.errors import ConfigError
 from onnxq.formats import WeightFormat, weight_format
 from onnxq.graph.copying import copy_model
@@ -64,11 +64,18 @@ class Chosen:
 
 
 def with_bits(
-    builder: Builder, reference: bytes | Path, calibration: Feed, folder: Path, tell: Tell
+    builder: Builder,
+    reference: bytes | Path,
+    calibration: Feed,
+    folder: Path,
+    tell: Tell,
+    *,
+    added_bytes: Callable[[Config, Plan], int] = lambda config, plan: 0,
 ) -> tuple[Builder, list[str]]:
     """``builder`` with a weight format for each layer, by its sensitivity, and what was given, in words.
 
-    ``reference`` is the float model. Raises ``ConfigError`` where no budget was given, or none of the formats keeps it.
+    ``reference`` is the float model; ``added_bytes`` what the file of a draft is going to grow by. Raises
+    ``ConfigError`` where no budget was given, or none of the formats keeps it.
     """
     config = builder.config
     if config.weights != AUTO:
@@ -100,7 +107,9 @@ def with_bits(
                     f"has {(other + sum(of[0].nbytes for of in options.values())) / 1e6:.2f} MB"
                 )
             candidate = with_formats(chosen)
-            excess = model_size(candidate.draft({}).handed).file_bytes - budget
+            draft = candidate.draft({})
+            size = model_size(draft.handed).file_bytes + added_bytes(candidate.config, draft.plan)
+            excess = size - budget
             if excess <= 0:
                 return candidate, [summary(chosen)]
             other += excess

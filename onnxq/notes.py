@@ -18,6 +18,8 @@ def storage_notes(plan: Plan, config: Config) -> tuple[str, ...]:
     if packed:
         formats = ", ".join(f"{count} as {name}" for name, count in packed.most_common())
         notes.append(f"weights are packed: {formats}; the runtime unpacks them once, when it loads the model")
+    if config.native and "int4" in packed:
+        notes.append("weights of 4 bits are int4 tensors (int4_storage): onnxruntime 1.23 or newer runs this model")
     if weight_format(config.usual_weights).packed:
         wide = [w.node for w in plan.weights if str(w.stored) == config.first_last != config.weights]
         if wide:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
-from onnxq._version import __version__
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
 from onnxq.candidates import JUDGED_FEEDS, Job, Outcome, Progress, thread_counts, with_data, without_data
 from onnxq.config import Config
@@ -19,6 +17,7 @@ from onnxq.errors import ModelError
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.io import load, save, serialize
 from onnxq.graph.kinds import METADATA_KEY, require_float32
+from onnxq.graph.passes.opset import LOWEST, NATIVE
 from onnxq.graph.prepare import prepare
 from onnxq.graph.query import nodes
 from onnxq.graph.signature import signature
@@ -31,6 +30,7 @@ from onnxq.notes import storage_notes
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
 from onnxq.plan.placement import NOT_WORTH_IT
 from onnxq.plan.planner import nothing_to_quantize
+from onnxq.provenance import metadata, provenance
 from onnxq.ranges.registry import find_method
 from onnxq.scratch import Scratch
 from onnxq.targets import target_of
@@ -114,7 +114,7 @@ def quantize(
     require_float32(original)
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
-    prepared = prepare(original)
+    prepared = prepare(original, opset=NATIVE if config.native else LOWEST)
     outline = make_plan(prepared.model, config, target_of(config))
     if not outline.anchors and not outline.weights:
         raise ModelError(nothing_to_quantize(outline))
@@ -167,16 +167,8 @@ def _result(job: Job, outcome: Outcome, notes: tuple[str, ...]) -> Result:
     if not built.plan.anchors and any(k.reason == NOT_WORTH_IT for k in built.kept_float.values()):
         notes = (*notes, NOTHING_PAYS)
     unused = tuple(f"rule '{rule}' matched no node" for rule in built.plan.unused_rules)
-    provenance = {
-        "onnxq": __version__,
-        "calibration": outcome.made_from,
-        "config": json.dumps(asdict(outcome.builder.config), sort_keys=True),
-    }
-    reasons: dict[str, list[str]] = {}
-    for skipped in built.plan.skipped:
-        reasons.setdefault(skipped.reason, []).append(skipped.node)
-    written = {**provenance, "float": reasons, "equalized": dict(outcome.equalized)}
-    built.model.metadata_props[METADATA_KEY] = json.dumps(written, sort_keys=True)
+    config = outcome.builder.config
+    built.model.metadata_props[METADATA_KEY] = metadata(config, outcome.made_from, built.plan, outcome.equalized)
     final = hand_off(built.model, job.folder)
     report = Report(
         model_size(job.reference),
@@ -188,9 +180,9 @@ def _result(job: Job, outcome: Outcome, notes: tuple[str, ...]) -> Result:
         reasons={s.node: s.reason for s in built.plan.skipped},
         notes=(*notes, *storage_notes(built.plan, job.config), *unused),
         warnings=outcome.warnings,
-        provenance=provenance,
+        provenance=provenance(config, outcome.made_from),
         tuning=() if outcome.tuning is None else outcome.tuning.trials,
         adaptation=outcome.adaptation,
     )
-    spelled = as_config(outcome.builder.config, built, nodes(job.prepared))
+    spelled = as_config(config, built, nodes(job.prepared))
     return Result(built.model, built.plan, report, outcome.verdict is None or outcome.verdict.good, spelled)

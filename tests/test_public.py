@@ -29,6 +29,7 @@ ORDER = [
     "graph",
     "plan",
     "notes",
+    "provenance",
     "calibrate",
     "emit",
     "choose",

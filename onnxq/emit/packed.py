@@ -1,8 +1,9 @@
 """Codes of few bits in the file, 8-bit integers in the runtime: constant nodes that unpack a weight once, at load.
 
 Only operators of opset 13 and older, so that onnxruntime 1.17 and newer fold them: Cast, Gather in a table with one row
-for every packed group (``numerics.packing``), Add, Reshape, Slice, Transpose. What is folded is an ordinary int8
-weight. With another optimisation level than the default nothing is folded and the result is the same, slowly.
+for every packed group (``numerics.packing``) or for two of them, Add, Reshape, Slice, Transpose. What is folded is an
+ordinary int8 weight. With another optimisation level than the default nothing is folded and the result is the same,
+slowly.
 
 What is packed follows from the codes and the format alone: the levels of a codebook are the codes that occur, and the
 multiple of a block is the greatest common divisor of its codes, or any other number that divides them and leaves
@@ -11,6 +12,7 @@ quotients that fit.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,14 @@ from onnxq.emit.pieces import Pieces, Place, graph_of
 from onnxq.errors import ModelError
 from onnxq.formats import WeightFormat
 from onnxq.numerics import Granularity, PerAxis
-from onnxq.numerics.packing import Packed, Packing
+from onnxq.numerics.packing import Packing
 
 Ints = npt.NDArray[np.integer]
+
+# Packed bytes of a weight from which they are looked up two at a time: the table of byte pairs, made at load as well,
+# costs a few hundred microseconds, once where weights share it. Two thirds of the time and of the memory of bytes.
+_PAIRED = 1 << 16
+_PAIRED_ALONE = 1 << 19
 
 
 def expanded(
@@ -35,14 +42,18 @@ def expanded(
     *,
     place: Place,
     shift: int = 0,
+    native: bool = False,
 ) -> ir.Value:
     """A value that holds ``codes + shift``, ``[..] int8``, once the runtime has folded constants.
 
-    ``name`` is the weight's. Raises ``ModelError`` where the codes are not of the format.
+    ``name`` is the weight's. ``native``: 4 bits are an int4 tensor, which takes opset 21, where the format allows it.
+    Raises ``ModelError`` where the codes are not of the format.
     """
     if not stored.packed:
         shifted = (codes + codes.dtype.type(shift)).astype(codes.dtype)
         return pieces.initializer(graph_of(place.node), f"{name}_quantized", shifted)
+    if native and stored.native and not shift:
+        return _native(pieces, codes, name, place)
     spelled = _Spelled(pieces, name, place, Packing(stored.bits), shift)
     if stored.block:
         return spelled.blocks(codes, stored.block, transposed=granularity == PerAxis(codes.ndim - 1) and codes.ndim > 1)
@@ -50,6 +61,14 @@ def expanded(
         return spelled.levels(codes, np.unique(codes))
     half = 1 << (stored.bits - 1)
     return spelled.levels(codes, np.arange(-half, half, dtype=codes.dtype))
+
+
+def _native(pieces: Pieces, codes: Ints, name: str, place: Place) -> ir.Value:
+    """``codes`` as an int4 tensor and one Cast. (DequantizeLinear reads int4 too, but no integer kernel fuses that.)"""
+    import ml_dtypes
+
+    stored = pieces.initializer(graph_of(place.node), f"{name}_int4", codes.astype(ml_dtypes.int4))
+    return pieces.node("Cast", [stored], f"{name}_unpacked", place=place, to=ir.DataType.INT8)
 
 
 class _Spelled:
@@ -60,12 +79,13 @@ class _Spelled:
     def levels(self, codes: Ints, levels: Ints) -> ir.Value:
         """Codes that are all among ``levels``, ascending, at most ``2^bits`` of them."""
         count = 1 << self.packing.bits
-        where = np.searchsorted(levels, codes)
+        uniform = levels.size == count and int(levels[-1]) - int(levels[0]) == count - 1
+        where = (codes - levels[0]).astype(np.uint8) if uniform else np.searchsorted(levels, codes)
         if levels.size > count or not np.array_equal(levels[np.minimum(where, levels.size - 1)], codes):
             raise ModelError(f"weight '{self.name}' has codes that {self.packing.bits} bits do not hold")
         padded = np.concatenate([levels, np.repeat(levels[-1:], count - levels.size)])
-        groups = self._groups(self.packing.table(padded + codes.dtype.type(self.shift)), self.packing.pack(where))
-        return self._shaped(groups, codes.size, codes.shape)
+        groups, held = self._groups(self.packing.table(padded + codes.dtype.type(self.shift)), where, shared=uniform)
+        return self._shaped(groups, codes.shape, of=held)
 
     def blocks(self, codes: Ints, size: int, *, transposed: bool) -> ir.Value:
         """``codes = multiple * level``, blocks of ``size`` along the inputs of each channel."""
@@ -80,8 +100,8 @@ class _Spelled:
         if quotients.size and np.abs(quotients).max() >= half:
             raise ModelError(f"weight '{self.name}' has blocks that {self.packing.bits} bits do not hold")
         steps = np.arange(2 * half, dtype=np.int32)
-        groups = self._groups(self.packing.table(steps), self.packing.pack(quotients + half))
-        index = self._shaped(groups, padded.size, parts.shape)
+        groups, held = self._groups(self.packing.table(steps), quotients + half, shared=True)
+        index = self._shaped(groups, parts.shape, of=held)
         # Row m of the table holds m times each level; the last one is that of the largest multiple.
         most = int(multiple.max(initial=1))
         table = (np.arange(most + 1)[:, None] * (steps - half) + self.shift).astype(np.int8)
@@ -100,22 +120,46 @@ class _Spelled:
             return self._node("Transpose", [values], "columns")
         return self._node("Reshape", [values, self._constant(np.asarray(codes.shape), "shape")], "unpacked")
 
-    def _groups(self, table: npt.NDArray[Any], packed: Packed) -> ir.Value:
-        """``[groups, group]`` the rows of ``table`` that ``packed`` selects."""
-        index = self._node("Cast", [self._constant(packed.main, "packed")], "index", to=ir.DataType.INT32)
+    def _groups(self, table: npt.NDArray[Any], codes: Ints, *, shared: bool) -> tuple[ir.Value, int]:
+        """Rows of ``table`` that hold ``codes``, and how many they hold; ``shared``: other weights need the table."""
+        packed = self.packing.pack(codes)
+        size, group = packed.main.size, self.packing.group
+        if packed.extra is None and size >= (_PAIRED if shared else _PAIRED_ALONE):
+            pairs = np.zeros(-(-size // 2) * 2, np.uint8)
+            pairs[:size] = packed.main
+            index = self._index(pairs.view("<u2").astype(np.uint16), "packed")
+            return self._node("Gather", [self._pairs(table), index], "codes", axis=0), pairs.size * group
+        index = self._index(packed.main, "packed")
         if packed.extra is not None:
-            more = self._node("Cast", [self._constant(packed.extra, "extra")], "extra_index", to=ir.DataType.INT32)
-            extra = self._shared(self.packing.extra_table(), f"extra{self.packing.extra_bits}")
-            added = self._node("Gather", [extra, more], "extra_bits", axis=0)
-            held = packed.extra.size * self.packing.extra_table().shape[1]
-            added = self._shaped(added, packed.main.size, packed.main.shape, of=held)
+            more, extra_table = self._index(packed.extra, "extra"), self.packing.extra_table()
+            shared_extra = self._shared(extra_table, f"extra{self.packing.extra_bits}")
+            added = self._node("Gather", [shared_extra, more], "extra_bits", axis=0)
+            added = self._shaped(added, packed.main.shape, of=packed.extra.size * extra_table.shape[1])
             index = self._node("Add", [index, added], "groups")
-        return self._node("Gather", [self._shared(table, "levels"), index], "codes", axis=0)
+        return self._node("Gather", [self._shared(table, "levels"), index], "codes", axis=0), size * group
 
-    def _shaped(self, groups: ir.Value, count: int, shape: tuple[int, ...], *, of: int | None = None) -> ir.Value:
-        """The first ``count`` elements of ``groups``, which holds ``of``, in ``shape``."""
-        held = self.packing.groups(count) * self.packing.group if of is None else of
-        if held != count:
+    def _index(self, packed: npt.NDArray[Any], what: str) -> ir.Value:
+        return self._node("Cast", [self._constant(packed, what)], f"{what}_index", to=ir.DataType.INT32)
+
+    def _pairs(self, table: npt.NDArray[Any]) -> ir.Value:
+        """``[65536, 2 group]``: what each pair of bytes, the first in the low bits, stands for."""
+        rows, group = table.shape
+        key = (id(self.graph), "pairs", table.dtype.str, table.tobytes())
+        if key not in self.pieces.made:
+            both = self._shared(np.asarray([rows, rows, group]), "pairs_shape")
+            spread = []
+            for shape in ([1, rows, group], [rows, 1, group]):
+                single = [self._shared(table, "levels"), self._shared(np.asarray(shape), "pairs_shape")]
+                spread.append(self._node("Expand", [self._node("Reshape", single, "pairs_of"), both], "pairs_of"))
+            joined = self._node("Concat", spread, "pairs_joined", axis=2)
+            final = self._shared(np.asarray([rows * rows, 2 * group]), "pairs_shape")
+            self.pieces.made[key] = self._node("Reshape", [joined, final], "pairs")
+        return self.pieces.made[key]
+
+    def _shaped(self, groups: ir.Value, shape: tuple[int, ...], *, of: int) -> ir.Value:
+        """The first elements of ``groups``, which holds ``of``, in ``shape``."""
+        count = math.prod(shape)
+        if of != count:
             flat = self._node("Reshape", [groups, self._shared(np.asarray([-1]), "flat")], "flat")
             groups = self._sliced(flat, count, axis=0)
         return self._node("Reshape", [groups, self._constant(np.asarray(shape), "shape")], "unpacked")

@@ -50,8 +50,8 @@ def emit(
     """A quantized copy of ``model``, which stays as it is.
 
     ``tensors`` holds the parameters of every point that owns some and of every constant operand; ``weights`` every
-    weight in integers, by ``weight_key``; ``biases``, by node and input, those that differ from the model's; ``scratch`` holds
-    the constants of the copy. Raises ``ModelError`` naming the tensor where a parameter is missing.
+    weight in integers, by ``weight_key``; ``biases``, by node and input, those that differ from the model's;
+    ``scratch`` holds the constants of the copy. Raises ``ModelError`` naming the tensor where a parameter is missing.
     """
     writer = _Writer(copy_model(model), scratch, tensors, weights, biases, plan)
     # Biases first: a node that measures its input at run time is replaced together with its weight.
@@ -87,7 +87,7 @@ class _Writer(Pieces):
         self._biases = biases
         self._roots = plan.roots
         self._weight_of = {w.node: w for w in plan.weights if w.storage.computes}
-        self._accuracy_level = plan.accuracy_level
+        self._accuracy_level, self._native = plan.accuracy_level, plan.native
         self._packed: dict[str, npt.NDArray[np.integer]] = {}
 
     # -- the parts of a plan ---------------------------------------------------------------------------------------
@@ -120,6 +120,7 @@ class _Writer(Pieces):
                 weight.tensor,
                 place=Before(node),
                 shift=weight.shift,
+                native=self._native,
             )
             if weight.storage is Storage.PACKED:
                 scale = chosen.granularity.expand(chosen.scale, quantized.codes.shape)
@@ -141,7 +142,13 @@ class _Writer(Pieces):
         key, scale_key = (id(graph), weight_key(weight), "table"), (id(graph), weight_key(weight), "table scale")
         if key not in self.made:
             self.made[key] = expanded(
-                self, quantized.codes, weight.stored, weight.granularity, tensor, place=Before(node)
+                self,
+                quantized.codes,
+                weight.stored,
+                weight.granularity,
+                tensor,
+                place=Before(node),
+                native=self._native,
             )
             self.made[scale_key] = self.initializer(graph, f"{tensor}_scale", quantized.params.scale)
         index = node.inputs[1]
@@ -174,6 +181,7 @@ class _Writer(Pieces):
                 PerAxis(1),
                 name,
                 place=Before(node),
+                native=self._native,
             )
             self.made[scale_key] = self.initializer(graph, f"{name}_scale", chosen.scale)
             self.made[zero_key] = self.initializer(graph, f"{name}_zero_point", chosen.zero_point)

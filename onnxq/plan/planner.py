@@ -101,6 +101,7 @@ def make_plan(
         skipped=tuple(skipped),
         unused_rules=rules.unused(),
         accuracy_level=config.accuracy_level,
+        native=config.native,
     )
 
 

@@ -144,6 +144,7 @@ class Plan:
     skipped: tuple[Skipped, ...] = ()
     unused_rules: tuple[str, ...] = ()
     accuracy_level: int = 0  # of MatMulNBits; 0: the runtime's own choice
+    native: bool = False  # whether weights of 4 bits become int4 tensors
 
     @property
     def observed(self) -> tuple[str, ...]:

@@ -65,11 +65,11 @@ def fitted(
         # The step that is best for rounding to nearest takes most of the time and is not best for rounding together:
         # on eight networks it is 0.1 dB worse at 4 bits and 0.15 at 3.
         objective = "diagonal"
-    second = metric = None
+    metric, second = None, None
     if moments is not None and (together or "gain" in restore):
-        second = moments.matrix(centred=centred) if moments.full else moments.squares(centred=centred)
-        metric = Metric.of(second, moments.count) if together else None
-        second = second.astype(np.float32) if "gain" in restore else None
+        seen = moments.matrix(centred=centred) if moments.full else moments.squares(centred=centred)
+        metric = Metric.of(seen, moments.count) if together else None
+        second = seen.astype(np.float32) if "gain" in restore else None
     least = np.broadcast_to(least, weight.shape[:2])
     codes, scales = np.empty(weight.shape, np.int16), np.empty(weight.shape[:2])
     for part in (slice(None),) if stored.codebook or outputs is not None else channel_parts(weight.shape):

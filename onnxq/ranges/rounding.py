@@ -220,7 +220,7 @@ def _channels(grid: Grid, group: int, chosen: Index) -> Grid:
     return Grid(grid.scale[group : group + 1, chosen], grid.levels, blocks)
 
 
-def _in_order(weight: F64) -> Index:
+def _in_order(weight: Weight) -> Index:
     return np.broadcast_to(np.arange(weight.shape[2]), (weight.shape[0], weight.shape[2]))
 
 

@@ -12,6 +12,7 @@ from emitting import emitted, session, simulate, sqnr
 from onnx import TensorProto, helper
 from zoo import Net, embedding, feeds, gemm, lstm, mobilenet, residual, squeeze_excite, transformer_mlp
 
+import onnxq
 from onnxq.config import Config, Rule
 from onnxq.emit.packed import expanded
 from onnxq.emit.pieces import Before, Pieces
@@ -84,6 +85,57 @@ def test_the_runtime_unpacks_what_was_packed(text: str, opset: int) -> None:
         for optimized in (True, False):
             (found,) = session(content, optimized=optimized).run(None, {"x": np.zeros(1, np.int8)})
             np.testing.assert_array_equal(found, codes)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 20])
+@pytest.mark.parametrize("text", FORMATS)
+def test_bytes_looked_up_in_pairs_give_the_same(monkeypatch: pytest.MonkeyPatch, text: str, opset: int) -> None:
+    monkeypatch.setattr("onnxq.emit.packed._PAIRED", 1)
+    monkeypatch.setattr("onnxq.emit.packed._PAIRED_ALONE", 1)
+    for shape, axis in (((24, 10, 3, 3), 0), ((12, 70), 0), ((7, 11), 1)):  # 990 bytes of 4 bits, 420, an odd number
+        codes = codes_for(text, shape, axis)
+        content = unpacking(codes, text, axis, opset)
+        inputs = {"x": np.zeros(1, np.int8)}
+        for optimized in (True, False):
+            np.testing.assert_array_equal(session(content, optimized=optimized).run(None, inputs)[0], codes)
+        paired = any(i.data_type == TensorProto.UINT16 for i in onnx.load_from_string(content).graph.initializer)
+        assert paired == (weight_format(text).bits in (2, 4))
+
+
+def test_a_large_weight_is_looked_up_in_pairs() -> None:
+    content = unpacking(codes_for("int4", (512, 512), 1), "int4", 1, 17)
+    assert any(i.data_type == TensorProto.UINT16 for i in onnx.load_from_string(content).graph.initializer)
+
+
+@pytest.mark.parametrize("net", ["residual", "mobilenet", "gemm", "mlp", "embedding", "lstm"])
+def test_native_int4_tensors_give_the_same_on_the_same_kernels(net: str) -> None:
+    proto = {**NETS, "embedding": embedding, "lstm": lstm}[net]()
+    choices = {"weights": "int4", "first_last": "int4"}
+    (feed,) = feeds(proto, 1, seed=3)
+    packed = onnxq.quantize(proto, feeds(proto, 16), config=Config(**choices))
+    native = onnxq.quantize(proto, feeds(proto, 16), config=Config(**choices, int4_storage="native"))
+    assert any(i.data_type == TensorProto.INT4 for i in native.proto().graph.initializer)
+    assert native.model.opset_imports[""] == 21
+    assert packed.model.opset_imports[""] < 21
+    contents = [serialize(result.model) for result in (packed, native)]
+    for optimized in (True, False):
+        outputs = [session(content, optimized=optimized).run(None, feed) for content in contents]
+        for one, other in zip(*outputs, strict=True):
+            np.testing.assert_array_equal(one, other)
+    kernels = [{f.node: f.kernel for f in kernel_map(content).fates(content)} for content in contents]
+    assert kernels[0] == kernels[1]
+    assert any("onnxruntime 1.23" in note for note in native.report.notes)
+
+
+def test_what_is_no_int4_tensor_keeps_its_opset() -> None:
+    """Codebooks and blocks have no native type; neither has a model without 4 bits."""
+    proto = gemm()
+    for weights in ("int8", "int3", "codebook4", "int4:32"):
+        result = onnxq.quantize(
+            proto, feeds(proto, 16), config=Config(weights=weights, first_last=weights, int4_storage="native")
+        )
+        assert result.model.opset_imports[""] < 21
+        assert not any("onnxruntime 1.23" in note for note in result.report.notes)
 
 
 def test_codes_that_do_not_fit_are_refused() -> None:

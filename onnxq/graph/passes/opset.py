@@ -12,22 +12,27 @@ from onnxq.graph.passes.adapters import ADAPTERS, CHANGED, refuse
 
 LOWEST = 13
 HIGHEST = 20
+NATIVE = 21  # the first with tensors of 4-bit integers
 
 
-def fit_opset(model: ir.Model) -> list[str]:
+def fit_opset(model: ir.Model, lowest: int = LOWEST) -> list[str]:
     """Brings the opset of the default domain into 13..20 where that keeps the meaning; returns what there is to say.
+
+    ``lowest``: another lower end, ``NATIVE`` for int4 tensors; then nothing is lowered.
 
     Needs shapes (Softmax before 13 depends on the rank) and inlined functions.
 
     Raises:
-        ModelError: a node has no equivalent at opset 13.
+        ModelError: a node has no equivalent at the lowest opset.
     """
     opset = model.opset_imports.get("")
-    if opset is None or LOWEST <= opset <= HIGHEST:
+    if opset is None or lowest <= opset <= max(HIGHEST, lowest):
         return []
-    if opset < LOWEST:
-        raise_opset(model, LOWEST)
-        return [f"opset {opset} raised to {LOWEST}"]
+    if opset < lowest:
+        raise_opset(model, lowest)
+        return [f"opset {opset} raised to {lowest}"]
+    if lowest > HIGHEST:
+        return []
     obstacle = lower_opset(model, HIGHEST)
     if obstacle is None:
         return [f"opset {opset} lowered to {HIGHEST}"]
