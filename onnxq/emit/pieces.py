@@ -89,13 +89,22 @@ class Pieces:
         return self.node("DequantizeLinear", inputs, f"{name}_dequantized", place=place, **axis)
 
     def parameters(self, graph: ir.Graph, chosen: QuantParams, name: str) -> tuple[ir.Value, ir.Value | None]:
-        """Scale and zero point as constants of ``graph``, made once for each tensor; no zero point for int32."""
-        key, zero_key = (id(graph), name, chosen, "scale"), (id(graph), name, chosen, "zero point")
+        """Scale and zero point as constants of ``graph``, made once for each tensor; no zero point for int32.
+
+        Zero points of 0 for each channel are shared by all tensors with as many channels.
+        """
+        key, zero = (id(graph), name, chosen, "scale"), chosen.zero_point
         if key not in self.made:
             self.made[key] = self.initializer(graph, f"{name}_scale", chosen.scale)
-            if chosen.qtype != INT32:
-                self.made[zero_key] = self.initializer(graph, f"{name}_zero_point", chosen.zero_point)
-        return self.made[key], self.made.get(zero_key)
+        if chosen.qtype == INT32:
+            return self.made[key], None
+        zero_key: Hashable = (id(graph), name, chosen, "zero point")
+        zero_name = f"{name}_zero_point"
+        if zero.ndim and not zero.any():
+            zero_key, zero_name = (id(graph), zero.dtype.str, zero.shape, "zeros"), f"zero_points_{zero.size}"
+        if zero_key not in self.made:
+            self.made[zero_key] = self.initializer(graph, zero_name, zero)
+        return self.made[key], self.made[zero_key]
 
     def initializer(self, graph: ir.Graph, name: str, data: npt.NDArray[np.generic]) -> ir.Value:
         """``data`` as a constant of ``graph`` called ``name``, or nearly so where that is taken."""

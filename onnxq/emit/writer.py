@@ -109,9 +109,7 @@ class _Writer(Pieces):
             block_matmul(self, node, weight.tensor, quantized, accuracy_level=self._accuracy_level)
             return
         if key not in self.made:
-            if weight.shift:
-                moved = chosen.zero_point + chosen.zero_point.dtype.type(weight.shift)
-                chosen = replace(chosen, zero_point=moved.astype(chosen.zero_point.dtype))
+            chosen = self._shifted(weight)
             codes = expanded(
                 self,
                 quantized.codes,
@@ -214,10 +212,27 @@ class _Writer(Pieces):
                 node.replace_input_with(bias.index, self.initializer(graph_of(node), f"{bias.tensor}_shifted", data))
             return
         data = (self._constant(bias.tensor) if data is None else data).reshape(-1)
-        weight = self._quantized(self._weight_of[bias.weight_node])
-        chosen = bias_params(self._tensor_params(bias.input), weight.params)
+        weight, source = self._weight_of[bias.weight_node], self._tensor_params(bias.input)
+        chosen = bias_params(source, self._quantized(weight).params)
         codes = self.initializer(graph_of(node), f"{bias.tensor}_quantized", chosen.quantize(data))
-        node.replace_input_with(bias.index, self.dequantize(codes, chosen, bias.tensor, place=Before(node)))
+        product = np.float32(source.scale) * self._quantized(weight).params.scale
+        if weight.stored.packed and product.ndim and np.array_equal(product, chosen.scale):
+            # Small beside packed weights: the runtime multiplies the scales when it folds constants.
+            factors = [(source, bias.input), (self._shifted(weight), weight.tensor)]
+            scales = [self.parameters(graph_of(node), params, name)[0] for params, name in factors]
+            scale = self.node("Mul", scales, f"{bias.tensor}_scale", place=Before(node))
+            real = self.node("DequantizeLinear", [codes, scale], f"{bias.tensor}_real", place=Before(node), axis=0)
+        else:
+            real = self.dequantize(codes, chosen, bias.tensor, place=Before(node))
+        node.replace_input_with(bias.index, real)
+
+    def _shifted(self, weight: Weight) -> QuantParams:
+        """The parameters of ``weight`` as they are written."""
+        chosen = self._quantized(weight).params
+        if not weight.shift:
+            return chosen
+        moved = chosen.zero_point + chosen.zero_point.dtype.type(weight.shift)
+        return replace(chosen, zero_point=moved.astype(chosen.zero_point.dtype))
 
     def constant(self, constant: Constant) -> None:
         node = self.nodes[constant.node]
