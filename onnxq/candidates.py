@@ -202,6 +202,7 @@ def _equalized(job: Job, placement: Placement, feed: Feed) -> Equalized:
 
 def _adapted(job: Job, builder: Builder, first: Built, fit: Feed, check: Feed) -> tuple[Built, Adaptation]:
     """``first`` with parameters adapted to the noise in the network, as far as the samples ``check`` bear them out."""
+    from onnxq.adapt.labels import Labels
     from onnxq.adapt.levels import Adapter
 
     assert builder.parameters is not None
@@ -215,6 +216,7 @@ def _adapted(job: Job, builder: Builder, first: Built, fit: Feed, check: Feed) -
         list(check.batches(_ADAPTED_ROWS)),
         job.folder,
         job.tell,
+        Labels(fit.labels(job.config.labels), check.labels(job.config.labels)) if job.config.labels else None,
     )
     adaptation = adapter.run(job.config.adapt)
     if not adaptation.kept:

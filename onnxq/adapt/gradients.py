@@ -142,6 +142,25 @@ def squared_errors(model: ir.Model, parts: Sequence[tuple[ir.Value, ir.Value, fl
     _only_output(model, emit, terms)
 
 
+def cross_entropies(model: ir.Model, parts: Sequence[tuple[ir.Value, ir.Value, float]], *, logits: bool) -> None:
+    """Makes the sum of ``-share * mean(target * log p)`` the only output of ``model``, p the outputs' probabilities.
+
+    ``logits``: whether outputs still lack the Softmax that makes them probabilities.
+    """
+    emit = _appender(model)
+    terms = []
+    for output, target, share in parts:
+        name = f"{output.name}_loss"
+        if logits:
+            log = emit("LogSoftmax", [output], name, axis=-1)
+        else:
+            least = new_constant(model.graph, np.asarray(_LEAST_PROBABILITY, np.float32), name=f"{name}_least")
+            log = emit("Log", [emit("Max", [output, least], name)], name)
+        mean = emit("ReduceMean", [emit("Mul", [log, target], name)], name, keepdims=0)
+        terms.append(_shared(model, emit, mean, -share, name))
+    _only_output(model, emit, terms)
+
+
 def summed(model: ir.Model, parts: Sequence[tuple[ir.Value, ir.Value, float]]) -> None:
     """Makes the sum of ``share * sum(output * factor)`` the only output of ``model``."""
     emit = _appender(model)
@@ -154,6 +173,7 @@ def summed(model: ir.Model, parts: Sequence[tuple[ir.Value, ir.Value, float]]) -
 
 
 _Emit = Callable[..., ir.Value]
+_LEAST_PROBABILITY = 1e-7
 
 
 def _node(op: str, inputs: Sequence[ir.Value], name: str, attributes: dict[str, object]) -> ir.Node:

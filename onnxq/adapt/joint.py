@@ -52,7 +52,7 @@ def adapt_jointly(
     scores = {name: samples.score(name) for name in samples.outputs}
     chosen = {place: _in_codes(w, parameters.weights[weight_key(w)].params) for place, w in movable.items()}
     simulation = simulated(model, plan, parameters)
-    graph = training_graph(simulation, chosen, free, scores=scores, learned=_learned(plan))
+    graph = training_graph(simulation, chosen, free, scores=scores, learned=_learned(plan), labels=samples.labels)
     reached = with_gradient(graph.model)
     weighed = {place: latent for place, latent in graph.weights.items() if latent.values in reached}
     biased = {place: name for place, name in graph.free.items() if name in reached}

@@ -5,7 +5,8 @@
 | `fast`      | each layer refitted to its noisy input in closed form, then rounded (``layerwise``)  | no        |
 | `iterative` | the same, channels rounded together by what they cost at the outputs                 | yes       |
 |             | (``sensitivity``); then part after part is frozen and all that follows is trained    |           |
-| `full`      | instead of parts, everything trained together, and for longer (``joint``)            | yes       |
+| `full`      | instead of parts, everything trained together, and for longer (``joint``); where     | yes       |
+|             | there are labels, towards them                                                       |           |
 
 Chudakov et al., Iterative Adaptation to Quantization Noise (IWANN 2021): reduce the noise of one part, freeze it, and
 train the layers after it to work with the noise that arose.
@@ -26,6 +27,7 @@ import onnx_ir as ir
 from onnxq.adapt.engine import Engine, Schedule, Trained
 from onnxq.adapt.gradients import obstacle
 from onnxq.adapt.joint import adapt_jointly
+from onnxq.adapt.labels import Labels, cross_entropy, labelled
 from onnxq.adapt.layerwise import Layer, adapt_layers, linear_layers
 from onnxq.adapt.runtime import training_runtime
 from onnxq.adapt.samples import Samples, generated, stacked
@@ -60,7 +62,8 @@ _BATCH = 32
 class Adapter:
     """Adapts the parameters of one plan; ``best`` are those of least noise so far on the samples kept aside.
 
-    ``fit`` and ``check`` are batches of disjoint samples.
+    ``fit`` and ``check`` are batches of disjoint samples. With ``labels`` training is quantization-aware training
+    proper, towards them, and what counts is the cross-entropy instead of the noise.
     """
 
     model: ir.Model
@@ -72,6 +75,7 @@ class Adapter:
     check: Sequence[Feed]
     folder: Path
     tell: Tell
+    labels: Labels | None = None
     steps: list[Step] = field(default_factory=list)
     layers: tuple[Refit, ...] = ()
     notes: list[str] = field(default_factory=list)
@@ -88,14 +92,15 @@ class Adapter:
             runtime = training_runtime(self.notes.append)
             self._engine = Engine(runtime, self.folder / "training", seed=self.config.seed)
         self._seen = references(hand_off(self.model, self.folder), self.check)
-        self._noise = self._noise_of(self.best)
+        self._loss = self._loss_of(self.best)
         layers = linear_layers(self.model, self.plan, self.best, self.statistics, self.config)
         start = self.best
         if layers:
             self._closed_form("closed form", start, layers, None)
         if self._engine is not None:
             self._with_gradients(level, start, layers, self._engine)
-        return Adaptation(level, tuple(self.steps), self.layers, tuple(self.notes))
+        measure = "noise" if self.labels is None else "cross-entropy"
+        return Adaptation(level, tuple(self.steps), self.layers, tuple(self.notes), measure)
 
     def _closed_form(
         self, what: str, start: Parameters, layers: Sequence[Layer], costs: Mapping[str, Array] | None
@@ -137,12 +142,19 @@ class Adapter:
             )
             if costs:
                 self._closed_form("closed form, channels together", start, layers, costs)
-        every, fit, check = self._with_generated(samples, aside)
+        if self.labels is None:
+            every, fit, check = self._with_generated(samples, aside)
+        else:
+            every = labelled([(aside, self.labels.check), (samples, self.labels.fit)])
+            fit, check = range(aside.count, every.count), range(aside.count)
         order = [w.node for w in self.plan.weights]
         parts = _PARTS if level == "iterative" else 1
         for part in range(parts):
             frozen = order[: len(order) * part // parts]
-            what = "all trained" if parts == 1 else f"part {part + 1} of {parts} trained with all that follows"
+            towards = "" if self.labels is None else " on labels"
+            what = (
+                f"all trained{towards}" if parts == 1 else f"part {part + 1} of {parts} trained with all that follows"
+            )
             steps = _STEPS if level == "iterative" else _FULL_STEPS
             left = self._seconds_left()
             if left is not None and left < 1.0:
@@ -210,17 +222,20 @@ class Adapter:
     def _offer(
         self, what: str, found: Parameters, begun: float, curve: tuple[tuple[int, float, float], ...] = ()
     ) -> bool:
-        """Takes ``found`` if it makes less noise than the best so far."""
-        after = self._noise_of(found)
-        better = after < self._noise
-        self.steps.append(Step(what, self._noise, after, better, time.monotonic() - begun, curve))
+        """Takes ``found`` if it makes less noise than the best so far, or labels are more probable with it."""
+        after = self._loss_of(found)
+        better = after < self._loss
+        self.steps.append(Step(what, self._loss, after, better, time.monotonic() - begun, curve))
         if better:
-            self.best, self._noise = found, after
+            self.best, self._loss = found, after
         return better
 
-    def _noise_of(self, parameters: Parameters) -> float:
-        """Noise by energy, the worst output; rows less their means."""
-        return self._seen.noise_once(hand_off(simulated(self.model, self.plan, parameters), self.folder))
+    def _loss_of(self, parameters: Parameters) -> float:
+        """Noise by energy, the worst output, rows less their means; with labels nats a label."""
+        model = simulated(self.model, self.plan, parameters)
+        if self.labels is None:
+            return self._seen.noise_once(hand_off(model, self.folder))
+        return cross_entropy(self._outputs(model, self.check), self.labels.check)
 
     def _outputs(self, model: ir.Model, feeds: Iterable[Feed]) -> list[dict[str, Array]]:
         session = open_session(hand_off(model, self.folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,14 @@ _GAIN, _OFFSET, _NOISE = 0.2, 0.2, 0.05
 class Samples:
     """``inputs`` and ``outputs`` by name, samples along the first axis.
 
-    ``rows``: what the model takes at a time, no more and no fewer; None where that is open.
+    ``rows``: what the model takes at a time, no more and no fewer; None where that is open. ``labels``: None, or
+    ``outputs`` are one-hot labels, and what the model answers is of that kind.
     """
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     rows: int | None = None
+    labels: Literal["logits", "probabilities"] | None = None
 
     @property
     def count(self) -> int:
@@ -43,8 +45,13 @@ class Samples:
         return {name: array[chosen] for name, array in self.inputs.items()}
 
     def score(self, output: str) -> float:
-        """The mean square that errors of ``output`` are measured by: of rows less their means."""
+        """The mean square that errors of ``output`` are measured by: of rows less their means.
+
+        Of labels, one by the entries of a row: the mean over all of them becomes one over rows.
+        """
         array = self.outputs[output]
+        if self.labels is not None:
+            return 1.0 / float(array.shape[-1])
         rows = centred(array) if array.ndim > 1 else array
         return max(float(np.square(rows, dtype=np.float64).mean()), 1e-12)
 

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.adapt.gradients import differentiable, new_input, new_node, scalar, squared_errors, take_over
+from onnxq.adapt.gradients import (
+    cross_entropies,
+    differentiable,
+    new_input,
+    new_node,
+    scalar,
+    squared_errors,
+    take_over,
+)
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import new_constant, owner
 from onnxq.graph.query import array, nodes
@@ -58,12 +67,14 @@ def training_graph(
     *,
     scores: Mapping[str, float],
     learned: Mapping[str, str] | None = None,
+    labels: Literal["logits", "probabilities"] | None = None,
 ) -> TrainingGraph:
     """``simulation`` (see ``simulated``) with quantizers for ``weights`` and a loss.
 
-    ``free``: other constants that are to be trained. ``scores``: by output that counts, the mean square that its error
-    is divided by. ``learned``: the quantized activations whose scale is trained, each with the tensor whose scale it is
-    (its own, or that of one that it shares it with).
+    The loss is the mean squared error towards the targets, rows less their means, or, for ``labels``, the cross-entropy
+    of one-hot targets and outputs of that kind. ``free``: other constants that are to be trained. ``scores``: by output
+    that counts, the mean square that its error is divided by. ``learned``: the quantized activations whose scale is
+    trained, each with the tensor whose scale it is (its own, or that of one that it shares it with).
     """
     model = copy_model(simulation)
     steps = soften(model, learned or {})
@@ -77,7 +88,11 @@ def training_graph(
         named[node, index] = value.name or ""
     outputs = [o for o in model.graph.outputs if o.name in scores]
     targets = [new_input(model, target_name(o.name or ""), o) for o in outputs]
-    squared_errors(model, [(o, t, 1.0 / scores[o.name or ""]) for o, t in zip(outputs, targets, strict=True)])
+    parts = [(o, t, 1.0 / scores[o.name or ""]) for o, t in zip(outputs, targets, strict=True)]
+    if labels is None:
+        squared_errors(model, parts)
+    else:
+        cross_entropies(model, parts, logits=labels == "logits")
     return TrainingGraph(model, latents, named, steps)
 
 

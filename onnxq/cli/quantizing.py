@@ -111,6 +111,13 @@ def quantize(
         str | None,
         typer.Option(metavar="TIME", help="The longest that training for --adapt may take, as 90s or 10m."),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Name of the array in the data that holds class indices: --adapt full trains towards them.",
+        ),
+    ] = None,
     tune: Annotated[
         float | None,
         typer.Option(
@@ -160,6 +167,7 @@ def quantize(
         latency_seconds=seconds,
         adapt=config.adapt if adapt is None else adapt,
         adapt_seconds=config.adapt_seconds if adapt_budget is None else duration(adapt_budget),
+        labels=config.labels if labels is None else labels,
         tune_seconds=config.tune_seconds if tune is None else tune,
         operators=config.operators if operators is None else operators,
         objective=config.objective if objective is None else objective,

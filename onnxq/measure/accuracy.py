@@ -47,7 +47,7 @@ class Scorer:
     def add(self, names: Sequence[str], references: Sequence[Array], tests: Sequence[Array]) -> None:
         """Score one batch of outputs. Raises ``DataError`` where labels do not fit them."""
         if self.output is None:
-            self.output = _classes_output(names, references)
+            self.output = classes_output(names, references)
         if self.output not in names:
             raise DataError(f"the labels are for output {self.output}, but the outputs are {', '.join(names)}")
         i = names.index(self.output)
@@ -83,7 +83,8 @@ class Scorer:
         return Accuracy(self.output or "", self.rows, scores[0], scores[1])
 
 
-def _classes_output(names: Sequence[str], outputs: Sequence[Array]) -> str:
+def classes_output(names: Sequence[str], outputs: Sequence[Array]) -> str:
+    """The first of ``outputs`` that holds float scores of classes. Raises ``DataError`` where none does."""
     for name, output in zip(names, outputs, strict=True):
         if output.dtype.kind == "f" and output.ndim >= 2 and output.shape[-1] >= 2:
             return name

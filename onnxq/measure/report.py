@@ -43,7 +43,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of an adaptation: noise at the outputs by their energy, on samples kept aside, before and after it.
+    """One step of an adaptation: its measure on samples kept aside, before and after it.
+
+    Noise at the outputs by their energy, or the cross-entropy of labels.
 
     ``kept``: whether it became part of the result. ``curve``: of training: step, loss on the samples trained on, loss
     on those kept aside.
@@ -71,12 +73,16 @@ class Refit:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How weights were adapted to noise: the ``level``, its steps in order, and the layers refitted in closed form."""
+    """How weights were adapted to noise: the ``level``, its steps in order, and the layers refitted in closed form.
+
+    ``measure``: what the steps were judged by: ``noise`` or, with labels, ``cross-entropy`` in nats.
+    """
 
     level: str
     steps: tuple[Step, ...] = ()
     layers: tuple[Refit, ...] = ()
     notes: tuple[str, ...] = ()
+    measure: str = "noise"
 
     @property
     def kept(self) -> bool:

@@ -98,11 +98,13 @@ def tuning_table(trials: Sequence[Trial]) -> Table:
 
 
 def adaptation_table(adaptation: Adaptation) -> Table:
-    """A row for each step: the noise at the outputs, on samples kept aside for it, before and after."""
+    """A row for each step: the noise at the outputs, or of labels the nats, on samples kept aside, before and after."""
     title = f"Adapted to quantization noise: {adaptation.level}"
-    table = _table(title, ["step", "SQNR dB before", "after", "kept", "seconds"], left=1)
+    noise = adaptation.measure == "noise"
+    table = _table(title, ["step", f"{'SQNR dB' if noise else 'nats'} before", "after", "kept", "seconds"], left=1)
     for step in adaptation.steps:
-        levels = (db(-10.0 * math.log10(max(noise, 1e-20))) for noise in (step.before, step.after))
+        both = (step.before, step.after)
+        levels = [db(-10.0 * math.log10(max(x, 1e-20))) if noise else f"{x:.4f}" for x in both]
         _add(table, [step.what, *levels, "yes" if step.kept else "no", f"{step.seconds:.0f}"])
     return table
 
