@@ -99,6 +99,7 @@ class Config:
     | `adapt`             | weights adapted to the noise before them: ``none``, ``fast``, ``iterative``, ``full``  |
     | `adapt_seconds`     | time that training for it may take (0: as long as it needs)                          |
     | `labels`            | name of the array in the data that holds class indices; then ``full`` trains on them  |
+    | `resume`            | goes on with an adaptation that was interrupted                                      |
     | `tune_seconds`      | time given to finding the fastest placement by measuring on this machine (0: none)   |
     | `accuracy_level`    | of MatMulNBits: 4 rounds its inputs to 8 bits for each block, 1 computes in float32   |
     | `latency_seconds`   | time given to measuring latency for the report (0: none)                             |
@@ -128,6 +129,7 @@ class Config:
     adapt: str = "none"
     adapt_seconds: float = 0.0
     labels: str = ""
+    resume: bool = False
     tune_seconds: float = 0.0
     accuracy_level: int = 4
     latency_seconds: float = 0.0
@@ -165,6 +167,8 @@ class Config:
             raise ConfigError(f"accuracy_level is 1 (float32) or 4 (int8), not {self.accuracy_level}")
         if self.adapt_seconds < 0.0:
             raise ConfigError(f"adapt_seconds must be at least 0, not {self.adapt_seconds}")
+        if self.resume and self.adapt == "none":
+            raise ConfigError("resume goes with adapt: there is no adaptation to go on with")
         if self.labels and self.adapt != "full":
             raise ConfigError("labels go with adapt = 'full': the other levels need none")
         if self.seed < 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from onnxq._version import __version__
 from onnxq.config import Config
@@ -16,7 +16,7 @@ def provenance(config: Config, made_from: str) -> dict[str, str]:
     return {
         "onnxq": __version__,
         "calibration": made_from,
-        "config": json.dumps(asdict(config), sort_keys=True),
+        "config": json.dumps(asdict(replace(config, resume=False)), sort_keys=True),
     }
 
 

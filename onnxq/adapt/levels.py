@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.adapt.checkpoint import Checkpoint, State
 from onnxq.adapt.engine import Engine, Schedule, Trained
 from onnxq.adapt.gradients import obstacle
 from onnxq.adapt.joint import adapt_jointly
@@ -93,8 +94,11 @@ class Adapter:
             self._engine = Engine(runtime, self.folder / "training", seed=self.config.seed)
         self._seen = references(hand_off(self.model, self.folder), self.check)
         self._loss = self._loss_of(self.best)
-        layers = linear_layers(self.model, self.plan, self.best, self.statistics, self.config)
         start = self.best
+        self._checkpoint = Checkpoint(start, self.config)
+        if self.config.resume:
+            self._resume()
+        layers = linear_layers(self.model, self.plan, start, self.statistics, self.config)
         if layers:
             self._closed_form("closed form", start, layers, None)
         if self._engine is not None:
@@ -102,9 +106,25 @@ class Adapter:
         measure = "noise" if self.labels is None else "cross-entropy"
         return Adaptation(level, tuple(self.steps), self.layers, tuple(self.notes), measure)
 
+    def _resume(self) -> None:
+        """Goes on where an adaptation that was interrupted had come to."""
+        state = self._checkpoint.load()
+        if state is None:
+            self.notes.append("nothing to resume: no adaptation of this model with these choices and data was begun")
+            return
+        self.best, self._rates, self.steps, self.layers = state.best, state.rates, list(state.steps), state.layers
+        self._loss = self._loss_of(self.best)
+        self.notes.append(f"resumed behind: {self.steps[-1].what}")
+
+    def _done(self, what: str) -> bool:
+        """Whether the step was taken before the adaptation was interrupted."""
+        return any(step.what == what for step in self.steps)
+
     def _closed_form(
         self, what: str, start: Parameters, layers: Sequence[Layer], costs: Mapping[str, Array] | None
     ) -> None:
+        if self._done(what):
+            return
         begun = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -115,6 +135,7 @@ class Adapter:
         )
         if self._offer(what, found, begun):
             self.layers = refits
+        self._keep()
 
     def _with_gradients(self, level: str, start: Parameters, layers: Sequence[Layer], engine: Engine) -> None:
         """What ``iterative`` and ``full`` add."""
@@ -129,7 +150,8 @@ class Adapter:
             )
             return
         packed = any(w.stored.packed for w in self.plan.weights)
-        if layers and packed:  # 8 bits are rounded to nearest: there is nothing to choose
+        together = "closed form, channels together"
+        if layers and packed and not self._done(together):  # 8 bits are rounded to nearest: there is nothing to choose
             costs = self._tried(
                 "what errors cost",
                 lambda: output_costs(
@@ -141,7 +163,7 @@ class Adapter:
                 ),
             )
             if costs:
-                self._closed_form("closed form, channels together", start, layers, costs)
+                self._closed_form(together, start, layers, costs)
         if self.labels is None:
             every, fit, check = self._with_generated(samples, aside)
         else:
@@ -181,6 +203,8 @@ class Adapter:
         engine: Engine,
     ) -> bool:
         """Whether the training runtime could do it."""
+        if self._done(what):
+            return True
         begun = time.monotonic()
 
         def progress(done: int, total: int, loss: float) -> None:
@@ -209,6 +233,7 @@ class Adapter:
             if not found[1].finished:
                 self.notes.append(f"{what}: the training process died; what it had found by then was judged")
             self._offer(what, found[0], begun, found[1].curve)
+            self._keep()
         return True
 
     def _tried(self, what: str, action: Callable[[], Any]) -> Any:
@@ -229,6 +254,12 @@ class Adapter:
         if better:
             self.best, self._loss = found, after
         return better
+
+    def _keep(self) -> None:
+        """Puts on disk how far the adaptation has come."""
+        problem = self._checkpoint.save(State(self.best, self._rates, tuple(self.steps), self.layers))
+        if problem is not None and problem not in self.notes:
+            self.notes.append(problem)
 
     def _loss_of(self, parameters: Parameters) -> float:
         """Noise by energy, the worst output, rows less their means; with labels nats a label."""

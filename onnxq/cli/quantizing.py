@@ -118,6 +118,9 @@ def quantize(
             help="Name of the array in the data that holds class indices: --adapt full trains towards them.",
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an --adapt of this model, data and choices that was stopped.")
+    ] = False,
     tune: Annotated[
         float | None,
         typer.Option(
@@ -168,6 +171,7 @@ def quantize(
         adapt=config.adapt if adapt is None else adapt,
         adapt_seconds=config.adapt_seconds if adapt_budget is None else duration(adapt_budget),
         labels=config.labels if labels is None else labels,
+        resume=resume or config.resume,
         tune_seconds=config.tune_seconds if tune is None else tune,
         operators=config.operators if operators is None else operators,
         objective=config.objective if objective is None else objective,
