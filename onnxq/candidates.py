@@ -21,7 +21,8 @@ from onnxq.graph.query import nodes
 from onnxq.graph.signature import Signature, signature
 from onnxq.guard import References, Verdict, judge, references, repair, summary
 from onnxq.measure.latency import LatencyReport
-from onnxq.measure.report import Adaptation
+from onnxq.measure.report import Adaptation, LayerBits
+from onnxq.mixed import summary as summary_of_bits
 from onnxq.mixed import with_bits
 from onnxq.placing import Placement, place
 from onnxq.plan import make_plan
@@ -88,6 +89,7 @@ class Outcome:
     tuning: Tuning | None = None
     adaptation: Adaptation | None = None
     equalized: Mapping[str, str] = field(default_factory=dict)
+    bits: tuple[LayerBits, ...] = ()
 
 
 def with_data(job: Job, feed: Feed) -> Outcome:
@@ -134,7 +136,7 @@ def with_data(job: Job, feed: Feed) -> Outcome:
         job.tell,
         added_bytes=lambda config, plan: _ENTRY + len(metadata(config, feed.description, plan, equal.steps)),
     )
-    notes += choices
+    notes += [summary_of_bits(choices)] if choices else []
     first = builder.build()
     adaptation = None
     if check is not None:
@@ -183,6 +185,7 @@ def with_data(job: Job, feed: Feed) -> Outcome:
         tuning=trials,
         adaptation=adaptation,
         equalized=equal.steps,
+        bits=tuple(LayerBits(c.node, c.option.stored, c.option.nbytes, c.option.noise) for c in choices),
     )
 
 

@@ -71,15 +71,15 @@ def with_bits(
     tell: Tell,
     *,
     added_bytes: Callable[[Config, Plan], int] = lambda config, plan: 0,
-) -> tuple[Builder, list[str]]:
-    """``builder`` with a weight format for each layer, by its sensitivity, and what was given, in words.
+) -> tuple[Builder, tuple[Chosen, ...]]:
+    """``builder`` with a weight format for each layer, by its sensitivity, and what each of them was given.
 
     ``reference`` is the float model; ``added_bytes`` what the file of a draft is going to grow by. Raises
     ``ConfigError`` where no budget was given, or none of the formats keeps it.
     """
     config = builder.config
     if config.weights != AUTO:
-        return builder, []
+        return builder, ()
     if config.size_budget is None and config.min_sqnr is None:
         raise ConfigError("weights = 'auto' needs a size_budget or a min_sqnr to keep to")
     # Rounded together at every width: what is compared must be what is built.
@@ -111,7 +111,7 @@ def with_bits(
             size = model_size(draft.handed).file_bytes + added_bytes(candidate.config, draft.plan)
             excess = size - budget
             if excess <= 0:
-                return candidate, [summary(chosen)]
+                return candidate, chosen
             other += excess
         raise ConfigError(f"size_budget {config.size_budget:g} could not be met, {excess} bytes are left over")
     assert config.min_sqnr is not None
@@ -124,7 +124,7 @@ def with_bits(
         if noise <= allowed or within <= rest:
             break
         within *= 0.9 * allowed / noise
-    return candidate, [summary(formats)]
+    return candidate, formats
 
 
 def layer_options(

@@ -183,6 +183,7 @@ def _result(job: Job, outcome: Outcome, notes: tuple[str, ...]) -> Result:
         provenance=provenance(config, outcome.made_from),
         tuning=() if outcome.tuning is None else outcome.tuning.trials,
         adaptation=outcome.adaptation,
+        bits=outcome.bits,
     )
     spelled = as_config(config, built, nodes(job.prepared))
     return Result(built.model, built.plan, report, outcome.verdict is None or outcome.verdict.good, spelled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from itertools import pairwise, product
 
 import numpy as np
@@ -9,11 +10,13 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from zoo import Net
 
 from onnxq import Config, quantize
 from onnxq.config import Rule
 from onnxq.errors import ConfigError
+from onnxq.measure.tables import bits_table
 from onnxq.mixed import Option, as_rules, within_bytes, within_noise
 
 Options = dict[str, tuple[Option, ...]]
@@ -105,6 +108,13 @@ def test_a_share_of_the_file() -> None:
         levels.append(result.report.sqnr_db)
         assert sizes[-1] <= share
         assert any(note.startswith("bits by sensitivity: ") for note in result.report.notes)
+        bits = {layer.node: layer for layer in result.report.bits}
+        assert {w.node: str(w.stored) for w in result.plan.weights} == {n: b.stored for n, b in bits.items()}
+        assert bits["loud"].noise < 100 * bits["quiet"].noise  # given more bits for counting more
+        text = io.StringIO()
+        Console(file=text, width=100).print(bits_table(result.report.bits))
+        rows = [line.split()[:2] for line in text.getvalue().splitlines()]
+        assert [row for row in rows if row and row[0] in bits] == [[name, layer.stored] for name, layer in bits.items()]
     assert sizes[1] > 0.15
     assert levels[1] > levels[0] + 3
 

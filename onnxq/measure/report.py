@@ -91,13 +91,25 @@ class Adaptation:
 
 
 @dataclass(frozen=True)
+class LayerBits:
+    """The weight format that a layer was given by its sensitivity: bytes of the weight in the file, and the noise that
+    it makes at the outputs by itself, by energy."""
+
+    node: str
+    stored: str
+    nbytes: int
+    noise: float
+
+
+@dataclass(frozen=True)
 class Report:
     """What is known of a quantized model beside its float ``source``; parts that were not measured are None or empty.
 
     ``latency``: the float model first, the quantized one second. ``fates``: of the compute nodes of the *result*.
     ``reasons``: why a node was left float, by node name or, for unnamed nodes, by first output name; where it says
     nothing, the cause found in the graph stands. ``provenance``: versions, options, data, as text. ``tuning``: the
-    candidates that were timed. ``adaptation``: None where none was asked for.
+    candidates that were timed. ``adaptation``: None where none was asked for. ``bits``: where they were given by
+    sensitivity.
     """
 
     source: ModelSize
@@ -113,6 +125,7 @@ class Report:
     provenance: Mapping[str, str] = field(default_factory=dict)
     tuning: tuple[Trial, ...] = ()
     adaptation: Adaptation | None = None
+    bits: tuple[LayerBits, ...] = ()
 
     @property
     def integer(self) -> tuple[Fate, ...]:

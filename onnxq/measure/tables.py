@@ -11,7 +11,7 @@ from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.measure.layers import LayerNoise
-from onnxq.measure.report import Adaptation, LeftFloat, Report, Trial
+from onnxq.measure.report import Adaptation, LayerBits, LeftFloat, Report, Trial
 from onnxq.measure.size import ModelSize
 
 if TYPE_CHECKING:
@@ -109,6 +109,16 @@ def adaptation_table(adaptation: Adaptation) -> Table:
     return table
 
 
+def bits_table(bits: Sequence[LayerBits]) -> Table:
+    """A row for each layer whose bits were chosen by its sensitivity, in the order of the graph."""
+    table = _table("Bits by sensitivity", ["node", "weights", "kB", "noise at the outputs, dB"], left=2)
+    for layer in bits:
+        # As a share of the outputs' energy: more negative is less.
+        level = 10.0 * math.log10(max(layer.noise, 1e-20))
+        _add(table, [layer.node, layer.stored, f"{layer.nbytes / 1e3:.1f}", db(level)])
+    return table
+
+
 def layer_table(layers: Sequence[LayerNoise]) -> Table:
     """A row for each layer; the lowest local figure is where the most noise is made."""
     table = _table("Noise by layer", ["tensor", "node", "op", "accumulated dB", "local dB"], left=3)
@@ -139,6 +149,8 @@ def _show_report(report: Report, console: Console) -> None:
         console.print(_left_table(report.left_float))
     if report.layers:
         console.print(layer_table(report.layers))
+    if report.bits:
+        console.print(bits_table(report.bits))
     if report.tuning:
         console.print(tuning_table(report.tuning))
     if report.adaptation is not None:
