@@ -105,6 +105,22 @@ def files(data: dict[str, Any]) -> str:
     return markdown(["file", "size / float", "kernels int / float", "ms", "time / INT8", "load time / INT8"], rows)
 
 
+def large(data: dict[str, Any]) -> str:
+    """Memory and time that a large model takes, by preset."""
+    rows = [
+        [
+            preset,
+            f"{f['float_bytes'] / 1e9:.2f}",
+            f"{f['bytes'] / 1e9:.2f}",
+            f"{f['anonymous'] / 1e9:.2f}",
+            "-" if f["limit_bytes"] is None else f"{f['limit_bytes'] / 1e9:.1f}",
+            f"{f['seconds'] / 60:.0f}",
+        ]
+        for preset, f in data["presets"].items()
+    ]
+    return markdown(["preset", "float, GB", "result, GB", "anonymous, GB", "confined to, GB", "minutes"], rows)
+
+
 def decoder(data: dict[str, Any]) -> str:
     """One line a file: a token through a stack of wide layers; then bits per byte of the GPT."""
     rows: Rows = [
@@ -321,7 +337,11 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     },
     "docs/adaptation.md": {"adaptation": ("adaptation", adaptation)},
     "docs/equalization.md": {"equalization": ("equalization", equalization)},
-    "docs/bits.md": {"files": ("int4_files", files), "decoder": ("int4_decoder", decoder)},
+    "docs/bits.md": {
+        "files": ("int4_files", files),
+        "large": ("int4_large", large),
+        "decoder": ("int4_decoder", decoder),
+    },
     "docs/placement.md": {
         "kernel_costs": (str(COSTS), kernel_costs),
         "rewrites": ("rewrites", rewrites),

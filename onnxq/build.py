@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.calibrate.layer_inputs import LayerInput
+from onnxq.calibrate.observers import merge
 from onnxq.calibrate.runner import Feeds, Statistics, run_observers
 from onnxq.choose import Parameters, choose
 from onnxq.config import Config
@@ -104,6 +105,18 @@ class Builder:
         if unseen := self._observe(plan):
             plan = self._plan({**kept, **unseen})
         return self._drafted(plan)
+
+    def see_more(self, feeds: Feeds, plan: Plan) -> None:
+        """Adds what ``feeds`` show of all tensors that were seen so far to the statistics; parameters stay."""
+        watched = self.prepared if self.watched is None else self.watched
+        layers = fitted_layers(self.prepared, plan, self.config, self._observed)
+        seen = run_observers(watched, sorted(self._observed), feeds, layers=layers, scratch=self.scratch)
+        histograms, moments = self.statistics.histograms, self.statistics.moments
+        for name, new in seen.histograms.items():
+            histograms[name] = merge(histograms.get(name), new) or new
+        for name, more in seen.moments.items():
+            if name in moments and moments[name].second.shape == more.second.shape:
+                moments[name] = moments[name] + more
 
     def _plan(self, kept: Mapping[str, KeptFloat]) -> Plan:
         return make_plan(self.prepared, self.config, self.target, keep_float=kept, steered=self.placement.steered)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxq.build import Builder, Built
 from onnxq.calibrate.feeds import Feed, FeedOptions
 from onnxq.calibrate.synthetic import impose_moments, runnable_feed
+from onnxq.choose import Parameters
 from onnxq.config import AUTO, Config
 from onnxq.equalize import Equalized, equalized
 from onnxq.errors import ConfigError
@@ -221,10 +222,16 @@ def _adapted(job: Job, builder: Builder, first: Built, fit: Feed, check: Feed) -
         job.tell,
         Labels(fit.labels(job.config.labels), check.labels(job.config.labels)) if job.config.labels else None,
     )
+    start = builder.parameters
     adaptation = adapter.run(job.config.adapt)
-    if not adaptation.kept:
-        return first, adaptation
-    builder.parameters = adapter.best
+    # The samples that judged it have done so: ranges, which need all there are, are chosen on them too.
+    builder.see_more(check, first.plan)
+    if adaptation.kept:
+        best = adapter.best
+        learned = {tensor: chosen for tensor, chosen in best.tensors.items() if chosen != start.tensors.get(tensor)}
+        builder.parameters = Parameters(learned, best.weights, best.biases)
+    else:
+        builder.parameters = None
     return builder.build(first.kept_float), adaptation
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +307,32 @@ def test_a_budget_of_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.notes == ("no time left for: part 1 of 3 trained with all that follows",)
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_samples_that_judged_count_for_ranges_afterwards(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is kept, what comes out is what comes out without adapting."""
+    proto = deep().model({"x": ["n", 32]}, {"y": ["n", 10]})
+    data = {"x": correlated(256, 32, 1)}
+    data["x"][::7] *= 3.0  # whichever samples are left out, ranges are not the same without them
+    config = Config(weights=weights, placement="all", equalize="none", min_agreement=0.0, guard_sqnr=-200.0)
+    plain = quantize(proto, data, config=config)
+    monkeypatch.setattr(levels.Adapter, "_offer", lambda *_: False)
+    adapted = quantize(proto, data, config=replace(config, adapt="fast"))
+    assert adapted.report.adaptation is not None
+    assert not adapted.report.adaptation.kept
+    constants = [
+        {
+            name: v.const_value.numpy()
+            for name, v in result.model.graph.initializers.items()
+            if v.const_value is not None
+        }
+        for result in (plain, adapted)
+    ]
+    assert constants[0].keys() == constants[1].keys()
+    for name, array in constants[0].items():
+        if array.dtype == np.float32:
+            np.testing.assert_allclose(constants[1][name], array, rtol=2e-3, err_msg=name)
+
+
 def test_nothing_is_kept_that_does_not_help() -> None:
     """Eight bits on exact inputs: the closed form has nothing to make up for, and the file is that of no adaptation."""
     n = Net(3)
@@ -313,8 +340,6 @@ def test_nothing_is_kept_that_does_not_help() -> None:
     proto = n.model({"x": ["n", 32]}, {"y": ["n", 16]})
     data = {"x": correlated(256, 32, 1)}
     config = Config(placement="all")
-    from dataclasses import replace
-
     plain, adapted = (quantize(proto, data, config=replace(config, adapt=level)) for level in ("none", "fast"))
     assert adapted.report.adaptation is not None
     assert adapted.report.sqnr_db is not None
