@@ -24,8 +24,8 @@ class Scratch:
     removed that are in use; elsewhere the folder stays until the array is gone.
     """
 
-    def __init__(self, folder: Path | None = None, *, budget: int = MEMORY_BYTES) -> None:
-        self._folder, self._left = folder, budget
+    def __init__(self, folder: Path | None = None, *, budget: int | None = None) -> None:
+        self._folder, self._left = folder, MEMORY_BYTES if budget is None else budget
         self._numbers, self._lock = count(), Lock()
 
     def kept(self, array: Array) -> Array:
