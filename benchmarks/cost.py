@@ -3,8 +3,9 @@
 Each run is a child process of its own, the two tools in turn; both read the same samples, one file a sample, so that
 neither holds the data. Seconds count from the model's path to the written file, without imports and with
 `quantize_static`'s pre-processing, and with onnxq's judgement of the result (`harness.UNGUARDED`: the weights are
-random, no layer is given back); memory is the child's peak, imports included. Prints a markdown table and writes
-`benchmarks/results/cost.json`.
+random, no layer is given back); memory is the child's peak, imports included. `--adapt LEVEL` measures one run of 4-bit
+weights with that adaptation instead. Prints a markdown table and writes `benchmarks/results/cost.json`, or
+`cost_adapted.json`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", help="default: resnet50 mobilenet_v2")
     parser.add_argument("--samples", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--adapt", help="measure 4-bit weights with this level of adaptation, and nothing else")
     options = parser.parse_args()
     names = harness.chosen(options.networks or ["resnet50", "mobilenet_v2"], list(networks.NETWORKS))
+    if options.adapt:
+        adapted(options, names)
+        return
     rows = []
     for name in names:
         model = networks.build(name)
@@ -50,6 +55,20 @@ def main() -> None:
     rows = [*_kept(names), *rows]
     path = harness.write("cost", vars(options), {"runs": rows, "growth": growth(rows)})
     print(f"\n{table(rows)}\n\nwritten: {path.relative_to(harness.ROOT)}")
+
+
+def adapted(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """One run for each of `names`, with the fewest samples; writes `cost_adapted.json`."""
+    found, count = {}, min(options.samples)
+    for name in names:
+        model = networks.build(name)
+        with tempfile.TemporaryDirectory(prefix="onnxq-cost-") as folder:
+            samples = write_samples(name, [count], Path(folder))[count]
+            run = child(f"onnxq {options.adapt}", model, samples, count)
+        found[name] = {**run, "samples": count, "level": options.adapt}
+        print(name, found[name], flush=True)
+    path = harness.write("cost_adapted", vars(options), {"networks": found})
+    print(f"written: {path.relative_to(harness.ROOT)}")
 
 
 def _kept(names: Sequence[str]) -> list[dict[str, Any]]:
@@ -111,13 +130,15 @@ def _work(tool: str, model: Path, samples: Path, count: int) -> dict[str, float]
     """Child process: quantize once."""
     with tempfile.TemporaryDirectory(prefix="onnxq-cost-") as folder:
         out = Path(folder) / "quantized.onnx"
-        if tool == "onnxq":
+        if tool.startswith("onnxq"):
             import onnxruntime  # noqa: F401 - the peer's imports hold it too
 
             from onnxq import Config, quantize
 
+            level = tool.removeprefix("onnxq").strip()
+            more = {"weights": "int4", "adapt": level} if level else {}
             start = time.perf_counter()
-            quantize(model, samples, config=Config(samples=count, **harness.UNGUARDED)).save(out)
+            quantize(model, samples, config=Config(samples=count, **harness.UNGUARDED, **more)).save(out)
             seconds = time.perf_counter() - start
         else:
             from peers import quantize_static

@@ -159,6 +159,24 @@ def adaptation(data: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def labelled(data: dict[str, Any]) -> str:
+    """One line a model and what it was adapted with: labels and samples, noise and score."""
+    rows = []
+    for name, found in data["models"].items():
+        for run in found["runs"]:
+            rows.append(
+                [
+                    f"{name}, {run['what']}",
+                    f"{run['samples']}",
+                    f"{run['sqnr_db']:.1f}",
+                    f"{found['float_score']:.2f}",
+                    f"{run['score']:.2f}",
+                    f"{run['seconds']:.0f}",
+                ]
+            )
+    return markdown(["W4A4", "samples", "SQNR, dB", "float score", "score", "seconds"], rows)
+
+
 def adapted(data: dict[str, Any]) -> str:
     """One line a model: 3-bit weights and 4-bit weights and activations, without and with adaptation."""
     rows: Rows = []
@@ -275,6 +293,15 @@ def cost(data: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def cost_adapted(data: dict[str, Any]) -> str:
+    """One line a network: what adapting 4-bit weights takes."""
+    rows = [
+        [name, found["level"], f"{found['samples']}", f"{found['seconds']:.0f}", f"{found['peak_mb'] / 1e3:.1f}"]
+        for name, found in data["networks"].items()
+    ]
+    return markdown(["network", "level", "samples", "seconds", "peak memory, GB"], rows)
+
+
 def study(render: Callable[[dict[str, Any]], tables.Table], part: str) -> Callable[[dict[str, Any]], str]:
     """A table of one part of `initialisation.json` as markdown."""
     return lambda data: markdown(*render(data[part]))
@@ -335,7 +362,11 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
             for name in ("ranges_objective", "ranges_errors", "ranges_convergence")
         },
     },
-    "docs/adaptation.md": {"adaptation": ("adaptation", adaptation)},
+    "docs/adaptation.md": {
+        "adaptation": ("adaptation", adaptation),
+        "cost_adapted": ("cost_adapted", cost_adapted),
+        "labels": ("adaptation_labels", labelled),
+    },
     "docs/equalization.md": {"equalization": ("equalization", equalization)},
     "docs/bits.md": {
         "files": ("int4_files", files),
