@@ -19,6 +19,8 @@ from onnxq.graph.passes.order import sort_nodes
 
 # A protobuf message ends at 2^31 - 1 bytes; the rest of the model (nodes, names, shapes) needs room below that.
 EXTERNAL_ABOVE = 2_000_000_000
+# The same for a model that came with external data itself: one file of it would pass through memory twice.
+EXTERNAL_AS_READ = 200_000_000
 # Smaller tensors stay in the model file even when the others go out: shapes and axes must be readable without data.
 _INLINE_BELOW = 1024
 _OLDEST_OPSET = 7
@@ -51,13 +53,14 @@ def save(
     *,
     overwrite: bool = True,
     keep: Iterable[str | os.PathLike[str]] = (),
-    external_above: int = EXTERNAL_ABOVE,
+    external_above: int | None = None,
     durable: bool = True,
 ) -> tuple[Path, ...]:
     """Writes ``model`` to ``path`` atomically; returns the files written: the model and its data file if it has one.
 
-    With more than ``external_above`` bytes of weights they go to ``<name>.data`` beside the model. ``model`` itself is
-    not changed. The IR version written is the oldest one that the opsets allow.
+    With more than ``external_above`` bytes of weights (2 GB, or 200 MB where the model was read with external data)
+    they go to ``<name>.data`` beside the model. ``model`` itself is not changed. The IR version written is the oldest
+    one that the opsets allow.
 
     Args:
         model: what to write.
@@ -74,6 +77,8 @@ def save(
     data = target.with_name(target.name + ".data")
     copy = copy_model(model)
     copy.ir_version = fitting_ir_version(copy)
+    if external_above is None:
+        external_above = EXTERNAL_AS_READ if len(model.meta.get(FILES, ())) > 1 else EXTERNAL_ABOVE
     external = _weight_bytes(copy) > external_above
     targets = (data, target) if external else (target,)
     kept = {Path(os.path.realpath(p)) for p in (*model.meta.get(FILES, ()), *keep)}

@@ -240,6 +240,14 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path, monkeypatch, extern
     assert "\n" not in str(caught.value)
 
 
+def test_what_came_with_external_data_leaves_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxq.graph.io.EXTERNAL_AS_READ", 100)
+    onnx.save(small(), tmp_path / "whole.onnx")
+    onnx.save(small(), tmp_path / "split.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    assert len(save(load(tmp_path / "whole.onnx"), tmp_path / "a.onnx")) == 1
+    assert save(load(tmp_path / "split.onnx"), tmp_path / "b.onnx") == (tmp_path / "b.onnx", tmp_path / "b.onnx.data")
+
+
 def test_permissions_are_those_of_a_normal_file(tmp_path):
     mask = os.umask(0o022)
     try:
