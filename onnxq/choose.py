@@ -68,8 +68,8 @@ def choose(
     """The ``Parameters`` for ``plan``: activations from ``statistics``, weights and constants from ``model``.
 
     ``known`` are parameters of an earlier plan of the same model and statistics; what they hold is not computed again.
-    ``scratch`` holds the codes.
-    Raises ``DataError`` naming a tensor that was never observed, ``ModelError`` for a weight that is not finite.
+    ``scratch`` holds the codes. Raises ``DataError`` naming a tensor that was never observed, ``ModelError`` for a
+    weight that is not finite.
     """
     values = values_by_name(model)
     known, scratch = known or Parameters({}, {}, {}), scratch or Scratch()

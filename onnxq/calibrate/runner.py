@@ -64,8 +64,8 @@ def run_observers(
     """The ``Statistics`` of ``tensors`` of the float ``model``, and of ``layers`` that read some of them.
 
     Each of ``feeds`` is one call of the model. Tensors that no feed reached (an If branch that never ran) are missing
-    from the result. ``progress`` is told the number of feeds done. ``scratch``
-    holds the sums.
+    from the result. ``progress`` is told the number of feeds done. ``scratch`` holds the
+    sums.
 
     Raises ``DataError`` for NaN, infinity or no feed at all, ``RuntimeFailure`` where the model does not run on the
     data.

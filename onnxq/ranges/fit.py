@@ -14,7 +14,7 @@ from onnxq.ranges.choose import weight_params
 from onnxq.ranges.grids import block_grid, codebook_grid, uniform_grid
 from onnxq.ranges.layer import MANY_BITS, layer_steps, with_gain
 from onnxq.ranges.moments import Moments
-from onnxq.ranges.rounding import Grid, Metric, Weight, coupled
+from onnxq.ranges.rounding import Floats, Grid, Metric, coupled
 from onnxq.ranges.samples import F64, channel_parts
 
 
@@ -38,7 +38,7 @@ def concrete_rounding(rounding: str, bits: int) -> str:
 
 
 def fitted(
-    weight: Weight,
+    weight: Floats,
     moments: Moments | None,
     *,
     stored: WeightFormat,

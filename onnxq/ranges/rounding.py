@@ -42,7 +42,7 @@ _SWEEPS = 3
 _OUTPUT_DAMPING = 0.1
 
 Levels = npt.NDArray[np.int16]
-Weight = npt.NDArray[np.float64] | npt.NDArray[np.float32]  # worked on in float64
+Floats = npt.NDArray[np.float64] | npt.NDArray[np.float32]  # worked on in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Grid:
     levels: F64
     blocks: Blocks | None = None
 
-    def nearest(self, weight: Weight) -> Levels:
+    def nearest(self, weight: Floats) -> Levels:
         """``level - zero`` of the values nearest to ``weight: [g, C, n]``."""
         found = np.empty(weight.shape, np.int16)
         for part in channel_parts(weight.shape):
@@ -141,7 +141,7 @@ class Metric:
         factor = np.linalg.cholesky(h[:, ::-1, ::-1])[:, ::-1, ::-1].transpose(0, 2, 1)
         return cls(order, h, factor / np.diagonal(factor, axis1=1, axis2=2)[:, :, None])
 
-    def rounded(self, weight: Weight, grid: Grid) -> Levels:
+    def rounded(self, weight: Floats, grid: Grid) -> Levels:
         """``weight: [g, C, n]`` rounded together; by this metric no channel is worse than rounded to nearest."""
         result = np.empty(weight.shape, np.int16)
         order = self.order[:, :, None]
@@ -158,7 +158,7 @@ class Metric:
         return result
 
 
-def compensated(weight: Weight, second: F64, rows: int, grid: Grid) -> Levels:
+def compensated(weight: Floats, second: F64, rows: int, grid: Grid) -> Levels:
     """What ``grid.nearest`` gives, with far less error at the output.
 
     ``second: [g, n, n]`` was taken over ``rows`` inputs. By ``second``, damped, no channel gets worse than by rounding
@@ -220,7 +220,7 @@ def _channels(grid: Grid, group: int, chosen: Index) -> Grid:
     return Grid(grid.scale[group : group + 1, chosen], grid.levels, blocks)
 
 
-def _in_order(weight: Weight) -> Index:
+def _in_order(weight: Floats) -> Index:
     return np.broadcast_to(np.arange(weight.shape[2]), (weight.shape[0], weight.shape[2]))
 
 
