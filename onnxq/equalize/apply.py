@@ -82,7 +82,7 @@ def equalized(
         if relative < _WORTH_IT:
             site.scale(factors)
             if scratch is not None:
-                set_aside(copy, scratch)
+                set_aside((*site.writers, *(reader.node for reader in site.readers)), scratch)
             gains.append(-10.0 * np.log10(relative))
             steps[site.tensor] = b64encode(to_steps(factors).tobytes()).decode()
     if not gains:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 
@@ -33,15 +34,14 @@ def discard(handed: bytes | Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def set_aside(model: ir.Model, scratch: Scratch) -> None:
-    """Puts the initializers of ``model`` that were computed, not loaded, where ``scratch`` keeps them; in place."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.Tensor) and tensor.nbytes >= SMALL_BYTES:
-                array = tensor.numpy()
-                if isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
-                    value.const_value = ir.Tensor(scratch.kept(array), dtype=tensor.dtype, name=tensor.name)
+def set_aside(nodes: Iterable[ir.Node], scratch: Scratch) -> None:
+    """Puts the constants that ``nodes`` read, where they were computed and not loaded, where ``scratch`` keeps them."""
+    for value in {id(v): v for node in nodes for v in node.inputs if v is not None}.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.Tensor) and tensor.nbytes >= SMALL_BYTES:
+            array = tensor.numpy()
+            if not isinstance(array, np.memmap):
+                value.const_value = ir.Tensor(scratch.kept(array), dtype=tensor.dtype, name=tensor.name)
 
 
 def weight_bytes(model: ir.Model) -> int:
