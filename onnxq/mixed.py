@@ -43,6 +43,8 @@ _MOST_ROUNDS = 5
 
 PROBE = "int4"
 FORMATS = ("int2", "int3", "int4", "int5", "int6", "int8")
+# Unpacking the others takes tables of several kilobytes, which in a small file weigh more than they save.
+_WITHOUT_TABLES = ("int2", "int4", "int8")
 
 
 @dataclass(frozen=True)
@@ -97,34 +99,53 @@ def with_bits(
         return replace(builder, config=replace(builder.config, rules=rules))
 
     if config.size_budget is not None:
-        other = model_size(wide.handed).file_bytes - sum(o.nbytes for o in widest.values())
-        budget = int(config.size_budget * model_size(reference).file_bytes)
-        for _ in range(_MOST_ROUNDS):
-            chosen = within_bytes(options, budget - other)
-            if chosen is None:
-                raise ConfigError(
-                    f"size_budget {config.size_budget:g} cannot be kept: with {FORMATS[0]} everywhere the file "
-                    f"has {(other + sum(of[0].nbytes for of in options.values())) / 1e6:.2f} MB"
-                )
+
+        def size_of(chosen: tuple[Chosen, ...]) -> int:
             candidate = with_formats(chosen)
             draft = candidate.draft({})
-            size = model_size(draft.handed).file_bytes + added_bytes(candidate.config, draft.plan)
-            excess = size - budget
-            if excess <= 0:
-                return candidate, chosen
-            other += excess
-        raise ConfigError(f"size_budget {config.size_budget:g} could not be met, {excess} bytes are left over")
+            return model_size(draft.handed).file_bytes + added_bytes(candidate.config, draft.plan)
+
+        rest_bytes = model_size(wide.handed).file_bytes - sum(o.nbytes for o in widest.values())
+        budget = int(config.size_budget * model_size(reference).file_bytes)
+        for formats in (FORMATS, _WITHOUT_TABLES):
+            few = {node: tuple(o for o in of if o.stored in formats) for node, of in options.items()}
+            chosen = _within_file(few, budget, rest_bytes, size_of)
+            if chosen is not None:
+                return with_formats(chosen), chosen
+        smallest = tuple(Chosen(node, of[0], of) for node, of in options.items())
+        raise ConfigError(
+            f"size_budget {config.size_budget:g} cannot be kept: with {FORMATS[0]} everywhere the file has "
+            f"{size_of(smallest) / 1e6:.3f} MB of {model_size(reference).file_bytes / 1e6:.3f}"
+        )
     assert config.min_sqnr is not None
     allowed = 10.0 ** (-config.min_sqnr / 10.0)
     within = allowed
     for _ in range(_MOST_ROUNDS):
-        formats = within_noise(options, within - rest)
-        candidate = with_formats(formats)
+        found = within_noise(options, within - rest)
+        candidate = with_formats(found)
         noise = seen.noise_once(candidate.draft({}).handed)
         if noise <= allowed or within <= rest:
             break
         within *= 0.9 * allowed / noise
-    return candidate, formats
+    return candidate, found
+
+
+def _within_file(
+    options: Mapping[str, tuple[Option, ...]], budget: int, rest: int, size_of: Callable[[tuple[Chosen, ...]], int]
+) -> tuple[Chosen, ...] | None:
+    """The best formats whose file, by ``size_of``, has at most ``budget`` bytes; None where none was found.
+
+    ``rest``: what the file holds beside the weights; corrected by the files that come out.
+    """
+    for _ in range(_MOST_ROUNDS):
+        chosen = within_bytes(options, budget - rest)
+        if chosen is None:
+            return None
+        excess = size_of(chosen) - budget
+        if excess <= 0:
+            return chosen
+        rest += excess
+    return None
 
 
 def layer_options(

@@ -98,6 +98,20 @@ def network() -> onnx.ModelProto:
 DATA = {"x": np.random.default_rng(0).standard_normal((200, 64)).astype(np.float32)}
 
 
+def test_a_small_file_does_without_the_formats_whose_tables_weigh_more_than_they_save() -> None:
+    proto = network()
+    whole = len(proto.SerializeToString())
+    choices = {"placement": "all", "min_agreement": 0.0}
+    smallest = quantize(proto, DATA, config=Config(weights="int2", first_last="int2", **choices))
+    share = (len(smallest.proto().SerializeToString()) + 6000) / whole
+    result = quantize(proto, DATA, config=Config(weights="auto", size_budget=share, **choices))
+    assert len(result.proto().SerializeToString()) <= share * whole
+    assert {layer.stored for layer in result.report.bits} <= {"int2", "int4", "int8"}
+    too_small = len(smallest.proto().SerializeToString()) * 0.8 / whole
+    with pytest.raises(ConfigError, match=r"cannot be kept: with int2 everywhere the file has 0\.\d{3} MB of"):
+        quantize(proto, DATA, config=Config(weights="auto", size_budget=too_small, **choices))
+
+
 def test_a_share_of_the_file() -> None:
     proto = network()
     whole = len(proto.SerializeToString())
