@@ -31,6 +31,8 @@ Ints = npt.NDArray[np.integer]
 # costs a few hundred microseconds, once where weights share it. Two thirds of the time and of the memory of bytes.
 _PAIRED = 1 << 16
 _PAIRED_ALONE = 1 << 19
+# Blocks look up int32 indices, a table of 1 MB if by pairs: nothing gained by that.
+_NEVER = 1 << 62
 
 
 def expanded(
@@ -84,7 +86,11 @@ class _Spelled:
         if levels.size > count or not np.array_equal(levels[np.minimum(where, levels.size - 1)], codes):
             raise ModelError(f"weight '{self.name}' has codes that {self.packing.bits} bits do not hold")
         padded = np.concatenate([levels, np.repeat(levels[-1:], count - levels.size)])
-        groups, held = self._groups(self.packing.table(padded + codes.dtype.type(self.shift)), where, shared=uniform)
+        groups, held = self._groups(
+            self.packing.table(padded + codes.dtype.type(self.shift)),
+            where,
+            pairs_from=_PAIRED if uniform else _PAIRED_ALONE,
+        )
         return self._shaped(groups, codes.shape, of=held)
 
     def blocks(self, codes: Ints, size: int, *, transposed: bool) -> ir.Value:
@@ -100,7 +106,7 @@ class _Spelled:
         if quotients.size and np.abs(quotients).max() >= half:
             raise ModelError(f"weight '{self.name}' has blocks that {self.packing.bits} bits do not hold")
         steps = np.arange(2 * half, dtype=np.int32)
-        groups, held = self._groups(self.packing.table(steps), quotients + half, shared=True)
+        groups, held = self._groups(self.packing.table(steps), quotients + half, pairs_from=_NEVER)
         index = self._shaped(groups, parts.shape, of=held)
         # Row m of the table holds m times each level; the last one is that of the largest multiple.
         most = int(multiple.max(initial=1))
@@ -120,11 +126,11 @@ class _Spelled:
             return self._node("Transpose", [values], "columns")
         return self._node("Reshape", [values, self._constant(np.asarray(codes.shape), "shape")], "unpacked")
 
-    def _groups(self, table: npt.NDArray[Any], codes: Ints, *, shared: bool) -> tuple[ir.Value, int]:
-        """Rows of ``table`` that hold ``codes``, and how many they hold; ``shared``: other weights need the table."""
+    def _groups(self, table: npt.NDArray[Any], codes: Ints, *, pairs_from: int) -> tuple[ir.Value, int]:
+        """Rows of ``table`` that hold ``codes``, and how many they hold; from ``pairs_from`` bytes on those of pairs."""
         packed = self.packing.pack(codes)
         size, group = packed.main.size, self.packing.group
-        if packed.extra is None and size >= (_PAIRED if shared else _PAIRED_ALONE):
+        if packed.extra is None and size >= pairs_from:
             pairs = np.zeros(-(-size // 2) * 2, np.uint8)
             pairs[:size] = packed.main
             index = self._index(pairs.view("<u2").astype(np.uint16), "packed")
