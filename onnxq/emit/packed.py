@@ -127,7 +127,7 @@ class _Spelled:
         return self._node("Reshape", [values, self._constant(np.asarray(codes.shape), "shape")], "unpacked")
 
     def _groups(self, table: npt.NDArray[Any], codes: Ints, *, pairs_from: int) -> tuple[ir.Value, int]:
-        """Rows of ``table`` that hold ``codes``, and how many they hold; from ``pairs_from`` bytes on those of pairs."""
+        """Rows of ``table`` that hold ``codes``, and how many; from ``pairs_from`` bytes on those of pairs."""
         packed = self.packing.pack(codes)
         size, group = packed.main.size, self.packing.group
         if packed.extra is None and size >= pairs_from:
