@@ -171,8 +171,8 @@ def with_data(job: Job, feed: Feed) -> Outcome:
     )
     if given_back:
         notes.append(summary(best.plan, given_back))
-    if feed.ignored:
-        notes.append(f"arrays that no input wants were ignored: {', '.join(feed.ignored)}")
+    if ignored := [name for name in feed.ignored if name != config.labels]:
+        notes.append(f"arrays that no input wants were ignored: {', '.join(ignored)}")
     warnings = (*([feed.warning] if feed.warning else []), *verdict.comparison.problems)
     return Outcome(
         best,

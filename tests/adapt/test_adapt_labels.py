@@ -128,6 +128,7 @@ def test_labels_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     done = runner.invoke(app, [*common, *more, "kind"])
     assert "nats before" in done.output, done.output
     assert "all trained on labels" in done.output
+    assert "ignored" not in done.output
     wrong = runner.invoke(app, [*common, *more, "nothing"])
     assert wrong.exit_code == 2
     assert "has no labels 'nothing'" in wrong.output
