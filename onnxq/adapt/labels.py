@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from onnxq.adapt.samples import Samples
 from onnxq.errors import DataError
-from onnxq.measure.accuracy import Scorer, classes_output
+from onnxq.measure.accuracy import Scorer, classes_output, require_fit
 
 Array = npt.NDArray[Any]
 
@@ -61,13 +61,7 @@ def labelled(parts: Sequence[tuple[Samples, Array]]) -> Samples:
 
 def _one_hot(labels: Array, like: Array, name: str) -> Array:
     """``labels`` as rows of ``like``'s shape; a row of zeros where there is none."""
-    if labels.shape != like.shape[:-1]:
-        raise DataError(
-            f"labels of shape {list(labels.shape)} do not fit the rows {list(like.shape[:-1])} of output {name}: "
-            "give one label for each row, in the order of the samples"
-        )
-    if labels.size and labels.max() >= like.shape[-1]:
-        raise DataError(f"label {labels.max()} is out of range: output {name} has {like.shape[-1]} classes")
+    require_fit(labels, like.shape, name, given=labels.shape)
     targets = np.zeros(like.shape, np.float32)
     np.put_along_axis(targets, np.maximum(labels, 0)[..., None], (labels >= 0)[..., None].astype(np.float32), axis=-1)
     return targets

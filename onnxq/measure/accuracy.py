@@ -54,16 +54,8 @@ class Scorer:
         shape, self.classes = references[i].shape[:-1], references[i].shape[-1]
         chunk = self.labels[self.seen : self.seen + shape[0]]
         self.seen += shape[0]
-        if chunk.shape != shape:
-            raise DataError(
-                f"labels of shape {list(self.labels.shape)} do not fit the rows {list(shape)} of output {self.output}: "
-                "give one label for each row, in the order of the samples"
-            )
+        require_fit(chunk, references[i].shape, self.output, given=self.labels.shape)
         used = chunk >= 0
-        if used.any() and chunk[used].max() >= self.classes:
-            raise DataError(
-                f"label {chunk[used].max()} is out of range: output {self.output} has {self.classes} classes"
-            )
         self.rows += int(np.count_nonzero(used))
         for model, output in enumerate((references[i], tests[i])):
             if output.shape != (*shape, self.classes):
@@ -81,6 +73,18 @@ class Scorer:
             for top1, top5, bits in self.sums.tolist()
         ]
         return Accuracy(self.output or "", self.rows, scores[0], scores[1])
+
+
+def require_fit(labels: Array, scores: Sequence[int], output: str, *, given: Sequence[int]) -> None:
+    """Raises ``DataError`` unless ``labels``, of those ``given``, say of each row of ``scores: [.., C]`` what it is."""
+    *rows, classes = scores
+    if list(labels.shape) != rows:
+        raise DataError(
+            f"labels of shape {list(given)} do not fit the rows {rows} of output {output}: "
+            "give one label for each row, in the order of the samples"
+        )
+    if labels.size and labels.max() >= classes:
+        raise DataError(f"label {labels.max()} is out of range: output {output} has {classes} classes")
 
 
 def classes_output(names: Sequence[str], outputs: Sequence[Array]) -> str:
