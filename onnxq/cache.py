@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CACHE_VARIABLE = "ONNXQ_CACHE"
@@ -15,3 +17,18 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxq"
+
+
+@contextmanager
+def in_one_stroke(path: Path) -> Iterator[Path]:
+    """A file to write that becomes ``path`` when it is whole; nothing is left of it where writing fails.
+
+    Raises ``OSError``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        yield half
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ from onnxq.config import AUTO, Config, Rule
 from onnxq.errors import ConfigError
 from onnxq.formats import WeightFormat, weight_format
 from onnxq.graph.copying import copy_model
-from onnxq.graph.handoff import hand_off
+from onnxq.graph.handoff import discard, hand_off
 from onnxq.graph.query import values_by_name
 from onnxq.guard import References, references
 from onnxq.measure.size import model_size
@@ -103,7 +103,9 @@ def with_bits(
         def size_of(chosen: tuple[Chosen, ...]) -> int:
             candidate = with_formats(chosen)
             draft = candidate.draft({})
-            return model_size(draft.handed).file_bytes + added_bytes(candidate.config, draft.plan)
+            size = model_size(draft.handed).file_bytes + added_bytes(candidate.config, draft.plan)
+            discard(draft.handed)
+            return size
 
         rest_bytes = model_size(wide.handed).file_bytes - sum(o.nbytes for o in widest.values())
         budget = int(config.size_budget * model_size(reference).file_bytes)

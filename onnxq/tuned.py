@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from onnxq._version import __version__
 from onnxq.build import Built
-from onnxq.cache import cache_folder
+from onnxq.cache import cache_folder, in_one_stroke
 from onnxq.config import Config, Rule
 from onnxq.graph.query import nodes
 from onnxq.measure.report import Trial
@@ -106,10 +106,8 @@ def remember(key: str, tuning: Tuning, seconds: float) -> None:
     }
     path = cache_folder() / "tuning" / f"{key}.json"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f"{path.name}.{os.getpid()}")
-        scratch.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(scratch, path)
+        with in_one_stroke(path) as half:
+            half.write_text(json.dumps(content, indent=1), encoding="utf-8")
     except OSError as error:
         _log.debug("tuning not kept: %s", error)
 

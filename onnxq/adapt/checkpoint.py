@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq._version import __version__
-from onnxq.cache import cache_folder
+from onnxq.cache import cache_folder, in_one_stroke
 from onnxq.choose import Parameters
 from onnxq.config import Config
 from onnxq.measure.report import Refit, Step
@@ -52,17 +51,13 @@ class Checkpoint:
             "steps": [asdict(step) for step in state.steps],
             "layers": [asdict(layer) for layer in state.layers],
         }
-        half = self.path.with_name(f"{self.path.stem}.{os.getpid()}.half")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with half.open("wb") as file:
+            with in_one_stroke(self.path) as half, half.open("wb") as file:
                 np.savez(file, state=np.asarray(json.dumps(said)), **arrays)  # type: ignore[arg-type]
-            os.replace(half, self.path)
             others = sorted(self.path.parent.glob("*.npz"), key=lambda p: p.stat().st_mtime)
             for old in others[:-_KEPT]:
                 old.unlink(missing_ok=True)
         except OSError as error:
-            half.unlink(missing_ok=True)
             return f"progress could not be saved in {self.path.parent} ({error.strerror or error})"
         return None
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.adapt.samples import Samples
-from onnxq.errors import DataError
-from onnxq.measure.accuracy import Scorer, classes_output, require_fit
+from onnxq.adapt.samples import AnswerKind, Samples, joined
+from onnxq.measure.accuracy import Scorer, class_indices, classes_output, distributions, require_fit
 
 Array = npt.NDArray[Any]
 
@@ -29,8 +28,7 @@ class Labels:
 
     def __post_init__(self) -> None:
         for labels in (self.fit, self.check):
-            if labels.dtype.kind not in "iu":
-                raise DataError(f"labels must be integers (class indices), not {labels.dtype}")
+            class_indices(labels)
 
 
 def cross_entropy(answers: Iterable[Mapping[str, Array]], labels: Array) -> float:
@@ -52,11 +50,10 @@ def labelled(parts: Sequence[tuple[Samples, Array]]) -> Samples:
     """
     first = parts[0][0]
     name = classes_output(list(first.outputs), list(first.outputs.values()))
-    targets = [_one_hot(labels, samples.outputs[name], name) for samples, labels in parts]
-    inputs = {n: np.concatenate([samples.inputs[n] for samples, _ in parts]) for n in first.inputs}
-    distributions = all(_distributions(samples.outputs[name]) for samples, _ in parts)
-    kind: Literal["logits", "probabilities"] = "probabilities" if distributions else "logits"
-    return Samples(inputs, {name: np.concatenate(targets)}, first.rows, labels=kind)
+    kind: AnswerKind = "probabilities" if all(distributions(s.outputs[name]) for s, _ in parts) else "logits"
+    return joined(
+        [Samples(s.inputs, {name: _one_hot(labels, s.outputs[name], name)}, s.rows, kind) for s, labels in parts]
+    )
 
 
 def _one_hot(labels: Array, like: Array, name: str) -> Array:
@@ -65,7 +62,3 @@ def _one_hot(labels: Array, like: Array, name: str) -> Array:
     targets = np.zeros(like.shape, np.float32)
     np.put_along_axis(targets, np.maximum(labels, 0)[..., None], (labels >= 0)[..., None].astype(np.float32), axis=-1)
     return targets
-
-
-def _distributions(outputs: Array) -> bool:
-    return bool((outputs >= 0).all() and (np.abs(outputs.sum(axis=-1) - 1) < 1e-3).all())

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -31,7 +30,7 @@ from onnxq.adapt.joint import adapt_jointly
 from onnxq.adapt.labels import Labels, cross_entropy, labelled
 from onnxq.adapt.layerwise import Layer, adapt_layers, linear_layers
 from onnxq.adapt.runtime import training_runtime
-from onnxq.adapt.samples import Samples, generated, stacked
+from onnxq.adapt.samples import Samples, generated, joined, stacked
 from onnxq.adapt.sensitivity import output_costs
 from onnxq.adapt.simulation import simulated
 from onnxq.calibrate.runner import Statistics
@@ -165,10 +164,10 @@ class Adapter:
             if costs:
                 self._closed_form(together, start, layers, costs)
         if self.labels is None:
-            every, fit, check = self._with_generated(samples, aside)
+            every = self._with_generated(samples, aside)
         else:
             every = labelled([(aside, self.labels.check), (samples, self.labels.fit)])
-            fit, check = range(aside.count, every.count), range(aside.count)
+        fit, check = range(aside.count, every.count), range(aside.count)
         order = [w.node for w in self.plan.weights]
         parts = _PARTS if level == "iterative" else 1
         for part in range(parts):
@@ -283,21 +282,15 @@ class Adapter:
         first = firsts.pop() if len(firsts) == 1 else None
         return first if isinstance(first, int) else None
 
-    def _with_generated(self, samples: Samples, aside: Samples) -> tuple[Samples, range, range]:
-        """All samples and what is made of them; which of them are trained on, and which are kept aside."""
+    def _with_generated(self, samples: Samples, aside: Samples) -> Samples:
+        """Those kept ``aside``, then all others and what is made of them."""
         held = sum(array.nbytes for array in samples.inputs.values())
         times = min(_GENERATED, max(1, _GENERATED_BYTES // max(held, 1)))
         more = generated(samples.inputs, times, seed=self.config.seed)
         size = self._rows or _BATCH
         rows = range(0, samples.count * times, size)
         made = self._samples([{name: array[i : i + size] for name, array in more.items()} for i in rows])
-        parts = [aside, samples] + ([] if made is None else [made])
-        joined = Samples(
-            {n: np.concatenate([p.inputs[n] for p in parts]) for n in samples.inputs},
-            {n: np.concatenate([p.outputs[n] for p in parts]) for n in samples.outputs},
-            samples.rows,
-        )
-        return joined, range(aside.count, joined.count), range(aside.count)
+        return joined([aside, samples] + ([] if made is None else [made]))
 
     def _seconds_left(self) -> float | None:
         """None: there is no limit."""

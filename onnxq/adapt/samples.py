@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnxq.numerics import centred
 
 Array = npt.NDArray[Any]
+AnswerKind: TypeAlias = Literal["logits", "probabilities"]  # what a model says of classes
 
 
 # The largest share of an axis that a sample is shifted by, and of both axes that a patch takes.
@@ -32,7 +33,7 @@ class Samples:
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     rows: int | None = None
-    labels: Literal["logits", "probabilities"] | None = None
+    labels: AnswerKind | None = None
 
     @property
     def count(self) -> int:
@@ -54,6 +55,16 @@ class Samples:
             return 1.0 / float(array.shape[-1])
         rows = centred(array) if array.ndim > 1 else array
         return max(float(np.square(rows, dtype=np.float64).mean()), 1e-12)
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """All samples of ``parts``, which are alike, in order."""
+    first = parts[0]
+    return replace(
+        first,
+        inputs={name: np.concatenate([p.inputs[name] for p in parts]) for name in first.inputs},
+        outputs={name: np.concatenate([p.outputs[name] for p in parts]) for name in first.outputs},
+    )
 
 
 def stacked(

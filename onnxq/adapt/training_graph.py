@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from onnxq.adapt.gradients import (
     squared_errors,
     take_over,
 )
+from onnxq.adapt.samples import AnswerKind
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import new_constant, owner
 from onnxq.graph.query import array, nodes
@@ -67,7 +67,7 @@ def training_graph(
     *,
     scores: Mapping[str, float],
     learned: Mapping[str, str] | None = None,
-    labels: Literal["logits", "probabilities"] | None = None,
+    labels: AnswerKind | None = None,
 ) -> TrainingGraph:
     """``simulation`` (see ``simulated``) with quantizers for ``weights`` and a loss.
 

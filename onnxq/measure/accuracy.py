@@ -37,9 +37,7 @@ class Scorer:
     """Sums over batches; ``labels`` run along with the first axis of the outputs."""
 
     def __init__(self, labels: npt.ArrayLike, output: str | None) -> None:
-        self.labels: Array = np.asarray(labels)
-        if self.labels.dtype.kind not in "iu":
-            raise DataError(f"labels must be integers (class indices), not {self.labels.dtype}")
+        self.labels = class_indices(labels)
         self.output = output
         self.seen = self.rows = self.classes = 0
         self.sums = np.zeros((2, 3))  # float, quantized; top-1, top-5, bits
@@ -73,6 +71,19 @@ class Scorer:
             for top1, top5, bits in self.sums.tolist()
         ]
         return Accuracy(self.output or "", self.rows, scores[0], scores[1])
+
+
+def class_indices(labels: npt.ArrayLike) -> Array:
+    """``labels`` as an array. Raises ``DataError`` where they are no integers."""
+    array: Array = np.asarray(labels)
+    if array.dtype.kind not in "iu":
+        raise DataError(f"labels must be integers (class indices), not {array.dtype}")
+    return array
+
+
+def distributions(outputs: Array) -> bool:
+    """Whether all rows of ``outputs: [.., C]`` are probabilities already: entries at least 0, sum 1."""
+    return bool((outputs >= 0).all() and (np.abs(outputs.sum(axis=-1) - 1) < 1e-3).all())
 
 
 def require_fit(labels: Array, scores: Sequence[int], output: str, *, given: Sequence[int]) -> None:
@@ -109,7 +120,7 @@ def _score(outputs: Array, labels: Array) -> tuple[int, int, float]:
     rank = np.count_nonzero((x > own) | ((x == own) & before), axis=1)
     rank[np.isnan(x).any(axis=1)] = x.shape[1]  # a row with NaN predicts nothing
     with np.errstate(all="ignore"):
-        if (x >= 0).all() and (np.abs(x.sum(axis=1) - 1) < 1e-3).all():
+        if distributions(x):
             nats = -np.log(own[:, 0])
         else:
             peak = x.max(axis=1, keepdims=True)

@@ -99,7 +99,7 @@ def test_a_full_disk_costs_nothing_but_a_note(monkeypatch: pytest.MonkeyPatch, p
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("onnxq.adapt.checkpoint.os.replace", full)
+    monkeypatch.setattr("onnxq.cache.os.replace", full)
     found = quantize(net(), DATA, config=replace(CONFIG, adapt="fast")).report.adaptation
     assert found is not None
     assert found.kept
