@@ -115,9 +115,12 @@ def with_bits(
             if chosen is not None:
                 return with_formats(chosen), chosen
         smallest = tuple(Chosen(node, of[0], of) for node, of in options.items())
+        least = size_of(smallest)
+        if least <= budget:
+            return with_formats(smallest), smallest
         raise ConfigError(
             f"size_budget {config.size_budget:g} cannot be kept: with {FORMATS[0]} everywhere the file has "
-            f"{size_of(smallest) / 1e6:.3f} MB of {model_size(reference).file_bytes / 1e6:.3f}"
+            f"{least / 1e6:.3f} MB of {model_size(reference).file_bytes / 1e6:.3f}"
         )
     assert config.min_sqnr is not None
     allowed = 10.0 ** (-config.min_sqnr / 10.0)
