@@ -1,4 +1,4 @@
-"""Latency of INT8 on the models in `models/` and the eleven networks: float, onnxq, onnxq --tune, `quantize_static`.
+"""Latency of INT8 on the models in `models/` and known networks: float, onnxq, onnxq --tune, `quantize_static`.
 
 For each model the files run in one process, interleaved in random order (`onnxq.benchmark`'s loop), with one thread and
 with all. On the eleven, whose weights are random, onnxq gives no layer back to float (`harness.UNGUARDED`).
@@ -203,11 +203,12 @@ def kernels(path: Path) -> dict[str, int]:
 
 
 def geometric_means(rows: Sequence[Mapping[str, Any]], threads: Sequence[int]) -> list[dict[str, Any]]:
-    """Over the networks that a tool's file exists for: geometric mean and least of its speed-ups over float."""
+    """Over those of the eleven that a tool's file exists for: geometric mean and least of its speed-ups over float."""
+    rows = [row for row in rows if row["model"].removeprefix("net:") in networks.ELEVEN and row["model"][:4] == "net:"]
     means = []
     for tool in (ONNXQ, TUNED, STATIC):
         for count in threads:
-            cells = [row["latency"][str(count)].get(tool) for row in rows if row["model"].startswith("net:")]
+            cells = [row["latency"][str(count)].get(tool) for row in rows]
             speedups = [1 / cell["ratio"] for cell in cells if cell is not None]
             if speedups:
                 mean = math.exp(sum(map(math.log, speedups)) / len(speedups))

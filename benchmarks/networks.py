@@ -1,4 +1,4 @@
-"""Eleven known network shapes as ONNX files, built from transformers configurations with random weights.
+"""Known network shapes as ONNX files, built from transformers configurations (one: by hand) with random weights.
 
 No weights are downloaded, so these files answer questions about speed, size and numerical noise, never about accuracy
 on a task. `python benchmarks/networks.py [NAME ...]` builds all of them (or those named) into the cache and prints a
@@ -39,7 +39,10 @@ STATISTICS_BATCH = 8
 
 @dataclass(frozen=True)
 class Network:
-    """One network: the transformers classes, the configuration's arguments and what goes in and comes out."""
+    """One network: the transformers classes, the configuration's arguments and what goes in and comes out.
+
+    Without a `config`, `model` is a class of the module `mobilenet_v3`, and the arguments are its own.
+    """
 
     title: str
     config: str
@@ -107,7 +110,10 @@ NETWORKS: dict[str, Network] = {
         output="last_hidden_state",
         image=0,
     ),
+    "mobilenet_v3": Network("MobileNetV3-L", "", "MobileNetV3", {"num_labels": 1000}),
 }
+# Means are over these, whatever comes to the others.
+ELEVEN = tuple(NETWORKS)[:11]
 
 
 def cache_folder() -> Path:
@@ -226,12 +232,17 @@ def _model(network: Network) -> torch.nn.Module:
       and would write a chain of Identity nodes that no trained network has. The classifier's bias stays 0: random, it
       would outweigh what the image says.
     """
+    import mobilenet_v3
     import torch
     import transformers
 
     torch.manual_seed(0)
-    config = getattr(transformers, network.config)(**network.arguments, attn_implementation="eager")
-    model: torch.nn.Module = getattr(transformers, network.model)(config)
+    model: torch.nn.Module
+    if network.config:
+        config = getattr(transformers, network.config)(**network.arguments, attn_implementation="eager")
+        model = getattr(transformers, network.model)(config)
+    else:
+        model = getattr(mobilenet_v3, network.model)(**network.arguments)
     normalised = any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
     for module in model.modules():
         if normalised and isinstance(module, torch.nn.Conv2d):

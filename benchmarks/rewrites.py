@@ -51,6 +51,9 @@ REWRITES = (
     Rewrite("chains of movement", ("segformer_b0", "mobilevit_s"), nothing("tidy_movement")),
     Rewrite("pointwise convolutions moved", ("segformer_b0",), nothing("move_pointwise")),
     Rewrite("global means", ("efficientnet_b0",), nothing("use_global_pool")),
+    Rewrite("HardSwish on integers", ("mobilenet_v3",), nothing("spell_hard_sigmoid")),
+    Rewrite("depthwise channels a multiple of 16", ("mobilenet_v3",), nothing("pad_channels")),
+    Rewrite("masks without subnormal numbers", ("swin_t",), nothing("deepen_masks")),
     Rewrite("placement by cost", ("mobilenet_v2", "segformer_b0"), config=(("placement", "all"),)),
 )
 

@@ -157,6 +157,23 @@ def squeeze_excite() -> onnx.ModelProto:
     return n.model({"x": [1, 3, 8, 8]}, {"y": [1, 4, 8, 8]})
 
 
+def hard_swish() -> onnx.ModelProto:
+    """As in MobileNetV3; its 40 depthwise channels become 48."""
+    n = Net(20)
+    x = n.conv("x", 3, 8, name="stem")
+    x = n("HardSwish", x, name="stem_swish")
+    y = n("HardSwish", n.conv(x, 8, 40, k=1, name="expand"), name="swish1")
+    y = n.conv(y, 40, 40, name="depthwise", group=40)
+    moved = n("Add", y, n.const("three", 3.0), name="moved")
+    y = n("Mul", y, n("Clip", moved, n.const("zero", 0.0), n.const("six", 6.0), name="clip"), name="product")
+    y = n("Div", y, "six", name="swish2")
+    s = n("Relu", n.conv(n("GlobalAveragePool", y, name="pool"), 40, 8, k=1, name="down"), name="down_relu")
+    s = n("HardSigmoid", n.conv(s, 8, 40, k=1, name="up"), name="gate")
+    y = n("Add", n.conv(n("Mul", y, s, name="scale"), 40, 8, k=1, name="project"), x, name="sum")
+    n.conv(y, 8, 4, k=1, name="head", out="y")
+    return n.model({"x": [1, 3, 8, 8]}, {"y": [1, 4, 8, 8]})
+
+
 def silu() -> onnx.ModelProto:
     n = Net(4)
     x = n.conv("x", 3, 8, name="conv1")
@@ -352,6 +369,7 @@ ZOO: dict[str, Callable[[], onnx.ModelProto]] = {
         residual,
         mobilenet,
         squeeze_excite,
+        hard_swish,
         silu,
         transformer_mlp,
         gemm,

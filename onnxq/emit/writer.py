@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.emit.fused import fuse_matmul
+from onnxq.emit.gates import gate_as_sum
 from onnxq.emit.nbits import block_matmul
 from onnxq.emit.packed import expanded
 from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
@@ -61,8 +62,11 @@ def emit(
         writer.weight(weight)
     for constant in plan.constants:
         writer.constant(constant)
+    gates = {n: (x.name or "") for n in plan.integer if (x := writer.read_by_gate(n)) is not None}
     for point in plan.points:
         writer.point(point)
+    for name, tensor in gates.items():
+        writer.gate(name, tensor)
     biases_of = {b.weight_node: b for b in plan.biases if b.storage is Storage.FUSED}
     for weight in plan.weights:
         if weight.storage is Storage.FUSED:
@@ -278,6 +282,14 @@ class _Writer(Pieces):
             idle = real.producer()
             assert idle is not None
             graph.remove(idle, safe=True)
+
+    def read_by_gate(self, name: str) -> ir.Value | None:
+        """What the node called ``name`` reads, if it is a HardSigmoid."""
+        node = self.nodes[name]
+        return node.inputs[0] if node.op_type == "HardSigmoid" and not node.domain else None
+
+    def gate(self, name: str, tensor: str) -> None:
+        gate_as_sum(self, name, tensor, self._tensor_params(tensor))
 
     def _guarded_channels(self, node: ir.Node, index: int) -> tuple[int, int] | None:
         """(axis, size) of the channels of input ``index`` where the runtime must not quantize the weight of ``node``.

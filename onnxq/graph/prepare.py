@@ -15,6 +15,7 @@ from onnxq.graph.passes.fold_if import fold_if
 from onnxq.graph.passes.fold_pad import fold_pad
 from onnxq.graph.passes.functions import inline_functions
 from onnxq.graph.passes.global_pool import use_global_pool
+from onnxq.graph.passes.hard_sigmoid import spell_hard_sigmoid
 from onnxq.graph.passes.identity import remove_passthrough
 from onnxq.graph.passes.inputs import remove_initializers_from_inputs
 from onnxq.graph.passes.lift_constants import lift_constants
@@ -23,6 +24,7 @@ from onnxq.graph.passes.movement import tidy_movement
 from onnxq.graph.passes.naming import unique_names
 from onnxq.graph.passes.opset import LOWEST, fit_opset
 from onnxq.graph.passes.order import sort_nodes
+from onnxq.graph.passes.pad_channels import pad_channels
 from onnxq.graph.passes.pointwise import move_pointwise
 from onnxq.graph.passes.shapes import forget_shapes, infer_shapes, recall_shapes
 from onnxq.graph.passes.share_constants import share_constants
@@ -67,13 +69,13 @@ def prepare(model: ir.Model, *, opset: int = LOWEST) -> Prepared:
         changes = fold_constants(work) + fold_if(work)
         changes += remove_passthrough(work)
         remove_unused(work)
-        changes += fold_pad(work) + fold_affine(work) + fix_shapes(work)
+        changes += fold_pad(work) + spell_hard_sigmoid(work) + fold_affine(work) + fix_shapes(work)
         remove_unused(work)
         unique_names(work)
         if not changes:
             break
     infer_shapes(work)
-    for rewrite in (tidy_movement, move_pointwise, use_global_pool, deepen_masks):
+    for rewrite in (tidy_movement, move_pointwise, use_global_pool, pad_channels, deepen_masks):
         if rewrite(work):
             remove_unused(work)
             unique_names(work)

@@ -67,7 +67,7 @@ def table_costs(model: ir.Model, plan: Plan, shapes: Shapes, table: CostTable) -
             continue
         fused = ops.weight_slot(node) is None and fused_in_float(node)
         float_us[name] = 0.0 if fused else work.cost(table, "float")
-        integer_us[name] = work.cost(table, "int8-gemm" if work.steered(table) else "int8")
+        integer_us[name] = work.on_integers(table)
     return Costs(float_us, integer_us)
 
 

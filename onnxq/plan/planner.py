@@ -140,14 +140,37 @@ def _followers(candidates: Mapping[str, ir.Node], anchors: Mapping[str, ir.Node]
             codes: set[int] = codes,
             readers: set[int] = readers,  # bound: the loop rebuilds them
         ) -> bool:
-            return _reads_integers(node, codes | wanted) and any(
+            useful = _reads_integers(node, codes | wanted) and any(
                 id(use.node) in readers and _data_use(use.node, use.idx) for out in written(node) for use in out.uses()
             )
+            return useful and (not ops.wants_channels_last(node) or _channels_last(node, readers))
 
         kept = {k: v for k, v in chosen.items() if stays(v)}
         if len(kept) == len(chosen):
             return kept
         chosen = kept
+
+
+def _channels_last(node: ir.Node, readers: Collection[int]) -> bool:
+    """Whether ``node`` runs in the layout of integer convolutions: beside one, or on the way to one.
+
+    onnxruntime moves the layout on from a convolution only where another one, or what takes it on, reads it again.
+    """
+    x = node.inputs[0]
+    maker = None if x is None else x.producer()
+    while maker is not None and ops.absorbed_ceiling(maker) is not None and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    if maker is not None and maker.op_type == "Conv" and id(maker) in readers:
+        return True
+    pending, seen = [node], {id(node)}
+    while pending:
+        for use in (u for out in written(pending.pop()) for u in out.uses()):
+            if use.node.op_type == "Conv" and id(use.node) in readers and use.idx == 0:
+                return True
+            if id(use.node) in readers and id(use.node) not in seen and ops.keeps_channels_last(use.node):
+                seen.add(id(use.node))
+                pending.append(use.node)
+    return False
 
 
 def _data_use(node: ir.Node, index: int) -> bool:
@@ -191,7 +214,7 @@ def _points(
             points[name] = Point(name, old.qtype, source or old.source, merged, old.ceiling)
             return
         producer = value.producer()
-        ceiling = ops.absorbed_ceiling(producer) if producer is not None else None
+        ceiling = ops.highest(producer) if producer is not None else None
         finite = ceiling if ceiling is not None and np.isfinite(ceiling) else None
         points[name] = Point(name, target.activations, source or Own(), consumers, finite)
 

@@ -18,7 +18,7 @@ def settled_output(node: ir.Node) -> ir.Value:
         add = bias_add(node)
         assert add is not None
         out = add[0].outputs[0]
-    if ops.moves_data(node) or node.op_type in ("Sigmoid", "LeakyRelu", "Concat"):
+    if ops.moves_data(node) or node.op_type in ("Sigmoid", "HardSigmoid", "LeakyRelu", "Concat"):
         return out
     follower = _only_reader(out)
     if follower is not None and ops.absorbed_ceiling(follower) is not None and follower.inputs[0] is out:

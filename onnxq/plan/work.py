@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from onnxq.graph.passes.pad_channels import MULTIPLE
 from onnxq.graph.query import attribute, constant
 from onnxq.plan import ops
 from onnxq.plan.costs import CostTable
@@ -24,18 +25,27 @@ _COPIES = frozenset({"Transpose", "Slice", "Split", "DepthToSpace"})
 
 @dataclass(frozen=True)
 class Work:
-    """A kernel's name in the cost table and its sizes there; an empty name costs nothing."""
+    """A kernel's name in the cost table and its sizes there; an empty name costs nothing.
+
+    ``direct``: whether onnxruntime's direct int8 convolution can do it.
+    """
 
     kernel: str
     sizes: tuple[float, ...]
+    direct: bool = True
 
     def cost(self, table: CostTable, number: str) -> float:
         """Microseconds on ``float`` or ``int8``; 0 for views."""
         return table.cost(self.kernel, number, *self.sizes) if self.kernel else 0.0
 
+    def on_integers(self, table: CostTable) -> float:
+        """Microseconds of the integer kernel that it gets."""
+        products = self.steered(table) or (not self.direct and (self.kernel, "int8-gemm") in table.grids)
+        return self.cost(table, "int8-gemm" if products else "int8")
+
     def steered(self, table: CostTable) -> bool:
         """Whether the integer convolution is faster by matrix products than by onnxruntime's direct kernel."""
-        other = (self.kernel, "int8-gemm") in table.grids
+        other = self.direct and (self.kernel, "int8-gemm") in table.grids
         return other and self.cost(table, "int8-gemm") < _STEERED * self.cost(table, "int8")
 
 
@@ -63,6 +73,8 @@ def work_of(node: ir.Node, shapes: Shapes) -> Work | None:
         return Work("Transpose", (math.prod(given),))
     if node.op_type == "GlobalAveragePool":
         return Work(node.op_type, (math.prod(given),))
+    if node.op_type == "HardSigmoid":  # on integers it is an Add; in float it costs no less than one
+        return Work("Add", (math.prod(out),))
     if node.op_type in ("Add", "Mul", "Sigmoid", "LeakyRelu", "MaxPool", "Resize"):
         return Work(node.op_type, (math.prod(out),))
     if node.op_type == "Concat":  # it was measured with two operands; its size is that of one
@@ -78,7 +90,7 @@ def _convolution(node: ir.Node, out: tuple[int, ...]) -> Work | None:
     area, pixels = math.prod(kernel), out[0] * math.prod(out[2:])
     group = int(attribute(node, "group", 1))
     if group > 1 and inner == 1:
-        return Work("conv.depthwise", (channels, area, pixels))
+        return Work("conv.depthwise", (channels, area, pixels), direct=channels % MULTIPLE == 0)
     if group > 1:
         return Work("conv.grouped", (inner * area, channels, pixels))
     if inner < _FEW_CHANNELS:

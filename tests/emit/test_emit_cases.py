@@ -374,3 +374,25 @@ def test_activations_of_fewer_bits_are_clipped_to_their_codes(bits: int) -> None
     for feed in feeds(proto, 2, seed=9, scale=3.0):  # beyond what calibration saw: codes saturate
         for got, want in zip(session(e.content).run(None, feed), simulate(e, feed), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.2, 0.5), (1 / 6, 0.5), (0.3, 0.0), (0.25, -0.1)])
+def test_a_hard_sigmoid_is_one_integer_sum(alpha: float, beta: float) -> None:
+    n = Net(5)
+    x = n.conv("x", 3, 8, name="one")
+    y = n("Mul", x, n("HardSigmoid", x, name="gate", alpha=alpha, beta=beta), name="product")
+    n.conv(y, 8, 4, name="two", out="y")
+    proto = n.model({"x": [1, 3, 9, 9]}, {"y": [1, 4, 9, 9]})
+    e = emitted(proto, data=feeds(proto, 8, scale=3.0))
+    ops = [k.op for k in kernel_map(e.content).nodes]
+    assert "HardSigmoid" not in ops
+    assert ops.count("QLinearAdd") == 1
+    (feed,) = feeds(proto, 1, seed=7, scale=3.0)
+    expected = simulate(e, feed)  # HardSigmoid in float, then rounded: at most a tie apart
+    assert sqnr(expected, session(e.content, optimized=False).run(None, feed)) >= 45.0
+    assert sqnr(expected, session(e.content).run(None, feed)) >= 33.0
+    # Nothing of the clipped ends is lost: codes of the gate from 0 to at most 1.
+    (gate,) = (p for p in e.plan.points if p.ceiling is not None)
+    chosen = e.parameters.tensors[gate.tensor]
+    assert int(chosen.zero_point) == 0
+    assert float(chosen.scale) * chosen.qtype.qmax <= 1.0

@@ -216,3 +216,146 @@ def test_a_mask_leaves_no_subnormal_attention_weights(computed: bool) -> None:
 def test_masks_that_must_keep_their_numbers(how) -> None:
     model = check(masked(**how), {"x": rand(3, 2, 4, 4), "v": rand(3, 2, 4, 4, seed=1)}).model
     assert -1e4 not in floats(model)
+
+
+# -- hard sigmoid -----------------------------------------------------------------------------------------------------
+
+NUMBERS = {"c": np.float32(3), "zero": np.float32(0), "d": np.float32(6), "sixth": np.float32(1 / 6)}
+SWISH = [node("Add", "x c", "a"), node("Clip", "a zero d", "k")]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([node("HardSwish", "x", "y")], ["HardSigmoid", "Mul"]),
+        ([*SWISH, node("Mul", "x k", "m"), node("Div", "m d", "y")], ["HardSigmoid", "Mul"]),
+        ([*SWISH, node("Mul", "k x", "m"), node("Mul", "sixth m", "y")], ["HardSigmoid", "Mul"]),
+        ([*SWISH, node("Div", "k d", "g"), node("Mul", "g z", "y")], ["HardSigmoid", "Mul"]),
+        ([*SWISH, node("Mul", "k z", "m"), node("Div", "m d", "y")], ["HardSigmoid", "Mul"]),
+    ],
+    ids=["operator", "divided", "multiplied", "gate", "gate of another"],
+)
+def test_hard_swish_in_every_spelling(nodes, expected: list[str]) -> None:
+    opset = 14 if nodes[0].op_type == "HardSwish" else 13
+    proto = make(nodes, {"x": ("b", 3, 4), "z": ("b", 3, 4)}, ["y"], NUMBERS, opset=opset)
+    feed = {"x": 4 * rand(2, 3, 4), "z": rand(2, 3, 4, seed=1)}
+    model = check(proto, feed, tolerance=2e-6).model
+    assert ops_in_order(model) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changed"),
+    [
+        ([*SWISH, node("Mul", "x k", "m"), node("Div", "m c", "y")], {}),  # by another number
+        ([*SWISH, node("Mul", "x k", "m"), node("Div", "d m", "y")], {}),  # the other way round
+        ([*SWISH, node("Mul", "x k", "m"), node("Div", "m d", "t"), node("Add", "t k", "y")], {}),  # read twice
+        ([*SWISH, node("Mul", "x k", "m"), node("Div", "m d", "y")], {"zero": np.float32(-1)}),
+        ([*SWISH, node("Mul", "x k", "m"), node("Div", "m d", "y")], {"c": rand(1, 1, 3, 4)}),  # one each
+        ([*SWISH, node("Mul", "x k", "m"), node("Div", "m d", "y")], {"c": np.full((1, 1, 1, 1), 3, np.float32)}),
+    ],
+    ids=["other divisor", "reciprocal", "read twice", "lower end", "array", "rank"],
+)
+def test_what_only_looks_like_it_stays(nodes, changed) -> None:
+    proto = make(nodes, {"x": ("b", 3, 4)}, ["y"], NUMBERS | changed)
+    assert "HardSigmoid" not in ops_in_order(check(proto, {"x": 4 * rand(2, 3, 4)}).model)
+
+
+# -- channels of depthwise convolutions -------------------------------------------------------------------------------
+
+
+def inverted(*middle, channels: int = 40, tail=None, **more: np.ndarray):
+    """Conv, ``middle`` (from ``e`` to ``m``), depthwise Conv, Conv or ``tail`` (from ``d`` to ``y``)."""
+    c = channels
+    constants = {
+        "we": rand(c, 5, 1, 1),
+        "be": rand(c, seed=1),
+        "wd": rand(c, 1, 3, 3, seed=2),
+        "bd": rand(c, seed=3),
+        "wp": rand(6, c, 1, 1, seed=4),
+        "zero": np.float32(0),
+        "six": np.float32(6),
+    }
+    nodes = [node("Conv", "x we be", "e"), *(middle or [node("Relu", "e", "m")])]
+    nodes += [node("Conv", "m wd bd", "d", group=c, pads=[1, 1, 1, 1])]
+    nodes += tail or [node("Conv", "d wp", "y")]
+    return make(nodes, {"x": ("b", 5, 6, 6), "z": ("b", 1, 6, 6), "s": ("b", 40, 6, 6)}, ["y"], constants | more)
+
+
+def groups(model) -> list[int]:
+    return [n.attributes["group"].as_int() for n in model.graph if "group" in n.attributes]
+
+
+def inverted_feeds() -> dict[str, np.ndarray]:
+    return {"x": rand(2, 5, 6, 6), "z": rand(2, 1, 6, 6, seed=1), "s": rand(2, 40, 6, 6, seed=2)}
+
+
+EXCITE = [
+    node("Relu", "e", "r"),
+    node("GlobalAveragePool", "r", "q"),
+    node("Conv", "q wq bq", "u"),
+    node("HardSigmoid", "u", "g"),
+    node("Mul", "r g", "m"),
+]
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        [node("Clip", "e zero six", "m")],
+        [node("HardSwish", "e", "m")],
+        [node("Sigmoid", "e", "t"), node("Mul", "e t", "m")],
+        [node("Mul", "e z", "m")],  # one factor for each pixel
+        [node("MaxPool", "e", "t", kernel_shape=[3, 3], pads=[1, 1, 1, 1]), node("Add", "t e", "m")],
+        EXCITE,
+    ],
+    ids=["clip", "hard swish", "silu", "pixels", "pool and sum", "squeeze and excite"],
+)
+def test_depthwise_channels_become_a_multiple_of_16(middle) -> None:
+    proto = inverted(*middle, wq=rand(40, 40, 1, 1, seed=6), bq=rand(40, seed=7))
+    proto.opset_import[0].version = 14
+    model = check(proto, inverted_feeds(), tolerance=1e-6).model
+    assert groups(model) == [48]
+    shapes = {tuple(n.inputs[1].shape.numpy()) for n in model.graph if n.op_type == "Conv"}
+    assert {(48, 5, 1, 1), (48, 1, 3, 3), (6, 48, 1, 1)} <= shapes
+
+
+@pytest.mark.parametrize("shape", [(40, 1, 1), (1, 40, 1, 1)])
+def test_constants_for_each_channel_grow_with_them(shape) -> None:
+    # behind an activation, where nothing folds them
+    proto = inverted(node("Relu", "e", "r"), node("Mul", "r f", "t"), node("Sigmoid", "t", "m"), f=rand(*shape, seed=9))
+    model = check(proto, inverted_feeds(), tolerance=1e-6).model
+    assert groups(model) == [48]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"channels": 48},
+        {"channels": 24},  # a third more
+        {"tail": [node("Identity", "d", "y")]},
+        {"tail": [node("Softmax", "d", "t", axis=1), node("Conv", "t wp", "y")]},
+        {"tail": [node("Add", "d s", "t"), node("Conv", "t wp", "y")]},  # another tensor's channels
+        {"tail": [node("Conv", "d wp", "t"), node("Concat", "d t", "y", axis=1)]},
+        {"tail": [node("Add", "d e", "t"), node("Add", "t f", "u"), node("Conv", "u wp", "y")], "f": rand(6, 6)},
+        {"tail": [node("Conv", "d wg", "y", group=2)], "wg": rand(6, 20, 1, 1)},
+    ],
+    ids=["16 divides them", "few", "output", "across channels", "input", "concat", "constant map", "grouped"],
+)
+def test_channels_that_stay(how) -> None:
+    model = check(inverted(**how), inverted_feeds()).model
+    assert not {g for g in groups(model) if g % 16 == 0} - {48}
+    assert how.get("channels", 40) in groups(model)
+
+
+def test_what_costs_more_than_it_saves_stays() -> None:
+    """One cheap depthwise convolution on a wide residual stream."""
+    c = 40
+    constants = {"wd": rand(c, 1, 1, 1), "we": rand(c, 3, 1, 1, seed=2)}
+    nodes = [node("Conv", "x we", "v0")]
+    for i in range(8):
+        constants |= {f"a{i}": rand(400, c, 1, 1, seed=i), f"b{i}": rand(c, 400, 1, 1, seed=i)}
+        nodes += [node("Conv", f"v{i} a{i}", f"h{i}"), node("Relu", f"h{i}", f"r{i}")]
+        nodes += [node("Conv", f"r{i} b{i}", f"o{i}"), node("Add", f"v{i} o{i}", f"v{i + 1}")]
+    nodes += [node("Conv", "v8 wd", "d", group=c), node("Conv", "d a0", "y")]
+    model = check(make(nodes, {"x": (1, 3, 4, 4)}, ["y"], constants), {"x": rand(1, 3, 4, 4)}, tolerance=1e-4).model
+    assert groups(model) == [40]

@@ -114,3 +114,17 @@ def test_steering_follows_the_table() -> None:
     work = Work("conv.pointwise", (4, 4, 4))
     assert work.steered(CostTable("t", {("conv.pointwise", k): g for k, g in flat.items()}))
     assert not work.steered(CostTable("t", {("conv.pointwise", "int8"): flat["int8"]}))
+
+
+def test_depthwise_channels_that_16_does_not_divide_cost_what_matrix_products_cost() -> None:
+    axes = (("channels", (1.0, 99.0)), ("kernel", (1.0, 9.0)), ("pixels", (1.0, 99.0)))
+    flat = {number: Grid(axes, np.full((2, 2, 2), us)) for number, us in (("int8", 10.0), ("int8-gemm", 20.0))}
+    table = CostTable("t", {("conv.depthwise", k): g for k, g in flat.items()})
+    found = {}
+    for channels in (24, 32):
+        n = Net()
+        n.conv("x", channels, channels, name="conv", group=channels, out="y")
+        (node,) = nodes(prepared(n.model({"x": [1, channels, 8, 8]}, {"y": [1, channels, 8, 8]})))
+        work = work_of(node, {"x": (1, channels, 8, 8), "y": (1, channels, 8, 8)})
+        found[channels] = (round(work.on_integers(table), 6), work.steered(table))
+    assert found == {24: (20.0, False), 32: (10.0, False)}

@@ -202,7 +202,9 @@ def test_masks_are_not_quantized(magnitude: float, taken: bool) -> None:
         ("Tanh", {}, False),
         ("Softmax", {"axis": 1}, False),
         ("AveragePool", {"kernel_shape": [1, 1]}, False),
-        ("HardSwish", {}, False),
+        ("HardSwish", {}, True),
+        ("HardSigmoid", {"alpha": 0.3}, True),
+        ("HardSigmoid", {"alpha": -0.3}, False),
         ("Transpose", {"perm": [0, 1, 3, 2]}, True),
     ],
 )
@@ -391,3 +393,29 @@ def test_a_plan_prints_every_kind_of_line() -> None:
         "weight   n[1] w: int7n per-axis(0) stored int8, computed float",
         "unused   rule r",
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "taken"),
+    [
+        ((), ("GlobalAveragePool",), True),  # right behind a convolution
+        (("Relu",), ("GlobalAveragePool",), True),
+        (("Sigmoid",), ("GlobalAveragePool",), False),  # the layout of convolutions is not carried on
+        (("Sigmoid",), (), True),  # a convolution reads it
+        (("Sigmoid",), ("LeakyRelu", "Sigmoid"), True),
+        (("Sigmoid",), ("Reshape",), False),
+    ],
+)
+def test_max_pool_on_integers_only_in_the_layout_of_convolutions(
+    before: tuple[str, ...], after: tuple[str, ...], taken: bool
+) -> None:
+    n = Net()
+    y = n.conv("x", 4, 4, name="one")
+    for i, op in enumerate(before):
+        y = n(op, y, name=f"before{i}")
+    y = n("MaxPool", y, name="pool", kernel_shape=[2, 2], strides=[2, 2])
+    for i, op in enumerate(after):
+        shape = [n.const("shape", [1, 4, 1, 4], np.int64)] if op == "Reshape" else []
+        y = n(op, y, *shape, name=f"after{i}")
+    n.conv(y, 4, 4, k=1, name="two", out="y")
+    assert ("pool" in plan_of(n.model({"x": [1, 4, 4, 4]}, {"y": [1, 4, "h", "w"]})).integer) == taken
