@@ -86,7 +86,7 @@ class Config:
     | `objective`         | what ``mse`` minimises for weights: ``auto``, or one of ``ranges.layer``               |
     | `restore`           | what is put right after rounding weights: ``none``, ``mean``, ``gain``, ``mean+gain`` |
     | `equalize`          | ``auto``: channels are made alike where that makes less noise; ``none``              |
-    | `target`            | ``auto``, ``x86-vnni``, ``x86-avx2``, ``arm64``                                      |
+    | `target`            | ``auto``, ``x86-vnni``, ``x86-amx``, ``x86-avx2``, ``arm64``                         |
     | `operators`         | ``onnxruntime``: its own where they are faster; ``standard``: ONNX's only            |
     | `placement`         | ``cost``: integers where they pay; ``all``: wherever there is an integer kernel      |
     | `rules`             | ordered; for each node the first match wins                                          |

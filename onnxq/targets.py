@@ -28,7 +28,8 @@ class Target:
 TARGETS: dict[str, Target] = {
     t.name: t
     for t in (
-        Target("x86-vnni", UINT8, INT8_NARROW, "AVX512-VNNI, AVX-VNNI and AMX multiply u8 by s8 without saturation"),
+        Target("x86-vnni", UINT8, INT8_NARROW, "AVX512-VNNI and AVX-VNNI multiply u8 by s8 without saturation"),
+        Target("x86-amx", UINT8, INT8_NARROW, "as x86-vnni; matrix products on tiles outrun direct convolutions"),
         Target(
             "x86-avx2",
             UINT8,
@@ -64,4 +65,6 @@ def _this_cpu() -> str:
     except OSError:
         # Without a way to ask, the types that are right on every x86 CPU.
         return "x86-avx2"
-    return "x86-vnni" if flags & {"avx512_vnni", "avx_vnni", "amx_int8"} else "x86-avx2"
+    if "amx_int8" in flags:
+        return "x86-amx"
+    return "x86-vnni" if flags & {"avx512_vnni", "avx_vnni"} else "x86-avx2"

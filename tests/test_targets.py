@@ -24,6 +24,7 @@ def _forget_this_cpu() -> Iterator[None]:
 def test_the_table() -> None:
     assert {t.name: (t.activations, t.weights) for t in TARGETS.values()} == {
         "x86-vnni": (UINT8, INT8_NARROW),
+        "x86-amx": (UINT8, INT8_NARROW),
         "x86-avx2": (UINT8, INT7_NARROW),
         "arm64": (UINT8, INT8_NARROW),
     }
@@ -32,7 +33,7 @@ def test_the_table() -> None:
 
 @pytest.mark.parametrize("name", ["x86", "", "AUTO", "cuda"])
 def test_an_unknown_target_is_refused_with_the_choices(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"unknown target '{name}': choose auto, x86-vnni, x86-avx2, arm64"):
+    with pytest.raises(ConfigError, match=f"unknown target '{name}': choose auto, x86-vnni, x86-amx, x86-avx2, arm64"):
         resolve_target(name)
 
 
@@ -43,7 +44,7 @@ def test_an_unknown_target_is_refused_with_the_choices(name: str) -> None:
         ("ARM64", "", "arm64"),
         ("x86_64", "sse avx2 avx512_vnni", "x86-vnni"),
         ("x86_64", "sse avx_vnni", "x86-vnni"),
-        ("x86_64", "amx_int8", "x86-vnni"),
+        ("x86_64", "avx512_vnni amx_int8", "x86-amx"),
         ("x86_64", "sse avx2 avx512bw", "x86-avx2"),
     ],
 )

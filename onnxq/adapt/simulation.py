@@ -24,9 +24,8 @@ def simulated(model: ir.Model, plan: Plan, parameters: Parameters) -> ir.Model:
     Every node of ``plan`` reads weights and biases of its own, whatever was shared: they can be changed one by one.
     Activations whose range is measured at run time, and those that MatMulNBits rounds, stay as they are.
     """
-    # A gate in integers is a sum whose input has another scale: in float it stays what it is, and has a gradient.
     copy = emit(
-        model, replace(plan, weights=(), biases=(), integer=()), tensors=parameters.tensors, weights={}, biases={}
+        model, replace(plan, weights=(), biases=()), tensors=parameters.tensors, weights={}, biases={}, steer=False
     )
     by_name = {n.name or "": n for n in nodes(copy)}
     made: dict[WeightKey, F32] = {}

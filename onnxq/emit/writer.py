@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.gates import gate_as_sum
+from onnxq.emit.held import clipped, float_pooling
 from onnxq.emit.nbits import block_matmul
 from onnxq.emit.packed import expanded
 from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
@@ -47,14 +48,16 @@ def emit(
     weights: Mapping[WeightKey, Quantized],
     biases: Mapping[tuple[str, int], F32],
     scratch: Scratch | None = None,
+    steer: bool = True,
 ) -> ir.Model:
     """A quantized copy of ``model``, which stays as it is.
 
     ``tensors`` holds the parameters of every point that owns some and of every constant operand; ``weights`` every
     weight in integers, by ``weight_key``; ``biases``, by node and input, those that differ from the model's;
-    ``scratch`` holds the constants of the copy. Raises ``ModelError`` naming the tensor where a parameter is missing.
+    ``scratch`` holds the constants of the copy. Without ``steer`` what computes the same and only makes onnxruntime take
+    another kernel is left out. Raises ``ModelError`` naming the tensor where a parameter is missing.
     """
-    writer = _Writer(copy_model(model), scratch, tensors, weights, biases, plan)
+    writer = _Writer(copy_model(model), scratch, tensors, weights, biases, plan, steer)
     # Biases first: a node that measures its input at run time is replaced together with its weight.
     for bias in plan.biases:
         writer.bias(bias)
@@ -62,7 +65,7 @@ def emit(
         writer.weight(weight)
     for constant in plan.constants:
         writer.constant(constant)
-    gates = {n: (x.name or "") for n in plan.integer if (x := writer.read_by_gate(n)) is not None}
+    gates = {n: (x.name or "") for n in plan.integer if steer and (x := writer.read_by_gate(n)) is not None}
     for point in plan.points:
         writer.point(point)
     for name, tensor in gates.items():
@@ -84,8 +87,10 @@ class _Writer(Pieces):
         weights: Mapping[WeightKey, Quantized],
         biases: Mapping[tuple[str, int], F32],
         plan: Plan,
+        steer: bool,
     ) -> None:
         super().__init__(model, scratch)
+        self._pooling = float_pooling(model, plan.integer) if steer else frozenset()
         self._tensors = tensors
         self._weights = weights
         self._biases = biases
@@ -259,7 +264,12 @@ class _Writer(Pieces):
             codes = self.quantize(value, chosen, point.tensor, place=Before(first))
             real = self.dequantize(codes, chosen, point.tensor, place=Before(first))
         else:
-            codes = self.quantize(value, chosen, point.tensor, place=After(producer))
+            source, place = value, After(producer)
+            if point.tensor in self._pooling:
+                source = clipped(self, value, chosen, place=place)
+                uses = [u for u in uses if u.node is not source.producer()]
+                place = After(source.producer() or producer)
+            codes = self.quantize(source, chosen, point.tensor, place=place)
             quantizer = codes.producer()
             assert quantizer is not None
             real = self.dequantize(codes, chosen, point.tensor, place=After(quantizer))

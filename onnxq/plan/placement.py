@@ -25,7 +25,7 @@ from onnxq.graph.query import nodes
 from onnxq.plan import ops
 from onnxq.plan.costs import CostTable
 from onnxq.plan.types import KeptFloat, Plan, Storage
-from onnxq.plan.units import ends_in_activation, read, written
+from onnxq.plan.units import absorbed, ends_in_activation, read, written
 from onnxq.plan.work import (
     Shapes,
     Work,
@@ -66,9 +66,19 @@ def table_costs(model: ir.Model, plan: Plan, shapes: Shapes, table: CostTable) -
             float_us[name], integer_us[name] = (_UNKNOWN_GAIN if name in plan.anchors else 0.0), 0.0
             continue
         fused = ops.weight_slot(node) is None and fused_in_float(node)
-        float_us[name] = 0.0 if fused else work.cost(table, "float")
+        float_us[name] = 0.0 if fused else work.cost(table, "float") + _clipping(node, shapes, table)
         integer_us[name] = work.on_integers(table)
     return Costs(float_us, integer_us)
+
+
+def _clipping(node: ir.Node, shapes: Shapes, table: CostTable) -> float:
+    """What a Clip behind ``node`` takes in float: a pass of its own, even where it is fused; only Relu costs nothing.
+
+    Taken from LeakyRelu, a pass as well. On integers the quantizer clips.
+    """
+    clip = next((n for n in absorbed(node) if n.op_type == "Clip"), None)
+    count = None if clip is None else elements(clip.outputs[0], shapes)
+    return 0.0 if count is None else table.cost("LeakyRelu", "float", count)
 
 
 def uneconomic(
@@ -163,6 +173,8 @@ class _Cut:
             writer = self.writer.get(id(value))
             if writer is not None and writes_codes(writer):
                 self._edge(node.name, writer.name, None)
+            elif ops.wants_channels_last(node):
+                self._edge(node.name, self.SINK, None)
             elif not (ops.cheap_operand(node, value) or ops.quantizes_its_inputs(node)):
                 reader = next((n for n in self._readers(value) if n is not None and n.op_type == "Conv"), None)
                 self._edge(node.name, self.SINK if reader is None else reader.name, None)

@@ -151,26 +151,45 @@ def _followers(candidates: Mapping[str, ir.Node], anchors: Mapping[str, ir.Node]
         chosen = kept
 
 
-def _channels_last(node: ir.Node, readers: Collection[int]) -> bool:
-    """Whether ``node`` runs in the layout of integer convolutions: beside one, or on the way to one.
+def _channels_last(node: ir.Node, chosen: Collection[int]) -> bool:
+    """Whether ``node`` runs in the layout of integer convolutions: behind one, or between two.
 
     onnxruntime moves the layout on from a convolution only where another one, or what takes it on, reads it again.
+    ``chosen``: the ``id`` of all nodes on integers.
     """
     x = node.inputs[0]
-    maker = None if x is None else x.producer()
-    while maker is not None and ops.absorbed_ceiling(maker) is not None and maker.inputs[0] is not None:
-        maker = maker.inputs[0].producer()
-    if maker is not None and maker.op_type == "Conv" and id(maker) in readers:
+    if x is None or not _from_convolution(x, chosen):
+        return False
+    maker = _maker(x)
+    if maker is not None and maker.op_type == "Conv":
         return True
     pending, seen = [node], {id(node)}
     while pending:
         for use in (u for out in written(pending.pop()) for u in out.uses()):
-            if use.node.op_type == "Conv" and id(use.node) in readers and use.idx == 0:
+            if use.node.op_type == "Conv" and id(use.node) in chosen and use.idx == 0:
                 return True
-            if id(use.node) in readers and id(use.node) not in seen and ops.keeps_channels_last(use.node):
+            if id(use.node) in chosen and id(use.node) not in seen and ops.keeps_channels_last(use.node):
                 seen.add(id(use.node))
                 pending.append(use.node)
     return False
+
+
+def _from_convolution(value: ir.Value, chosen: Collection[int]) -> bool:
+    """Whether the layout of an integer convolution comes with ``value``."""
+    maker = _maker(value)
+    if maker is None or id(maker) not in chosen:
+        return False
+    if maker.op_type == "Conv":
+        return True
+    return ops.keeps_channels_last(maker) and any(_from_convolution(v, chosen) for v in read(maker))
+
+
+def _maker(value: ir.Value) -> ir.Node | None:
+    """What computes ``value``, activations that quantizers absorb left out."""
+    node = value.producer()
+    while node is not None and ops.absorbed_ceiling(node) is not None and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
 
 
 def _data_use(node: ir.Node, index: int) -> bool:

@@ -116,3 +116,25 @@ def test_every_network_of_the_zoo_is_emitted_with_standard_operators_too() -> No
         e = emitted(proto, config=STANDARD)
         session(e.content).run(None, feeds(proto, 1)[0])
         assert domains(e.proto) <= {""}, name
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("activation", ["Relu", "Tanh"])
+def test_pooling_in_float_stays_in_float(activation: str, moved: bool) -> None:
+    """onnxruntime would move the quantizer of the second convolution in front of MaxPool."""
+    n = Net(7)
+    y = n(activation, n.conv("x", 3, 8, name="stem"), name="act")
+    y = n("MaxPool", y, name="pool", kernel_shape=[2, 2], strides=[2, 2])
+    if moved:
+        y = n("Transpose", y, name="turn", perm=[0, 1, 3, 2])
+    n.conv(y, 8, 4, name="conv", out="y")
+    proto = n.model({"x": [1, 3, 8, 8]}, {"y": [1, 4, 4, 4]})
+    e = emitted(proto, config=Config(rules=(Rule("stem", "float"), Rule("turn", "float"))))
+    plain = emit(e.prepared, e.plan, **vars(e.parameters), steer=False)
+    kinds = [{k.op: k.kind for k in kernel_map(content).nodes} for content in (e.content, serialize(plain))]
+    assert [found["MaxPool"] for found in kinds] == ["other", "integer movement"]
+    assert "Clip" not in kinds[0]  # it has done its work and is gone
+    for feed in feeds(proto, 3, seed=6, scale=3.0):  # beyond the range, too
+        for optimized in (False, True):
+            runs = [session(m, optimized=optimized).run(None, feed) for m in (e.content, serialize(plain))]
+            np.testing.assert_array_equal(*(r[0] for r in runs))

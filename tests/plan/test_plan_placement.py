@@ -13,7 +13,7 @@ from zoo import Net, prepared
 from onnxq.config import Config
 from onnxq.graph.query import constant, nodes
 from onnxq.plan import Plan, Storage, make_plan, settled_output
-from onnxq.plan.costs import CostTable, Grid
+from onnxq.plan.costs import CostTable, Grid, cost_table
 from onnxq.plan.placement import NOT_WORTH_IT, Costs, table_costs, uneconomic
 from onnxq.targets import TARGETS
 
@@ -147,3 +147,18 @@ def test_costs_come_from_the_table_by_kernel_and_size() -> None:
     costs = table_costs(model, plan, dict.fromkeys(SHAPES, (1, 8, 4, 4)), CostTable("t", grids))
     assert costs.float_us == dict.fromkeys(("one", "two", "three"), pytest.approx(7.0))
     assert costs.integer_us == dict.fromkeys(("one", "two", "three"), pytest.approx(3.0))
+
+
+def test_a_clip_is_a_pass_of_its_own_in_float() -> None:
+    known, costs = cost_table("x86-vnni"), {}
+    assert known is not None
+    for op in ("Relu", "Clip"):
+        n = Net()
+        ends = (n.const("zero", 0.0), n.const("six", 6.0)) if op == "Clip" else ()
+        n(op, n.conv("x", 16, 16, name="conv"), *ends, name="act", out="y")
+        model = prepared(n.model({"x": [1, 16, 32, 32]}, {"y": [1, 16, 32, 32]}))
+        shapes = {name: (1, 16, 32, 32) for name in ("x", "conv_out", "y")}
+        costs[op] = table_costs(model, make_plan(model, Config(), VNNI), shapes, known)
+    assert costs["Clip"].integer_us == costs["Relu"].integer_us
+    one_pass = known.cost("LeakyRelu", "float", 16 * 32 * 32)
+    assert costs["Clip"].float_us["conv"] == pytest.approx(costs["Relu"].float_us["conv"] + one_pass)

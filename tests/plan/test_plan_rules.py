@@ -395,6 +395,15 @@ def test_a_plan_prints_every_kind_of_line() -> None:
     ]
 
 
+def test_max_pool_beside_a_convolution_that_reads_the_same_stays_float() -> None:
+    n = Net()
+    x = n("Tanh", "x", name="tanh")
+    y = n("MaxPool", x, name="pool", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    y = n("Concat", y, n.conv(x, 4, 4, name="one"), name="joined", axis=1)
+    n.conv(y, 8, 4, k=1, name="two", out="y")
+    assert "pool" not in plan_of(n.model({"x": [1, 4, 4, 4]}, {"y": [1, 4, 4, 4]})).integer
+
+
 @pytest.mark.parametrize(
     ("before", "after", "taken"),
     [
