@@ -228,6 +228,27 @@ def test_pad_before_max_pool_folds_only_after_something_non_negative(relu):
     assert ("Pad" in ops(check(proto, {"x": rand(1, 2, 6, 6)}).model)) is not relu
 
 
+@pytest.mark.parametrize(
+    ("pool", "folds"),
+    [
+        ({"dilations": [1, 1], "ceil_mode": 1}, True),  # nothing to round with a stride of 1
+        ({"dilations": [1, 1], "strides": [2, 2]}, True),
+        ({"ceil_mode": 1, "strides": [2, 2]}, False),
+        ({"dilations": [2, 2]}, False),
+    ],
+)
+def test_pad_folds_into_all_of_its_readers_or_none(pool, folds: bool):
+    nodes = [
+        node("Relu", "x", "r"),
+        node("Pad", "r pads", "p"),
+        node("MaxPool", "p", "m", kernel_shape=[2, 2], **pool),
+        node("Conv", "p w", "y"),
+    ]
+    constants = {"pads": np.array([0, 0, 0, 0, 0, 0, 1, 1]), "w": rand(3, 2, 3, 3)}
+    proto = make(nodes, {"x": (1, 2, 5, 5)}, ["m", "y"], constants)
+    assert ("Pad" not in ops(check(proto, {"x": rand(1, 2, 5, 5)}).model)) == folds
+
+
 def test_pad_before_average_pool():
     constants = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
     for own, left in ((None, ["AveragePool"]), ([1, 0, 0, 0], ["AveragePool", "Pad"])):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import bypass, constant, integer, integers, is_op, sole_consumer, text
+from onnxq.graph.edit import bypass, constant, integer, integers, is_op, text
 
 # Operators whose result is never negative, so that padding with zero equals MaxPool's own padding with -infinity.
 _NON_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softplus", "Softmax", "Abs", "Exp", "Sqrt")
@@ -14,23 +14,33 @@ _NON_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softplus", "Softmax", "Abs",
 def fold_pad(model: ir.Model) -> int:
     """Folds constant, non-negative, spatial zero padding into Conv, MaxPool and AveragePool; returns how many.
 
-    Into AveragePool only where it counts the padding, into MaxPool only after something that is never negative.
+    Into all readers or none; into AveragePool only where it counts the padding, into MaxPool only after something that
+    is never negative.
     """
     count = 0
     for graph in all_graphs(model):
         for node in tuple(graph):
             source = node.inputs[0] if is_op(node, "Pad") else None
-            consumer = sole_consumer(node.outputs[0]) if source is not None else None
-            if source is None or consumer is None or consumer.inputs[0] is not node.outputs[0]:
+            pads = None if source is None else _zero_pads(node)
+            uses = tuple(node.outputs[0].uses())
+            if source is None or pads is None or not uses or node.outputs[0].is_graph_output():
                 continue
-            pads = _zero_pads(node)
-            total = None if pads is None else _combined(consumer, pads, source)
-            if total is not None:
-                consumer.attributes["pads"] = ir.AttrInt64s("pads", total)
-                consumer.attributes.pop("auto_pad", None)
+            if any(use.idx != 0 or use.node.graph is not graph for use in uses):
+                continue
+            totals = [_combined(use.node, pads, source) for use in uses]
+            if all(total is not None for total in totals):
+                for use, total in zip(uses, totals, strict=True):
+                    _widen(use.node, total or ())
                 bypass(node, keep=source)
                 count += 1
     return count
+
+
+def _widen(consumer: ir.Node, pads: tuple[int, ...]) -> None:
+    consumer.attributes["pads"] = ir.AttrInt64s("pads", pads)
+    consumer.attributes.pop("auto_pad", None)
+    if is_op(consumer, "AveragePool"):
+        consumer.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
 
 
 def _zero_pads(node: ir.Node) -> tuple[int, ...] | None:
@@ -72,17 +82,15 @@ def _combined(consumer: ir.Node, pads: tuple[int, ...], source: ir.Value) -> tup
     if is_op(consumer, "Conv"):
         return total
     kernel = integers(consumer, "kernel_shape") or ()
-    if integer(consumer, "ceil_mode", 0) or len(kernel) * 2 != len(total) or any(integers(consumer, "dilations") or ()):
+    if len(kernel) * 2 != len(total) or set(integers(consumer, "dilations") or ()) - {1}:
         return None
+    if integer(consumer, "ceil_mode", 0) and set(integers(consumer, "strides") or ()) - {1}:
+        return None  # with a stride of 1 there is nothing to round
     if any(pad >= kernel[index % len(kernel)] for index, pad in enumerate(total)):
         return None  # runtimes refuse padding as large as the kernel
     if is_op(consumer, "AveragePool"):
         counted = integer(consumer, "count_include_pad", 0) or not any(own or ())
-        if not counted:
-            return None
-        if not integer(consumer, "count_include_pad", 0):
-            consumer.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
-        return total
+        return total if counted else None
     producer = source.producer()
     if len(consumer.outputs) > 1 or producer is None or not is_op(producer, *_NON_NEGATIVE):
         return None
