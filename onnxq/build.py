@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from onnxq.emit import emit
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.linear_layer import linear_layer
 from onnxq.graph.query import nodes
+from onnxq.joining import joined
 from onnxq.measure.kernels import KernelMap, kernel_map
 from onnxq.measure.trace import Fate
 from onnxq.placing import Placement
@@ -126,6 +127,8 @@ class Builder:
             self.prepared, plan, self.statistics, self.config, known=self.parameters, scratch=self.scratch
         )
         self.parameters = parameters
+        tensors = joined(self.prepared, plan, parameters.tensors, self.statistics.histograms)
+        parameters = replace(parameters, tensors=tensors)
         model = emit(self.prepared, plan, **vars(parameters), scratch=self.scratch)
         return Draft(plan, parameters, model, hand_off(model, self.folder))
 

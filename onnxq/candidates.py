@@ -209,11 +209,11 @@ def _adapted(job: Job, builder: Builder, first: Built, fit: Feed, check: Feed) -
     from onnxq.adapt.labels import Labels
     from onnxq.adapt.levels import Adapter
 
-    assert builder.parameters is not None
+    start = first.parameters
     adapter = Adapter(
         builder.prepared,
         first.plan,
-        builder.parameters,
+        start,
         builder.statistics,
         builder.config,
         list(fit.batches(_ADAPTED_ROWS)),
@@ -222,7 +222,6 @@ def _adapted(job: Job, builder: Builder, first: Built, fit: Feed, check: Feed) -
         job.tell,
         Labels(fit.labels(job.config.labels), check.labels(job.config.labels)) if job.config.labels else None,
     )
-    start = builder.parameters
     adaptation = adapter.run(job.config.adapt)
     # The samples that judged it have done so: ranges, which need all there are, are chosen on them too.
     builder.see_more(check, first.plan)

@@ -33,6 +33,7 @@ ORDER = [
     "calibrate",
     "emit",
     "choose",
+    "joining",
     "measure",
     "placing",
     "equalize",

@@ -226,22 +226,15 @@ def _only_output(model: ir.Model, emit: _Emit, terms: Sequence[ir.Value]) -> Non
     model.opset_imports.setdefault(MICROSOFT, 1)
 
 
-def _hard_sigmoid(node: ir.Node, alpha: float | None = None) -> ir.Value:
+def _hard_sigmoid(node: ir.Node) -> ir.Value:
     x = node.inputs[0]
     assert x is not None
-    slope = float(attribute(node, "alpha", 0.2)) if alpha is None else alpha
-    offset = float(attribute(node, "beta", 0.5))
+    slope, offset = (float(attribute(node, name, value)) for name, value in (("alpha", 0.2), ("beta", 0.5)))
     name = f"{node.name}_gate"
     scaled = new_node(node, "Mul", [x, scalar(node, slope, f"{name}_slope")], name)
     moved = new_node(node, "Add", [scaled, scalar(node, offset, f"{name}_offset")], name)
     ends = [scalar(node, 0.0, f"{name}_low"), scalar(node, 1.0, f"{name}_high")]
     return new_node(node, "Clip", [moved, *ends], name)
-
-
-def _hard_swish(node: ir.Node) -> ir.Value:
-    x = node.inputs[0]
-    assert x is not None
-    return new_node(node, "Mul", [x, _hard_sigmoid(node, 1.0 / 6.0)], f"{node.name}_swish")
 
 
 def _prelu(node: ir.Node) -> ir.Value:
@@ -283,7 +276,6 @@ def _elu(node: ir.Node) -> ir.Value:
 
 _REWRITES: dict[str, Callable[[ir.Node], ir.Value]] = {
     "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _hard_swish,
     "PRelu": _prelu,
     "Softplus": _softplus,
     "Elu": _elu,

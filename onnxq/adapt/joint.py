@@ -52,7 +52,9 @@ def adapt_jointly(
     scores = {name: samples.score(name) for name in samples.outputs}
     chosen = {place: _in_codes(w, parameters.weights[weight_key(w)].params) for place, w in movable.items()}
     simulation = simulated(model, plan, parameters)
-    graph = training_graph(simulation, chosen, free, scores=scores, learned=_learned(plan), labels=samples.labels)
+    graph = training_graph(
+        simulation, chosen, free, scores=scores, learned=_learned(plan, parameters), labels=samples.labels
+    )
     reached = with_gradient(graph.model)
     weighed = {place: latent for place, latent in graph.weights.items() if latent.values in reached}
     biased = {place: name for place, name in graph.free.items() if name in reached}
@@ -78,19 +80,26 @@ def adapt_jointly(
         biases[place] = result.values[name]
     tensors = dict(parameters.tensors)
     for tensor, name in steps.items():
-        scale = tensors[tensor].scale * np.exp(float(result.values[name][0]))
-        tensors[tensor] = replace(tensors[tensor], scale=np.asarray(scale, np.float32))
+        old = tensors[tensor]
+        scale = old.scale * np.exp(float(result.values[name][0]))
+        new = replace(old, scale=np.asarray(scale, np.float32))
+        tensors.update({other: new for other, of in parameters.tensors.items() if of is old})
     return Parameters(tensors, weights, biases), result
 
 
-def _learned(plan: Plan) -> dict[str, str]:
+def _learned(plan: Plan, parameters: Parameters) -> dict[str, str]:
     """The points whose scale may be trained, each with the tensor whose scale it is.
 
-    Where a Clip is absorbed the scale has a ceiling, and stays.
+    Tensors with the same parameters (see ``onnxq.joining``) keep to one scale. Where a Clip is absorbed it has a
+    ceiling, and stays.
     """
     roots = plan.roots
-    fixed = {roots[p.tensor] for p in plan.points if p.ceiling is not None}
-    return {tensor: root for tensor, root in roots.items() if root not in fixed}
+    first: dict[int, str] = {}
+    for root in dict.fromkeys(roots.values()):
+        first.setdefault(id(parameters.tensors[root]), root)
+    of = {tensor: first[id(parameters.tensors[root])] for tensor, root in roots.items()}
+    fixed = {of[p.tensor] for p in plan.points if p.ceiling is not None}
+    return {tensor: root for tensor, root in of.items() if root not in fixed}
 
 
 def _movable(plan: Plan, frozen: Collection[str]) -> dict[Place, Weight]:

@@ -177,7 +177,8 @@ def base_config(
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="CPU", help=f"auto, x86-vnni, x86-amx, x86-avx2 or arm64 (default {Config.target}: the one it runs on)."
+            metavar="CPU",
+            help=f"auto, x86-vnni, x86-amx, x86-avx2 or arm64 (default {Config.target}: the one it runs on).",
         ),
     ] = None,
 ) -> Config:

@@ -54,8 +54,8 @@ def emit(
 
     ``tensors`` holds the parameters of every point that owns some and of every constant operand; ``weights`` every
     weight in integers, by ``weight_key``; ``biases``, by node and input, those that differ from the model's;
-    ``scratch`` holds the constants of the copy. Without ``steer`` what computes the same and only makes onnxruntime take
-    another kernel is left out. Raises ``ModelError`` naming the tensor where a parameter is missing.
+    ``scratch`` holds the constants of the copy. Without ``steer``, what computes the same and only makes onnxruntime
+    take another kernel is left out. Raises ``ModelError`` naming the tensor where a parameter is missing.
     """
     writer = _Writer(copy_model(model), scratch, tensors, weights, biases, plan, steer)
     # Biases first: a node that measures its input at run time is replaced together with its weight.

@@ -102,13 +102,12 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("name", ["residual", "mobilenet", "transformer_mlp", "maxpool", "concat"])
+@pytest.mark.parametrize("name", ["residual", "mobilenet", "transformer_mlp", "maxpool", "concat", "hard_swish"])
 def test_the_simulation_computes_what_the_emitted_model_computes(name: str, kind: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     proto = ZOO[name]()
     builder, made, _ = built(proto, feeds(proto, 12), tmp_path, CONFIGS[kind])
-    assert builder.parameters is not None
     sessions = [
-        open_session(m) for m in (made.handed, serialize(simulated(builder.prepared, made.plan, builder.parameters)))
+        open_session(m) for m in (made.handed, serialize(simulated(builder.prepared, made.plan, made.parameters)))
     ]
     emitted, soft = (np.concatenate([s.run(None, f)[0] for f in feeds(proto, 12)]) for s in sessions)
     # A code of the last quantizer may differ, here and there, where float sums round otherwise.
@@ -129,17 +128,16 @@ def test_layers_make_up_for_the_noise_before_them(tmp_path) -> None:  # type: ig
     proto = deep().model({"x": ["n", 32]}, {"y": ["n", 10]})
     data = {"x": correlated(2048, 32, 1)}
     builder, made, feed = built(proto, data, tmp_path, Config(weights="int3"))
-    assert builder.parameters is not None
     model, config = builder.prepared, builder.config
-    layers = linear_layers(model, made.plan, builder.parameters, builder.statistics, config)
+    layers = linear_layers(model, made.plan, made.parameters, builder.statistics, config)
     assert [layer.name for layer in layers] == ["a", "b", "b2", "c", "c2", "d", "d2", "e"]
     assert [layer.skip is not None for layer in layers] == [False, False, True, False, True, False, True, False]
-    adapted, refits = adapt_layers(model, made.plan, builder.parameters, layers, config, feed.batches(64))
+    adapted, refits = adapt_layers(model, made.plan, made.parameters, layers, config, feed.batches(64))
     unseen = {"x": correlated(512, 32, 2)}
     whole = open_session(serialize(model)).run(None, unseen)[0]
     levels = [
         sqnr_db(whole, open_session(serialize(simulated(model, made.plan, p))).run(None, unseen)[0])
-        for p in (builder.parameters, adapted)
+        for p in (made.parameters, adapted)
     ]
     assert levels[1] > levels[0] + 1.0
     assert len(refits) == len(layers)

@@ -112,16 +112,15 @@ def test_gradients_are_those_of_learned_step_size_quantization(engine: Engine) -
 
 
 @pytest.mark.parametrize("kind", [Config(weights="int4"), Config(weights="int4", activations="uint4")])
-@pytest.mark.parametrize("name", ["residual", "mobilenet", "silu"])
+@pytest.mark.parametrize("name", ["residual", "mobilenet", "silu", "hard_swish", "concat"])
 def test_the_training_graph_computes_what_is_emitted(name: str, kind: Config, tmp_path: Path) -> None:
     """Its loss against the emitted model's, through onnxruntime's own FakeQuant."""
     proto = ZOO[name]()
     data = feeds(proto, 12)
     builder, made, _ = built(proto, data, tmp_path, kind)
-    assert builder.parameters is not None
     models = (serialize(builder.prepared), made.handed)
     whole, rough = (np.concatenate([open_session(m).run(None, f)[0] for f in data]) for m in models)
-    copy = copy_model(simulated(builder.prepared, made.plan, builder.parameters))
+    copy = copy_model(simulated(builder.prepared, made.plan, made.parameters))
     soften(copy, {})
     differentiable(copy)
     output = copy.graph.outputs[0]

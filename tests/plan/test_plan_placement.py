@@ -157,7 +157,7 @@ def test_a_clip_is_a_pass_of_its_own_in_float() -> None:
         ends = (n.const("zero", 0.0), n.const("six", 6.0)) if op == "Clip" else ()
         n(op, n.conv("x", 16, 16, name="conv"), *ends, name="act", out="y")
         model = prepared(n.model({"x": [1, 16, 32, 32]}, {"y": [1, 16, 32, 32]}))
-        shapes = {name: (1, 16, 32, 32) for name in ("x", "conv_out", "y")}
+        shapes = dict.fromkeys(("x", "conv_out", "y"), (1, 16, 32, 32))
         costs[op] = table_costs(model, make_plan(model, Config(), VNNI), shapes, known)
     assert costs["Clip"].integer_us == costs["Relu"].integer_us
     one_pass = known.cost("LeakyRelu", "float", 16 * 32 * 32)
