@@ -18,7 +18,7 @@ from onnxq.plan.costs import cost_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-COSTS = ROOT / "onnxq" / "plan" / "cost_tables" / "x86-avx2"
+COSTS = ROOT / "onnxq" / "plan" / "cost_tables" / "x86-vnni"
 
 Rows = list[list[str]]
 

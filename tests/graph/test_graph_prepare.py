@@ -84,12 +84,21 @@ def test_initializers_listed_as_inputs_are_constants_with_a_note():
         ([node("Transpose", "x", "a", perm=[0, 1]), node("Relu", "a", "y")], ["Relu"]),
         ([node("Transpose", "x", "a", perm=[1, 0]), node("Relu", "a", "y")], ["Relu", "Transpose"]),
         ([node("Identity", "k", "y")], ["Identity"]),
+        ([node("Slice", "x zero one", "a"), node("Relu", "a", "y")], ["Relu", "Slice"]),  # along the first axis
+        ([node("Slice", "x zero four one one", "a"), node("Relu", "a", "y")], ["Relu"]),
+        ([node("Slice", "x zero end", "a"), node("Relu", "a", "y")], ["Relu"]),
+        ([node("Slice", "x zero three one one", "a"), node("Relu", "a", "y")], ["Relu", "Slice"]),
+        ([node("Slice", "x one four one one", "a"), node("Relu", "a", "y")], ["Relu", "Slice"]),
+        ([node("Slice", "x zero four one two", "a"), node("Relu", "a", "y")], ["Relu", "Slice"]),
+        ([node("Concat", "x", "a", axis=1), node("Relu", "a", "y")], ["Relu"]),
     ],
 )
 def test_nodes_that_pass_their_input_through(nodes, left):
     outputs = ["y", *(["z"] if any("z" in n.output for n in nodes) else [])]
     mask = any(n.op_type == "Dropout" and "z" in n.output for n in nodes)
     constants = {"r": np.array(0.4, np.float32), "f": np.array(False), "s": np.array([2, 4]), "k": rand(3)}
+    numbers = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "end": 2**63 - 1}
+    constants |= {name: np.array([value]) for name, value in numbers.items()}
     types = {"z": TensorProto.BOOL} if mask else {}
     prepared = check(make(nodes, {"x": (2, 4)}, outputs, constants, types=types), {"x": rand(2, 4)}, tolerance=0)
     assert ops(prepared.model) == left

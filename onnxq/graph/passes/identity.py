@@ -8,10 +8,11 @@ from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import bypass, constant, integer, is_op, static_shape, text
 
 _CROPS = "tf_crop_and_resize"
+_END = 2**31 - 1  # exporters write this, or the largest int64, for "to the end"
 
 
 def remove_passthrough(model: ir.Model) -> int:
-    """Removes Identity, inference-time Dropout, and Cast, Pad, Resize, Reshape or Transpose that change nothing.
+    """Removes Identity, inference-time Dropout, and Cast, Concat, Pad, Resize, Reshape, Slice, Transpose without effect.
 
     Returns how many. Kept: a node whose output is a graph output where its input may not take that name (a graph input,
     an initializer, another output, a value from outside an If/Loop body), and Dropout whose mask is read.
@@ -49,4 +50,22 @@ def _passes_through(node: ir.Node, source: ir.Value) -> bool:
     if is_op(node, "Reshape") and len(node.inputs) == 2:
         shape, target = static_shape(source), constant(node.inputs[1])
         return shape is not None and target is not None and shape == tuple(target.tolist()) and 0 not in shape
-    return False
+    if is_op(node, "Slice"):
+        return _takes_all(node, source)
+    return is_op(node, "Concat") and len(node.inputs) == 1
+
+
+def _takes_all(node: ir.Node, source: ir.Value) -> bool:
+    """Whether a Slice begins at 0, steps by 1, and ends where its input does."""
+    if len(node.inputs) < 3:
+        return False  # as attributes, before opset 10
+    starts, ends = (constant(v) for v in node.inputs[1:3])
+    axes, steps = (constant(node.inputs[i]) if len(node.inputs) > i else None for i in (3, 4))
+    given = [i for i in (3, 4) if len(node.inputs) > i and node.inputs[i] is not None]
+    if starts is None or ends is None or any(constant(node.inputs[i]) is None for i in given):
+        return False
+    if starts.any() or (steps is not None and (steps != 1).any()):
+        return False
+    where = range(ends.size) if axes is None else axes.tolist()
+    dims = [list(source.shape)[axis] if source.shape is not None else None for axis in where]
+    return all(end >= _END or (isinstance(d, int) and end >= d) for d, end in zip(dims, ends.tolist(), strict=True))
