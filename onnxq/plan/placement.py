@@ -30,6 +30,7 @@ from onnxq.plan.work import (
     Shapes,
     Work,
     blocked,
+    breaks_blocks,
     elements,
     fused_in_float,
     in_layout,
@@ -66,9 +67,24 @@ def table_costs(model: ir.Model, plan: Plan, shapes: Shapes, table: CostTable) -
             float_us[name], integer_us[name] = (_UNKNOWN_GAIN if name in plan.anchors else 0.0), 0.0
             continue
         fused = ops.weight_slot(node) is None and fused_in_float(node)
-        float_us[name] = 0.0 if fused else work.cost(table, "float") + _clipping(node, shapes, table)
+        float_us[name] = 0.0 if fused else work.cost(table, "float") + _beside(node, shapes, table)
         integer_us[name] = work.on_integers(table)
     return Costs(float_us, integer_us)
+
+
+def _beside(node: ir.Node, shapes: Shapes, table: CostTable) -> float:
+    """What ``node`` takes in float besides its own kernel."""
+    return _clipping(node, shapes, table) + _reordering(node, shapes, table)
+
+
+def _reordering(node: ir.Node, shapes: Shapes, table: CostTable) -> float:
+    """Changes of layout around ``node``, where the float convolutions beside it keep channels in blocks and it cannot."""
+    if not breaks_blocks(node, shapes):
+        return 0.0
+    before = [elements(v, shapes) for v in read(node) if blocked(v.producer())]
+    after = [elements(v, shapes) for v in node.outputs if any(blocked(use.node) for use in v.uses())]
+    reorders = [("ReorderOutput", n) for n in before] + [("ReorderInput", n) for n in after]
+    return sum(table.cost(kernel, "float", count) for kernel, count in reorders if count is not None)
 
 
 def _clipping(node: ir.Node, shapes: Shapes, table: CostTable) -> float:

@@ -133,6 +133,20 @@ def blocked(node: ir.Node | None) -> bool:
     return node is not None and not node.domain and node.op_type in _BLOCKED
 
 
+def breaks_blocks(node: ir.Node, shapes: Shapes) -> bool:
+    """Whether ``node`` in float needs its channels one after the other, not in blocks.
+
+    A Concat of channels keeps blocks if every operand fills its own (of 16 with AVX-512, of 8 with AVX2).
+    """
+    first = node.inputs[0] if node.inputs else None
+    if node.domain or first is None or not in_layout(first, shapes):
+        return False
+    if node.op_type != "Concat":
+        return node.op_type in _COPIES
+    channels = [shapes[v.name or ""][1] for v in node.inputs if v is not None and (v.name or "") in shapes]
+    return attribute(node, "axis", 1) != 1 or any(count % MULTIPLE for count in channels)
+
+
 _BLOCKED = frozenset({"Conv", "MaxPool", "AveragePool", "GlobalAveragePool"})
 _ALONG = frozenset({"Relu", "Clip", "Sigmoid", "Mul", "Add"})
 

@@ -8,7 +8,7 @@ from zoo import Net, prepared
 
 from onnxq.graph.query import nodes
 from onnxq.plan.costs import CostTable, Grid, conversion_table, cost_table
-from onnxq.plan.work import Work, fused_in_float, work_of
+from onnxq.plan.work import Work, breaks_blocks, fused_in_float, work_of
 from onnxq.targets import TARGETS
 
 GRID = Grid((("a", (1.0, 4.0, 16.0)), ("b", (10.0, 100.0))), np.array([[1.0, 10.0], [4.0, 40.0], [16.0, 160.0]]))
@@ -128,3 +128,25 @@ def test_depthwise_channels_that_16_does_not_divide_cost_what_matrix_products_co
         work = work_of(node, {"x": (1, channels, 8, 8), "y": (1, channels, 8, 8)})
         found[channels] = (round(work.on_integers(table), 6), work.steered(table))
     assert found == {24: (20.0, False), 32: (10.0, False)}
+
+
+@pytest.mark.parametrize(
+    ("op", "channels", "axis", "breaks"),
+    [
+        ("Concat", (32, 16), 1, False),
+        ("Concat", (32, 24), 1, True),
+        ("Concat", (32, 32), 2, True),
+        ("Split", (32,), 1, True),
+        ("Add", (24, 24), 1, False),
+    ],
+)
+def test_float_layouts_that_a_node_breaks(op: str, channels: tuple[int, ...], axis: int, breaks: bool) -> None:
+    n, names = Net(), [f"x{i}" for i in range(len(channels))]
+    if op == "Split":
+        n.many(op, *names, n.const("parts", [16, 16], np.int64), name="node", count=2, axis=axis)
+    else:
+        n(op, *names, name="node", **({"axis": axis} if op == "Concat" else {}))
+    outs = ["node_out0", "node_out1"] if op == "Split" else ["node_out"]
+    sizes = {name: [1, c, 8, 8] for name, c in zip(names, channels, strict=True)}
+    (node,) = nodes(prepared(n.model(sizes, {o: [1, "c", "h", 8] for o in outs})))
+    assert breaks_blocks(node, {name: tuple(size) for name, size in sizes.items()}) == breaks
