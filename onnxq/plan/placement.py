@@ -78,7 +78,7 @@ def _beside(node: ir.Node, shapes: Shapes, table: CostTable) -> float:
 
 
 def _reordering(node: ir.Node, shapes: Shapes, table: CostTable) -> float:
-    """Changes of layout around ``node``, where the float convolutions beside it keep channels in blocks and it cannot."""
+    """Changes of layout around ``node``, where float convolutions beside it keep channels in blocks and it cannot."""
     if not breaks_blocks(node, shapes):
         return 0.0
     before = [elements(v, shapes) for v in read(node) if blocked(v.producer())]
