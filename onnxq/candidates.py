@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -48,8 +49,9 @@ _WITNESSED_ELEMENTS = 1 << 24
 _TIMED_FEEDS = 4
 # Bytes of a metadata entry beside its text.
 _ENTRY = 32
-# Samples that show how large channels are.
-_EQUALIZED_SAMPLES = 32
+# Samples that show how large channels are: the fewest, the most, and the elements of activations that they may have.
+_EQUALIZED_SAMPLES = (32, 256)
+_EQUALIZED_ELEMENTS = 1 << 30
 # Samples in a batch for adapting, and the share of calibration samples that adapting is judged by.
 _ADAPTED_ROWS = 32
 _CHECKED_SHARE = 0.125
@@ -190,6 +192,12 @@ def with_data(job: Job, feed: Feed) -> Outcome:
     )
 
 
+def _elements(model: ir.Model) -> int:
+    """What all nodes write for one sample, as far as shapes are known; open dimensions count as 1."""
+    shapes = (v.shape for node in nodes(model) for v in node.outputs if v.shape is not None)
+    return sum(math.prod(d for d in shape if isinstance(d, int)) for shape in shapes)
+
+
 def _equalized(job: Job, placement: Placement, feed: Feed) -> Equalized:
     """The prepared model with channels equalized for the plan that ``placement`` leads to."""
     config, model = job.config, job.prepared
@@ -200,8 +208,17 @@ def _equalized(job: Job, placement: Placement, feed: Feed) -> Equalized:
     plan = make_plan(model, config, target_of(config), keep_float=kept, steered=steered)
     # What a rule keeps float keeps its weights too.
     untouched = {n.name or "" for n in nodes(model) if config.precision_of(n.name or "", n.op_type) == "float"}
-    few = feed.limit(_EQUALIZED_SAMPLES)
-    return equalized(model, plan, few, method=config.activation_range, untouched=untouched, scratch=job.scratch)
+    fewest, most = _EQUALIZED_SAMPLES
+    few = feed.limit(min(most, max(fewest, _EQUALIZED_ELEMENTS // max(1, _elements(model)))))
+    return equalized(
+        model,
+        plan,
+        few,
+        method=config.activation_range,
+        feeds_hint=few.len_hint,
+        untouched=untouched,
+        scratch=job.scratch,
+    )
 
 
 def _adapted(job: Job, builder: Builder, first: Built, fit: Feed, check: Feed) -> tuple[Built, Adaptation]:

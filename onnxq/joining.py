@@ -47,7 +47,7 @@ def joined(
             if own is shared or own.qtype != shared.qtype or not all(_fits(v, shared) for v in groups[root]):
                 continue
             seen = of_histogram(histograms[root])
-            readers = sum(len(tuple(v.uses())) for v in groups[root])
+            readers = sum(len(tuple(v.uses())) + v.is_graph_output() for v in groups[root])
             again = histograms[root].total * float(shared.scale) ** 2 / 12
             if readers * tensor_error(seen, shared) <= readers * tensor_error(seen, own) + again:
                 found[root] = shared

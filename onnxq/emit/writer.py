@@ -19,6 +19,7 @@ from onnxq.emit.held import clipped, float_pooling
 from onnxq.emit.nbits import block_matmul
 from onnxq.emit.packed import expanded
 from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
+from onnxq.emit.short_names import shorten
 from onnxq.errors import ModelError
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import replace_value
@@ -58,6 +59,7 @@ def emit(
     take another kernel is left out. Raises ``ModelError`` naming the tensor where a parameter is missing.
     """
     writer = _Writer(copy_model(model), scratch, tensors, weights, biases, plan, steer)
+    known = frozenset(writer.names)
     # Biases first: a node that measures its input at run time is replaced together with its weight.
     for bias in plan.biases:
         writer.bias(bias)
@@ -75,6 +77,8 @@ def emit(
         if weight.storage is Storage.FUSED:
             fuse_matmul(writer, weight.node, biases_of.get(weight.node))
     writer.drop_unused_initializers()
+    if any(w.stored.packed for w in plan.weights):
+        shorten(writer.model, known)
     return writer.model
 
 
@@ -264,12 +268,11 @@ class _Writer(Pieces):
             codes = self.quantize(value, chosen, point.tensor, place=Before(first))
             real = self.dequantize(codes, chosen, point.tensor, place=Before(first))
         else:
-            source, place = value, After(producer)
+            source, maker = value, producer
             if point.tensor in self._pooling:
-                source = clipped(self, value, chosen, place=place)
-                uses = [u for u in uses if u.node is not source.producer()]
-                place = After(source.producer() or producer)
-            codes = self.quantize(source, chosen, point.tensor, place=place)
+                source = clipped(self, value, chosen, place=After(producer))
+                maker = source.producer() or producer
+            codes = self.quantize(source, chosen, point.tensor, place=After(maker))
             quantizer = codes.producer()
             assert quantizer is not None
             real = self.dequantize(codes, chosen, point.tensor, place=After(quantizer))

@@ -23,9 +23,9 @@ from onnxq.scratch import Scratch
 
 F32 = npt.NDArray[np.float32]
 
-# Rows of a tensor that each feed adds, and the most that are kept.
-_ROWS_OF_A_FEED = 128
+# Rows of a tensor that are kept, and those that a feed adds to them: the most and the fewest.
 _MOST_ROWS = 8192
+_ROWS_OF_A_FEED = (128, 16)
 # Less is gained by chance.
 _WORTH_IT = 0.97
 
@@ -52,6 +52,7 @@ def equalized(
     feeds: Feeds,
     *,
     method: str,
+    feeds_hint: int | None = None,
     untouched: Collection[str] = (),
     scratch: Scratch | None = None,
 ) -> Equalized:
@@ -62,6 +63,7 @@ def equalized(
         plan: says what is quantized, and with how many bits.
         feeds: a few dozen inputs to see the channels with.
         method: for ranges of activations.
+        feeds_hint: the number of feeds, where it is known.
         untouched: names of nodes that must keep their weights.
         scratch: holds the new weights.
 
@@ -71,12 +73,14 @@ def equalized(
     sites = [site for site in find_sites(copy) if _counts(site, plan, untouched)]
     if not sites:
         return Equalized(model)
-    rows = _seen(copy, {r.tensor: r.axis for site in sites for r in site.readers}, feeds)
+    most, fewest = _ROWS_OF_A_FEED
+    each = min(most, max(fewest, _MOST_ROWS // (feeds_hint or 1)))
+    rows = _seen(copy, {r.tensor: r.axis for site in sites for r in site.readers}, feeds, each)
     gains, steps = [], {}
     for site in sites:
-        if any(r.tensor not in rows or rows[r.tensor].shape[1] != site.channels for r in site.readers):
+        if any(r.tensor not in rows or rows[r.tensor][0].shape[1] != site.channels for r in site.readers):
             continue  # in a branch that did not run
-        if not all(np.isfinite(rows[r.tensor]).all() for r in site.readers):
+        if not all(np.isfinite(part).all() for r in site.readers for part in rows[r.tensor]):
             continue  # an error, which observing ranges will find with the name of the first such tensor
         factors, relative = best_factors([_read(r, plan, rows[r.tensor]) for r in site.readers], method=method)
         if relative < _WORTH_IT:
@@ -111,23 +115,27 @@ def _counts(site: Site, plan: Plan, untouched: Collection[str]) -> bool:
     return any(weight.node in readers for weight in plan.weights)
 
 
-def _read(reader: Reader, plan: Plan, rows: F32) -> Read:
-    """What ``reader`` does with the ``rows`` that it was seen to read."""
+def _read(reader: Reader, plan: Plan, parts: tuple[F32, ...]) -> Read:
+    """What ``reader`` does with the rows that it was seen to read."""
+    rows, unseen = parts[0], parts[1] if len(parts) > 1 else None
     name = reader.node.name or ""
     points = [p for p in plan.points if p.tensor == reader.tensor and (p.consumers is None or name in p.consumers)]
     activation_bits = points[0].qtype.bits if points else None
     weight = next((w for w in plan.weights if w.node == name), None)
     if weight is None:
-        return Read(rows, reader.weight(), activation_bits, None)
+        return Read(rows, reader.weight(), activation_bits, None, unseen=unseen)
     if weight.storage is Storage.DYNAMIC:
         activation_bits = weight.qtype.bits
     block = weight.granularity.size if isinstance(weight.granularity, PerBlock) else weight.stored.block
     bits = weight.stored.bits if weight.stored.packed else weight.qtype.bits
-    return Read(rows, reader.weight(), activation_bits, bits, block)
+    return Read(rows, reader.weight(), activation_bits, bits, block, unseen)
 
 
-def _seen(model: ir.Model, axes: Mapping[str, int], feeds: Feeds) -> dict[str, F32]:
-    """``[R, C]`` of each tensor: rows spread over what ``feeds`` make of it. ``axes`` tells where channels are."""
+def _seen(model: ir.Model, axes: Mapping[str, int], feeds: Feeds, each: int) -> dict[str, tuple[F32, ...]]:
+    """``[R, C]`` of each tensor: ``each`` rows of what every other feed makes of it, then of those between.
+
+    ``axes`` tells where channels are. With one feed there is but one array.
+    """
     kept: dict[str, list[F32]] = {tensor: [] for tensor in axes}
     for arrays in values_of(model, list(axes), feeds):
         for tensor, array in arrays.items():
@@ -136,5 +144,10 @@ def _seen(model: ir.Model, axes: Mapping[str, int], feeds: Feeds) -> dict[str, F
             rows = np.moveaxis(array, axes[tensor], -1)
             rows = rows.reshape(-1, rows.shape[-1])
             if rows.size:
-                kept[tensor].append(rows[:: spread_step(len(rows), _ROWS_OF_A_FEED)].copy())
-    return {tensor: np.concatenate(parts)[-_MOST_ROWS:] for tensor, parts in kept.items() if parts}
+                kept[tensor].append(rows[:: spread_step(len(rows), each)].copy())
+    halves = {tensor: [h for h in (parts[::2], parts[1::2]) if h] for tensor, parts in kept.items()}
+    return {tensor: tuple(_thinned(np.concatenate(half)) for half in of) for tensor, of in halves.items() if of}
+
+
+def _thinned(rows: F32) -> F32:
+    return rows[:: spread_step(len(rows), _MOST_ROWS // 2)]

@@ -13,7 +13,7 @@ costs two products with ``|W|^p``. Writers need no term: their own scales, one f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,7 +47,8 @@ class Read:
     """What a reader does with a site.
 
     ``rows: [R, channels]`` what it reads, before scaling; ``weight: [g, n, k, C]``; ``activation_bits``,
-    ``weight_bits``: None for what stays float; ``block``: inputs that share a scale (0: all of an output channel).
+    ``weight_bits``: None for what stays float; ``block``: inputs that share a scale (0: all of an output channel);
+    ``unseen: [R', channels]`` what it reads for other inputs, None where there are none.
     """
 
     rows: F32
@@ -55,6 +56,7 @@ class Read:
     activation_bits: int | None
     weight_bits: int | None
     block: int = 0
+    unseen: F32 | None = None
 
     @property
     def blocks(self) -> F32:
@@ -68,26 +70,38 @@ class Read:
 def best_factors(reads: Sequence[Read], *, method: str) -> tuple[F64, float]:
     """(factors ``[channels]``, noise with them relative to noise without), for a site read by ``reads``.
 
-    The minima of J for the ends of what was seen and for the ends less a few outliers are tried on the rows, with
-    ``method`` for ranges; so is leaving all as it is, which gives ones and 1.0. The geometric mean of factors is about
-    1; ``to_steps`` loses nothing of them.
+    The minima of J for the ends of what was seen and for the ends less a few outliers are tried on ``unseen``, with
+    ``method`` for ranges; so is leaving all as it is, which gives ones and 1.0. Which of them is best being known, all
+    rows say how large its factors are. Their geometric mean is about 1; ``to_steps`` loses nothing of them.
     """
-    rows = np.concatenate(list({id(read.rows): read.rows for read in reads}.values()))  # several may read one tensor
-    live = (rows != 0).any(axis=0)
-    best, least = np.ones(rows.shape[1]), trial(reads, np.ones(rows.shape[1]), method)
-    before = least
-    if not live.any() or before <= 0.0:
-        return best, 1.0
-    square = np.square(rows).mean(axis=0, dtype=np.float64)
+    seen = _distinct(reads, lambda read: read.rows)
+    if not (seen != 0).any():
+        return np.ones(seen.shape[1]), 1.0
+    before = least = trial(reads, np.ones(seen.shape[1]), method)
+    best = None
     for share in (0.0, _BEYOND):
-        low, high = np.quantile(rows, (share, 1.0 - share), axis=0).astype(np.float64)
-        logs = minimum(reads, np.maximum(high, 0.0), np.maximum(-low, 0.0), square)
-        wanted = np.where(live, np.exp(logs - logs[live].mean()), 1.0).clip(1.0 / LARGEST, LARGEST)
-        factors = from_steps(to_steps(wanted))
-        noise = trial(reads, factors, method)
+        noise = trial(reads, _wanted(reads, seen, share), method)
         if noise < least:
-            best, least = factors, noise
-    return best, least / before
+            best, least = share, noise
+    if best is None:
+        return np.ones(seen.shape[1]), 1.0
+    every = _distinct(reads, lambda r: r.rows if r.unseen is None else np.concatenate([r.rows, r.unseen]))
+    return _wanted(reads, every, best), least / before
+
+
+def _distinct(reads: Sequence[Read], rows: Callable[[Read], F32]) -> F32:
+    """``rows`` of all ``reads``, once where several read one tensor."""
+    return np.concatenate([rows(read) for read in {id(read.rows): read for read in reads}.values()])
+
+
+def _wanted(reads: Sequence[Read], rows: F32, share: float) -> F64:
+    """The factors at the minimum of J for ``rows``, whose ends leave a ``share`` of the numbers outside."""
+    live = (rows != 0).any(axis=0)
+    low, high = np.quantile(rows, (share, 1.0 - share), axis=0).astype(np.float64)
+    square = np.square(rows).mean(axis=0, dtype=np.float64)
+    logs = minimum(reads, np.maximum(high, 0.0), np.maximum(-low, 0.0), square)
+    wanted = np.where(live, np.exp(logs - logs[live].mean()), 1.0).clip(1.0 / LARGEST, LARGEST)
+    return from_steps(to_steps(wanted))
 
 
 def to_steps(factors: F64) -> npt.NDArray[np.int8]:
@@ -187,9 +201,10 @@ def _energy(read: Read) -> F64:
 
 
 def trial(reads: Sequence[Read], factors: F64, method: str) -> float:
-    """The energy of the output errors of ``reads`` with factors folded in and everything rounded, on their rows.
+    """The energy of the output errors of ``reads`` with factors folded in and everything rounded, on unseen rows.
 
-    Places of a kernel are taken as if they were added up independently; some output channels stand for all.
+    Ranges are those of the rows that were seen: factors that suit these alone let others be clipped. Places of a kernel
+    are taken as if they were added up independently; some output channels stand for all.
     """
     error = 0.0
     for read in reads:
@@ -198,10 +213,11 @@ def trial(reads: Sequence[Read], factors: F64, method: str) -> float:
         full = read.weight[..., step // 2 :: step]
         groups, inner, places, outer = full.shape
         most = max(_FEWEST_ROWS, _WORK // (2 * max(1, full.size)))
-        rows = read.rows[:: spread_step(len(read.rows), most)]
+        other = read.rows if read.unseen is None else read.unseen
+        rows = other[:: spread_step(len(other), most)]
         scaled = (rows * factors).astype(np.float32)
         if read.activation_bits:
-            seen = observe(scaled, tensor="")
+            seen = observe((read.rows * factors).astype(np.float32), tensor="")
             qtype = QType(read.activation_bits, signed=False)
             if seen is not None:
                 scaled = activation_params(seen, qtype=qtype, method=method).fake_quantize(scaled)

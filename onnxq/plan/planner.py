@@ -176,12 +176,18 @@ def _channels_last(node: ir.Node, chosen: Collection[int]) -> bool:
 
 def _from_convolution(value: ir.Value, chosen: Collection[int]) -> bool:
     """Whether the layout of an integer convolution comes with ``value``."""
-    maker = _maker(value)
-    if maker is None or id(maker) not in chosen:
-        return False
-    if maker.op_type == "Conv":
-        return True
-    return ops.keeps_channels_last(maker) and any(_from_convolution(v, chosen) for v in read(maker))
+    pending, seen = [value], {id(value)}
+    while pending:
+        maker = _maker(pending.pop())
+        if maker is None or id(maker) not in chosen:
+            continue
+        if maker.op_type == "Conv":
+            return True
+        if ops.keeps_channels_last(maker):
+            new = [v for v in read(maker) if id(v) not in seen]
+            seen.update(id(v) for v in new)
+            pending += new
+    return False
 
 
 def _maker(value: ir.Value) -> ir.Node | None:

@@ -297,3 +297,19 @@ def test_convolutions_and_other_widths_are_unpacked_to_float() -> None:
 def test_standard_operators_only() -> None:
     e = emitted(wide_mlp(), config=replace(WEIGHTS_ONLY, operators="standard"))
     assert {n.domain for n in e.proto.graph.node} == {""}
+
+
+def test_names_that_quantizing_adds_are_short_where_the_file_is() -> None:
+    e = emitted(residual(), config=Config(weights="int4", first_last="int4"))
+    graph = e.proto.graph
+    source = ir.to_proto(e.prepared).graph
+    known = {t.name for t in source.initializer} | {o for n in source.node for o in (*n.output, n.name)}
+    values = [t.name for t in graph.initializer] + [o for n in graph.node for o in n.output]
+    labels = [n.name for n in graph.node]
+    assert len(set(values)) == len(values)
+    assert len(set(labels)) == len(labels)
+    assert max(len(name) for name in (*values, *labels) if name not in known) <= 3
+    assert {n.name for n in source.node} <= set(labels)  # what the float model had keeps its name
+    assert {o for n in source.node for o in n.output} <= set(values)
+    long = emitted(residual()).proto.graph
+    assert any(name.endswith("_dequantized") for n in long.node for name in n.output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -230,6 +232,33 @@ def test_the_trial_is_the_error_that_rounding_makes() -> None:
     w = np.clip(np.rint(divided / steps), -7, 7) * steps
     expected = np.square(x @ w - rows @ weight[0, :, 0]).sum() / 200
     assert trial([Read(rows, weight, 8, 4)], factors, "minmax") == pytest.approx(expected, rel=0.02)
+
+
+def test_factors_that_only_suit_the_rows_that_were_seen_are_not_taken() -> None:
+    """Channels whose rows by chance were small: scaled up, others would be clipped."""
+    rows = rand(300, 16).astype(np.float32)
+    lucky = rows * np.where(np.arange(16) % 4 == 0, 0.1, 1.0).astype(np.float32)
+    read = Read(lucky, rand(1, 16, 1, 8).astype(np.float32), 8, None)
+    assert best_factors([read], method="minmax")[1] < 0.97
+    factors, relative = best_factors([replace(read, unseen=rows)], method="minmax")
+    assert relative == 1.0
+    assert (factors == 1.0).all()
+
+
+def test_the_size_of_factors_is_that_of_all_rows() -> None:
+    (read,) = reads()
+    half = len(read.rows) // 2
+    parts = replace(read, rows=read.rows[:half], unseen=read.rows[half:])
+    whole, relative = best_factors([parts], method="mse")
+    assert relative < 0.97
+    apart = [best_factors([replace(read, rows=r)], method="mse")[0] for r in (parts.rows, parts.unseen)]
+    assert not any(np.array_equal(whole, part) for part in apart)
+    wanted = []
+    for share in (0.0, 1e-3):
+        low, high = np.quantile(read.rows, (share, 1 - share), axis=0)
+        logs = minimum([read], high, -low, np.square(read.rows).mean(0))
+        wanted.append(from_steps(to_steps(np.exp(logs - logs.mean()))))
+    assert any(np.allclose(whole, one, rtol=0.1) for one in wanted)
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
