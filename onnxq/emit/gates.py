@@ -7,6 +7,7 @@ element so, and 1.07 in float.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,12 @@ from onnxq.errors import ModelError
 from onnxq.graph.edit import replace_value
 from onnxq.graph.query import attribute
 from onnxq.numerics import QuantParams
+
+
+def read_by_gates(pieces: Pieces, names: Iterable[str]) -> dict[str, str]:
+    """By node, of those called ``names``, that is a HardSigmoid: the tensor that it reads."""
+    found = {name: node for name in names if (node := pieces.nodes[name]).op_type == "HardSigmoid" and not node.domain}
+    return {name: x.name or "" for name, node in found.items() if (x := node.inputs[0]) is not None}
 
 
 def gate_as_sum(pieces: Pieces, name: str, tensor: str, params: QuantParams) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.emit.fused import fuse_matmul
-from onnxq.emit.gates import gate_as_sum
+from onnxq.emit.gates import gate_as_sum, read_by_gates
 from onnxq.emit.held import clipped, float_pooling
 from onnxq.emit.nbits import block_matmul
 from onnxq.emit.packed import expanded
@@ -67,11 +67,11 @@ def emit(
         writer.weight(weight)
     for constant in plan.constants:
         writer.constant(constant)
-    gates = {n: (x.name or "") for n in plan.integer if steer and (x := writer.read_by_gate(n)) is not None}
+    gates = read_by_gates(writer, plan.integer) if steer else {}
     for point in plan.points:
         writer.point(point)
     for name, tensor in gates.items():
-        writer.gate(name, tensor)
+        gate_as_sum(writer, name, tensor, writer.tensor_params(tensor))
     biases_of = {b.weight_node: b for b in plan.biases if b.storage is Storage.FUSED}
     for weight in plan.weights:
         if weight.storage is Storage.FUSED:
@@ -225,7 +225,7 @@ class _Writer(Pieces):
                 node.replace_input_with(bias.index, self.initializer(graph_of(node), f"{bias.tensor}_shifted", data))
             return
         data = (self._constant(bias.tensor) if data is None else data).reshape(-1)
-        weight, source = self._weight_of[bias.weight_node], self._tensor_params(bias.input)
+        weight, source = self._weight_of[bias.weight_node], self.tensor_params(bias.input)
         chosen = bias_params(source, self._quantized(weight).params)
         codes = self.initializer(graph_of(node), f"{bias.tensor}_quantized", chosen.quantize(data))
         product = np.float32(source.scale) * self._quantized(weight).params.scale
@@ -249,7 +249,7 @@ class _Writer(Pieces):
 
     def constant(self, constant: Constant) -> None:
         node = self.nodes[constant.node]
-        chosen = self._tensor_params(constant.tensor)
+        chosen = self.tensor_params(constant.tensor)
         codes = self.initializer(
             graph_of(node), f"{constant.tensor}_quantized", chosen.quantize(self._constant(constant.tensor))
         )
@@ -257,7 +257,7 @@ class _Writer(Pieces):
 
     def point(self, point: Point) -> None:
         value = self.values[point.tensor]
-        chosen = self._tensor_params(point.tensor)
+        chosen = self.tensor_params(point.tensor)
         graph = home_of(value, self.model)
         uses = list(value.uses())
         if point.consumers is not None:
@@ -296,14 +296,6 @@ class _Writer(Pieces):
             assert idle is not None
             graph.remove(idle, safe=True)
 
-    def read_by_gate(self, name: str) -> ir.Value | None:
-        """What the node called ``name`` reads, if it is a HardSigmoid."""
-        node = self.nodes[name]
-        return node.inputs[0] if node.op_type == "HardSigmoid" and not node.domain else None
-
-    def gate(self, name: str, tensor: str) -> None:
-        gate_as_sum(self, name, tensor, self._tensor_params(tensor))
-
     def _guarded_channels(self, node: ir.Node, index: int) -> tuple[int, int] | None:
         """(axis, size) of the channels of input ``index`` where the runtime must not quantize the weight of ``node``.
 
@@ -339,7 +331,8 @@ class _Writer(Pieces):
             raise ModelError(f"tensor '{tensor}' is not a constant; the plan does not belong to this model")
         return data.astype(np.float32, copy=False)
 
-    def _tensor_params(self, tensor: str) -> QuantParams:
+    def tensor_params(self, tensor: str) -> QuantParams:
+        """The parameters of the tensor or of the one that it shares them with."""
         root = self._roots.get(tensor, tensor)
         if root not in self._tensors:
             raise ModelError(f"tensor '{root}' has no quantization parameters; observe it before emitting")
