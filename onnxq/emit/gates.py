@@ -15,14 +15,14 @@ import onnx_ir as ir
 
 from onnxq.emit.pieces import Before, Pieces, graph_of
 from onnxq.errors import ModelError
-from onnxq.graph.edit import replace_value
+from onnxq.graph.edit import is_op, replace_value
 from onnxq.graph.query import attribute
 from onnxq.numerics import QuantParams
 
 
 def read_by_gates(pieces: Pieces, names: Iterable[str]) -> dict[str, str]:
     """By node, of those called ``names``, that is a HardSigmoid: the tensor that it reads."""
-    found = {name: node for name in names if (node := pieces.nodes[name]).op_type == "HardSigmoid" and not node.domain}
+    found = {name: node for name in names if is_op(node := pieces.nodes[name], "HardSigmoid")}
     return {name: x.name or "" for name, node in found.items() if (x := node.inputs[0]) is not None}
 
 

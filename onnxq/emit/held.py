@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.emit.pieces import Pieces, Place, graph_of
+from onnxq.graph.edit import is_op
 from onnxq.graph.query import nodes
 from onnxq.numerics import QuantParams
 
@@ -23,16 +24,12 @@ _MOVED_THROUGH = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 def float_pooling(model: ir.Model, integer: Collection[str]) -> frozenset[str]:
     """The tensors that come out of a MaxPool which is not among the ``integer`` nodes, moved on or not."""
     found: set[str] = set()
-    pending = [n.outputs[0] for n in nodes(model) if _is(n, "MaxPool") and (n.name or "") not in integer]
+    pending = [n.outputs[0] for n in nodes(model) if is_op(n, "MaxPool") and (n.name or "") not in integer]
     while pending:
         value = pending.pop()
         found.add(value.name or "")
-        pending += [u.node.outputs[0] for u in value.uses() if u.idx == 0 and _is(u.node, *_MOVED_THROUGH)]
+        pending += [u.node.outputs[0] for u in value.uses() if u.idx == 0 and is_op(u.node, *_MOVED_THROUGH)]
     return frozenset(found)
-
-
-def _is(node: ir.Node, *ops: str) -> bool:
-    return not node.domain and node.op_type in ops
 
 
 def clipped(pieces: Pieces, value: ir.Value, chosen: QuantParams, *, place: Place) -> ir.Value:

@@ -136,7 +136,7 @@ def blocked(node: ir.Node | None) -> bool:
 def breaks_blocks(node: ir.Node, shapes: Shapes) -> bool:
     """Whether ``node`` in float needs its channels one after the other, not in blocks.
 
-    A Concat of channels keeps blocks if every operand fills its own (of 16 with AVX-512, of 8 with AVX2).
+    A Concat of channels keeps blocks if every operand fills its own: of 16 with AVX-512; with AVX2 8 would do.
     """
     first = node.inputs[0] if node.inputs else None
     if node.domain or first is None or not in_layout(first, shapes):

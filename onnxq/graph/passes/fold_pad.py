@@ -20,10 +20,10 @@ def fold_pad(model: ir.Model) -> int:
     count = 0
     for graph in all_graphs(model):
         for node in tuple(graph):
-            source = node.inputs[0] if is_op(node, "Pad") else None
-            pads = None if source is None else _zero_pads(node)
-            uses = tuple(node.outputs[0].uses())
-            if source is None or pads is None or not uses or node.outputs[0].is_graph_output():
+            if not is_op(node, "Pad") or node.outputs[0].is_graph_output():
+                continue
+            source, pads, uses = node.inputs[0], _zero_pads(node), tuple(node.outputs[0].uses())
+            if source is None or pads is None or not uses:
                 continue
             if any(use.idx != 0 or use.node.graph is not graph for use in uses):
                 continue

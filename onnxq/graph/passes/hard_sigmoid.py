@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import (
+    Array,
     float_constant,
     insert_before,
     is_op,
@@ -24,6 +25,7 @@ from onnxq.graph.edit import (
     sole_consumer,
     supersede,
 )
+from onnxq.graph.passes.affine import read_affine
 
 # How far a factor may be from the reciprocal of the upper end: 1/6 is written with seven digits at times.
 _SAME = 1e-6
@@ -45,7 +47,7 @@ def spell_hard_sigmoid(model: ir.Model) -> int:
 
 def _from_clip(clip: ir.Node) -> bool:
     low, high = (_scalar(clip.inputs[i]) if i < len(clip.inputs) else None for i in (1, 2))
-    shifted = None if clip.inputs[0] is None else _with_scalar(clip.inputs[0].producer(), "Add")
+    shifted = None if clip.inputs[0] is None else _shifts(clip.inputs[0].producer())
     if low != 0.0 or high is None or high <= 0.0 or shifted is None:
         return False
     x, offset = shifted
@@ -85,34 +87,27 @@ def _multiplied(old: ir.Node, x: ir.Value, gate: ir.Value) -> None:
     product.name = old.name
 
 
+def _shifts(node: ir.Node | None) -> tuple[ir.Value, float] | None:
+    """What ``node`` adds a number to, and the number."""
+    found = None if node is None or not is_op(node, "Add") else read_affine(node)
+    number = None if found is None else _number(found.shift, found.source)
+    return None if found is None or number is None else (found.source, number)
+
+
 def _divides(node: ir.Node, by: float) -> bool:
     """Whether ``node`` divides by the number ``by``, or multiplies by one over it."""
-    if is_op(node, "Div"):
-        factor = None if node.inputs[0] is None or len(node.inputs) != 2 else _fitting(node.inputs[1], node.inputs[0])
-        return factor is not None and abs(factor / by - 1) <= _SAME
-    multiplied = _with_scalar(node, "Mul")
-    return multiplied is not None and abs(multiplied[1] * by - 1) <= _SAME
+    found = read_affine(node) if is_op(node, "Div", "Mul") else None
+    factor = None if found is None else _number(found.scale, found.source)
+    return factor is not None and abs(factor * by - 1) <= _SAME
 
 
-def _with_scalar(node: ir.Node | None, op: str) -> tuple[ir.Value, float] | None:
-    """The computed operand of ``node`` and the number that the other one is."""
-    if not is_op(node, op):
-        return None
-    for value, other in (tuple(node.inputs), tuple(node.inputs)[::-1]):  # type: ignore[union-attr]
-        if value is not None and other is not None and float_constant(value) is None:
-            number = _fitting(other, value)
-            return None if number is None else (value, number)
-    return None
+def _number(array: Array, beside: ir.Value) -> float | None:
+    """The number that a constant holds, if it adds no dimension to what is ``beside`` it."""
+    dims = rank(beside)
+    fits = array.size == 1 and (array.ndim == 0 or (dims is not None and array.ndim <= dims))
+    return float(array.item()) if fits else None
 
 
 def _scalar(value: ir.Value | None) -> float | None:
     data = float_constant(value)
     return float(data.item()) if data is not None and data.size == 1 else None
-
-
-def _fitting(value: ir.Value | None, beside: ir.Value) -> float | None:
-    """The number that a constant holds, if it adds no dimension to what is ``beside`` it."""
-    number, dims, own = _scalar(value), rank(beside), rank(value)
-    if number is None or own is None:
-        return None
-    return number if own == 0 or (dims is not None and own <= dims) else None

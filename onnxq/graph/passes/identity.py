@@ -12,7 +12,8 @@ _END = 2**31 - 1  # exporters write this, or the largest int64, for "to the end"
 
 
 def remove_passthrough(model: ir.Model) -> int:
-    """Removes Identity, inference-time Dropout, and Cast, Concat, Pad, Resize, Reshape, Slice, Transpose without use.
+    """Removes Identity, inference-time Dropout, and any Cast, Concat, Pad, Resize, Reshape, Slice or Transpose that
+    changes nothing.
 
     Returns how many. Kept: a node whose output is a graph output where its input may not take that name (a graph input,
     an initializer, another output, a value from outside an If/Loop body), and Dropout whose mask is read.

@@ -37,7 +37,7 @@ def pad_channels(model: ir.Model) -> int:
             channels = _depthwise(node)
             if channels is None or channels % MULTIPLE == 0 or _padded(channels) > _GROWTH * channels:
                 continue
-            region = _Region(channels, len(float_constant(node.inputs[1]).shape))  # type: ignore[union-attr]
+            region = _Region(channels, float_constant(node.inputs[1]).ndim)  # type: ignore[union-attr]
             if region.grow(node) and region.pays():
                 region.pad()
                 count += len(region.depthwise)
