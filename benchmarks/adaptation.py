@@ -20,6 +20,7 @@ import onnxq
 from onnxq.numerics import centred, sqnr_db
 
 WIDTHS: dict[str, dict[str, Any]] = {
+    "W8A8": {},
     "W6A6": {"weights": "int6", "activations": "uint6"},
     "W4A8": {"weights": "int4"},
     "W3A8": {"weights": "int3"},

@@ -166,7 +166,8 @@ def weight_jobs(
 def _activation(point: Point, statistics: Mapping[str, Histogram], config: Config) -> QuantParams:
     if point.tensor not in statistics:
         raise DataError(f"tensor '{point.tensor}' was never computed on the calibration data; exclude its nodes")
-    chosen = activation_params(statistics[point.tensor], qtype=point.qtype, method=config.activation_range)
+    seen = statistics[point.tensor]
+    chosen = activation_params(seen, qtype=point.qtype, method=config.activation_range, unseen=True)
     if point.ceiling is None:
         return chosen
     # The runtime drops a Clip only if no code lies above it.

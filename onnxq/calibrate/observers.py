@@ -1,7 +1,8 @@
 """Statistics of a tensor that stream: a histogram of one array, and the merge of two histograms.
 
 Together they form a monoid: however the data is cut into arrays, merging gives the same histogram, because the bins
-lie on a dyadic grid whose width follows from the largest magnitude alone (see ``ranges.Histogram``).
+lie on a dyadic grid whose width follows from the largest magnitude alone (see ``ranges.Histogram``). What tells of the
+arrays, and not of their elements, are the ends of each.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def observe(array: npt.NDArray[Any], *, tensor: str, limit: int = SAMPLE_LIMIT) 
     index = np.floor(flat * np.float32(2.0**-exponent)).astype(np.int32)
     first = int(index.min())
     counts = np.bincount(index - first).astype(np.int64)
-    return Histogram(counts, first, exponent, low, high)
+    return Histogram(counts, first, exponent, low, high, np.asarray([[low, high]], np.float32))
 
 
 def merge(a: Histogram | None, b: Histogram | None) -> Histogram | None:
@@ -62,7 +63,8 @@ def merge(a: Histogram | None, b: Histogram | None) -> Histogram | None:
     counts = np.zeros(max(fa + ca.size, fb + cb.size) - first, np.int64)
     counts[fa - first : fa - first + ca.size] += ca
     counts[fb - first : fb - first + cb.size] += cb
-    return Histogram(counts, first, exponent, min(a.low, b.low), max(a.high, b.high))
+    ends = np.concatenate([a.ends, b.ends])
+    return Histogram(counts, first, exponent, min(a.low, b.low), max(a.high, b.high), ends)
 
 
 def _exponent(magnitude: float) -> int:

@@ -11,6 +11,7 @@ from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.method import for_dead_parts
 from onnxq.ranges.registry import find_method
 from onnxq.ranges.samples import F32, F64, by_granularity, of_histogram, scales_of_rows
+from onnxq.ranges.unseen import of_unseen
 
 
 def weight_params(
@@ -43,15 +44,19 @@ def weight_params(
     return params(qtype, for_dead_parts(scale, qtype), granularity=granularity)
 
 
-def activation_params(histogram: Histogram, *, qtype: QType, method: str = "mse") -> QuantParams:
+def activation_params(histogram: Histogram, *, qtype: QType, method: str = "mse", unseen: bool = False) -> QuantParams:
     """Per-tensor parameters of an activation: asymmetric for unsigned types, symmetric for signed ones.
 
     0 is always represented exactly. Data that is never negative gets ``zero_point = qmin`` (kernels absorb a ReLU only
     then), data that is never positive ``qmax``. Data that is always zero, or was never seen, gets scale 1.
 
+    With ``unseen`` a method that minimises an error does so for samples that are yet to come (``ranges.unseen``) rather
+    than for those of ``histogram``.
+
     Raises ``ConfigError`` for an unknown method, ``NumericsError`` where the data's range is not finite.
     """
-    return find_method(method).activations(of_histogram(histogram), qtype)
+    found = find_method(method)
+    return found.activations(of_unseen(histogram) if unseen and found.unseen else of_histogram(histogram), qtype)
 
 
 def checked_weight(weight: npt.NDArray[np.floating]) -> F32:

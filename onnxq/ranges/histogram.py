@@ -6,7 +6,7 @@ The grid is fixed by one integer: bin ``i`` covers ``[i, i + 1) * 2**exponent``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ class Histogram:
     | `first`    | index of the first bin: bin ``k`` covers ``[first + k, first + k + 1) * width`` |
     | `exponent` | ``width = 2**exponent``                                                        |
     | `low`, `high` | exact smallest and largest element seen (all elements, not only the sampled) |
+    | `ends`     | ``[k, 2] float32``, smallest and largest element of each array, in any order    |
 
     ``counts`` may come from a deterministic sample of the elements; ``low`` and ``high`` never do.
     """
@@ -31,6 +32,7 @@ class Histogram:
     exponent: int
     low: float
     high: float
+    ends: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
 
     @property
     def width(self) -> float:

@@ -113,10 +113,11 @@ def scales_of_rows(rows: F32, importance: F32 | None, scales: Callable[[Samples]
 POINTS = 1 << 13
 
 
-def of_histogram(histogram: Histogram) -> Samples:
+def of_histogram(histogram: Histogram, *, points: int = POINTS) -> Samples:
     """``Samples`` with one row; one point at 0 for an empty histogram.
 
-    Each bin that holds something becomes equally many points, spread evenly over it and kept within the exact ends.
+    Each bin that holds something becomes equally many of about ``points`` points, spread evenly over it and kept within
+    the exact ends.
 
     Raises ``NumericsError`` where an end is NaN or infinite.
     """
@@ -128,7 +129,7 @@ def of_histogram(histogram: Histogram) -> Samples:
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise NumericsError(f"the data's range is [{histogram.low}, {histogram.high}]: it holds NaN or infinity")
     bins = np.flatnonzero(kept)
-    parts = max(1, math.ceil(POINTS / bins.size - 0.25))  # four fifths of POINTS are enough, twice as many are slow
+    parts = max(1, math.ceil(points / bins.size - 0.25))  # four fifths of them are enough, twice as many are slow
     inside = (np.arange(parts) + 0.5) / parts
     values = ((histogram.first + bins)[:, None] + inside).ravel() * histogram.width
     weights = np.repeat(histogram.counts[bins] / parts, parts)

@@ -35,6 +35,10 @@ def key(h: Histogram | None) -> object:
     return (tuple(counts.tolist()), h.first + int(used[0]), h.exponent, h.low, h.high)
 
 
+def ends(h: Histogram | None) -> list[list[float]]:
+    return [] if h is None else sorted(h.ends.tolist())
+
+
 @settings(max_examples=200)
 @given(ARRAYS, ARRAYS, ARRAYS)
 def test_merging_is_a_commutative_monoid(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
@@ -42,6 +46,7 @@ def test_merging_is_a_commutative_monoid(a: np.ndarray, b: np.ndarray, c: np.nda
     assert key(merge(merge(x, y), z)) == key(merge(x, merge(y, z)))
     assert key(merge(x, y)) == key(merge(y, x))
     assert key(merge(x, None)) == key(merge(None, x)) == key(x)
+    assert ends(merge(merge(x, y), z)) == ends(merge(z, merge(y, x)))
 
 
 @settings(max_examples=200)
@@ -64,6 +69,11 @@ def test_ends_are_exact_and_all_elements_are_counted(data: np.ndarray) -> None:
     assert h is not None
     assert (h.low, h.high) == (float(data.min()), float(data.max()))
     assert h.total == data.size
+
+
+def test_the_ends_of_every_array_are_kept() -> None:
+    h = seen(np.array([1.0, -2.0], np.float32), np.zeros(0, np.float32), np.array([3.0], np.float32))
+    assert ends(h) == [[-2.0, 1.0], [3.0, 3.0]]
 
 
 @given(hnp.arrays(np.float32, st.integers(1, 60), elements=FLOATS))
