@@ -1,8 +1,9 @@
-"""Where learned and unlearned quantizers should start: the study of range methods, in four parts (see `starts/`).
+"""Where learned and unlearned quantizers should start: the study of range methods, in five parts (see `starts/`).
 
     errors         squared error of every method against the exact optimum, on made data and on all of `models/`
     whole          output SQNR and accuracy of whole networks at 8, 6, 4 (and 3) bits, nothing learned
     convergence    LSQ, LSQ+ and companding learned from every start: loss against steps, spread, runs that diverge
+    unseen         what ranges from 8 to 512 samples lose on samples of the test set
     speed          seconds for 25 M weights, milliseconds for a histogram (run it on a machine that does nothing else)
 
 Prints markdown tables and writes `benchmarks/results/initialisation.json`; parts that are not asked for keep their
@@ -17,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from starts import convergence, errors, plots, speed, tables, whole
+from starts import convergence, errors, plots, speed, tables, unseen, whole
 
-PARTS = ("errors", "whole", "convergence", "speed")
+PARTS = ("errors", "whole", "convergence", "unseen", "speed")
 
 
 def main() -> None:
     """Measure the chosen parts, write the JSON, print the tables, draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--models", nargs="+", help="of the part `whole` (default: all)")
+    parser.add_argument("--models", nargs="+", help="of the parts `whole` and `unseen` (default: all)")
     parser.add_argument("--samples", type=int, default=256, help="calibration samples")
     parser.add_argument("--tests", type=int, default=2048, help="test samples")
     parser.add_argument("--seeds", type=int, default=5, help="of the part `convergence`")
@@ -57,6 +58,8 @@ def _measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
         return errors.measure(options.samples)
     if part == "whole":
         return whole.measure(options.samples, options.tests, harness.chosen(options.models, list(harness.TASKS)))
+    if part == "unseen":
+        return unseen.measure(harness.chosen(options.models, list(harness.TASKS)))
     if part == "convergence":
         return convergence.measure(options.seeds)
     return speed.measure(options.repeats)

@@ -347,6 +347,7 @@ STUDY = {
     "ranges_methods": study(tables.by_method, "whole"),
     "ranges_convergence": study(tables.convergence_short, "convergence"),
     "ranges_speed": study(tables.speed, "speed"),
+    "ranges_unseen": study(tables.unseen, "unseen"),
 }
 # By page, the tables that it shows and the JSON that each comes from.
 PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
@@ -378,7 +379,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "rewrites": ("rewrites", rewrites),
     },
     "docs/ranges.md": {
-        **{name: ("initialisation", STUDY[name]) for name in ("ranges_methods", "ranges_speed")},
+        **{name: ("initialisation", STUDY[name]) for name in ("ranges_methods", "ranges_speed", "ranges_unseen")},
         "ranges_models": ("initialisation", study(tables.by_objective_and_model, "whole")),
         "ranges_made": ("initialisation", study(tables.error_ratios_made, "errors")),
         "ranges_convergence_all": ("initialisation", study(tables.convergence, "convergence")),

@@ -30,6 +30,8 @@ def draw(found: dict[str, Any], folder: Path) -> Iterator[Path]:
         yield _convergence(found["convergence"], folder / "convergence.png")
     if "whole" in found:
         yield _objective(found["whole"], folder / "objective.png")
+    if "unseen" in found:
+        yield _unseen(found["unseen"], folder / "unseen.png")
 
 
 def _convergence(part: dict[str, Any], path: Path) -> Path:
@@ -105,6 +107,39 @@ def _objective(part: dict[str, Any], path: Path) -> Path:
     axes[0].set_ylabel("output SQNR, dB")
     axes[0].legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
     axes[0].set_ylim(0, 30)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _unseen(part: dict[str, Any], path: Path) -> Path:
+    """Decibels lost on samples of the test set against the number of calibration samples, a panel for each bits."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    ways = {
+        "percentile": ("percentile 99.99", COLOURS["percentile"]),
+        "minmax": ("min-max", COLOURS["minmax"]),
+        "mse of what was seen": ("least error of what was seen", COLOURS["grid"]),
+        "mse": ("least error of what is to come (onnxq)", COLOURS["mse"]),
+    }
+    models = list(part.values())
+    figure, axes = plt.subplots(1, len(models[0]), figsize=(12, 3.6), layout="constrained")
+    for axis, bits in zip(axes, models[0], strict=True):
+        for way, (title, colour) in ways.items():
+            by_count = {int(n): np.mean([m[bits][way][n] for m in models]) for n in models[0][bits][way]}
+            width = 2.6 if way == "mse" else 1.4
+            axis.plot(list(by_count), list(by_count.values()), color=colour, linewidth=width, marker="o", label=title)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(list(by_count), [str(n) for n in by_count])
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("calibration samples")
+        axis.set_title(f"activations of {bits} bits", fontsize=10)
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("dB lost on unseen samples")
+    axes[0].legend(fontsize=8, frameon=False, loc="upper right")
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

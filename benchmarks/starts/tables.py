@@ -25,6 +25,8 @@ def all_of(found: dict[str, Any]) -> Iterator[tuple[str, Table]]:
         yield "What weights minimise, model by model", by_objective_and_model(found["whole"])
     if "convergence" in found:
         yield "Convergence from every start", convergence(found["convergence"])
+    if "unseen" in found:
+        yield "Error on unseen samples above the least, dB, by number of calibration samples", unseen(found["unseen"])
     if "speed" in found:
         yield "Speed", speed(found["speed"])
 
@@ -156,6 +158,18 @@ def convergence_short(part: dict[str, Any]) -> Table:
             row.append(f"{end:.1f} ({steps:.0f})" + (f", {lost} lost" if lost else ""))
         rows.append(row)
     return ["start", *(f"{quantizer}, {bits} bits" for quantizer, bits, _ in columns)], rows
+
+
+def unseen(part: dict[str, Any]) -> Table:
+    """A line a number of bits and range: decibels lost, mean over networks, by number of calibration samples."""
+    models = list(part.values())
+    counts = list(next(iter(models[0]["8"].values())))
+    rows = [
+        [bits, what, *(f"{np.mean([m[bits][what][count] for m in models]):.2f}" for count in counts)]
+        for bits, ranges in models[0].items()
+        for what in ranges
+    ]
+    return ["bits", "range", *(f"{count} samples" for count in counts)], rows
 
 
 def speed(part: dict[str, Any]) -> Table:
