@@ -54,9 +54,10 @@ class Built(Draft):
 class Builder:
     """Builds candidates for one prepared model; statistics and parameters, once computed, serve all of them.
 
-    ``placement`` says what costs decided, and holds for every candidate. ``watched`` is the model that is run to see
-    tensors (None: ``prepared`` itself), ``trusted`` the names of those whose values can be believed (None: all),
-    ``unseen`` the reason given for nodes whose tensors were not seen. ``scratch`` holds all that is large.
+    ``placement`` says what costs decided, ``fixed`` what stays float whatever they say; both hold for every candidate.
+    ``watched`` is the model that is run to see tensors (None: ``prepared`` itself), ``trusted`` the names of those
+    whose values can be believed (None: all), ``unseen`` the reason given for nodes whose tensors were not seen.
+    ``scratch`` holds all that is large.
     """
 
     prepared: ir.Model
@@ -68,6 +69,7 @@ class Builder:
     watched: ir.Model | None = None
     trusted: frozenset[str] | None = None
     placement: Placement = field(default_factory=Placement)
+    fixed: Mapping[str, KeptFloat] = field(default_factory=dict)
     unseen: str = "the calibration data never reached it (a branch that did not run)"
     statistics: Statistics = field(default_factory=Statistics)
     parameters: Parameters | None = None
@@ -76,7 +78,7 @@ class Builder:
 
     def build(self, keep_float: Mapping[str, KeptFloat] | None = None) -> Built:
         """The candidate in which the nodes of ``keep_float``, and those that the runtime will not fuse, stay float."""
-        kept = {**self.placement.keep_float, **(keep_float or {})}
+        kept = {**self.placement.keep_float, **self.fixed, **(keep_float or {})}
         for _ in range(_MOST_ROUNDS):
             plan = self._plan(kept)
             while unseen := self._observe(plan):  # ends: each time more nodes stay float
@@ -101,11 +103,15 @@ class Builder:
 
     def draft(self, keep_float: Mapping[str, KeptFloat]) -> Draft:
         """As ``build``, for a look in passing, without asking the runtime about its kernels."""
-        kept = {**self.placement.keep_float, **keep_float}
+        kept = {**self.placement.keep_float, **self.fixed, **keep_float}
         plan = self._plan(kept)
         if unseen := self._observe(plan):
             plan = self._plan({**kept, **unseen})
         return self._drafted(plan)
+
+    def of_another(self, prepared: ir.Model, fixed: Mapping[str, KeptFloat]) -> Builder:
+        """The same for another float graph with these nodes fixed; nothing has been seen of it."""
+        return replace(self, prepared=prepared, fixed=fixed, statistics=Statistics(), parameters=None, _observed=set())
 
     def see_more(self, feeds: Feeds, plan: Plan) -> None:
         """Adds what ``feeds`` show of all tensors that were seen so far to the statistics; parameters stay."""

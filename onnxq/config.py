@@ -20,7 +20,7 @@ OPERATORS = ("onnxruntime", "standard")
 PLACEMENTS = ("cost", "all")
 ACTIVATIONS = ("uint8", "uint6", "uint4", "none")
 ROUNDINGS = ("auto", "nearest", "compensated")
-EQUALIZE = ("auto", "none")
+EQUALIZE = ("auto", "none", "all")
 INT4_STORAGES = ("packed", "native")
 ADAPTATIONS = ("none", "fast", "iterative", "full")
 
@@ -85,7 +85,9 @@ class Config:
     | `activation_range`  | method for activation scales and zero points                                         |
     | `objective`         | what ``mse`` minimises for weights: ``auto``, or one of ``ranges.layer``               |
     | `restore`           | what is put right after rounding weights: ``none``, ``mean``, ``gain``, ``mean+gain`` |
-    | `equalize`          | ``auto``: channels are made alike where that makes less noise; ``none``              |
+    | `equalize`          | ``auto``: channels are made alike where that makes less noise and costs nothing, and  |
+    |                     | at the price of a pass before layers would be given back to float; ``all``: at that   |
+    |                     | price wherever it halves the noise; ``none``                                          |
     | `target`            | ``auto``, ``x86-vnni``, ``x86-amx``, ``x86-avx2``, ``arm64``                         |
     | `operators`         | ``onnxruntime``: its own where they are faster; ``standard``: ONNX's only            |
     | `placement`         | ``cost``: integers where they pay; ``all``: wherever there is an integer kernel      |

@@ -102,6 +102,7 @@ def _contradicts(agreement: float, rows: int, promised: float) -> bool:
 
 def repair(
     first: Built,
+    verdict: Verdict,
     build: Build,
     verdict_of: Callable[[Built], Verdict],
     noise_alone: Callable[[Mapping[str, KeptFloat]], float],
@@ -110,12 +111,11 @@ def repair(
 ) -> tuple[Built, Verdict, tuple[str, ...]]:
     """The candidate with the fewest float layers that is good, its verdict, and the names of the layers given back.
 
-    A layer given back first keeps its weights as int8, since it is mostly activations that 8 bits are too few for; if
-    that is good for no number of layers, they get their float weights back too. Where nothing is good, the best one by
-    (agreement, SQNR). ``noise_alone`` gives the relative noise energy at the outputs of a draft with the given nodes
-    kept float.
+    ``verdict`` is that of ``first``. A layer given back first keeps its weights as int8, since it is mostly activations
+    that 8 bits are too few for; if that is good for no number of layers, they get their float weights back too. Where
+    nothing is good, the best one by (agreement, SQNR). ``noise_alone`` gives the relative noise energy at the outputs
+    of a draft with the given nodes kept float.
     """
-    verdict = verdict_of(first)
     if verdict.good or not first.plan.anchors:
         return first, verdict, ()
     ranking = _ranking(first, noise_alone, progress)

@@ -20,7 +20,7 @@ from onnxq.errors import ConfigError
         ({"min_agreement": 1.1}, "min_agreement is a share"),
         ({"min_agreement": -0.1}, "min_agreement"),
         ({"objective": "weights"}, "objective is one of auto, tensor, diagonal, output, not 'weights'"),
-        ({"equalize": "yes"}, "equalize is one of auto, none, not 'yes'"),
+        ({"equalize": "yes"}, "equalize is one of auto, none, all, not 'yes'"),
         ({"restore": "bias"}, "restore is one of none, mean, gain, mean\\+gain, not 'bias'"),
         ({"seed": -1}, "seed must be at least 0"),
     ],

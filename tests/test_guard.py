@@ -99,7 +99,8 @@ class Bench:
         return verdict(total <= self.allowed, -10 * math.log10(max(total, 1e-9)))
 
     def repair(self) -> tuple[Built, Verdict, tuple[str, ...]]:
-        return repair(fake(tuple(self.noise)), self.build, self.verdict_of, self.noise_alone)
+        first = fake(tuple(self.noise))
+        return repair(first, self.verdict_of(first), self.build, self.verdict_of, self.noise_alone)
 
 
 def test_a_good_model_is_left_alone() -> None:
@@ -136,7 +137,9 @@ def test_where_nothing_is_good_the_best_is_kept() -> None:
         return verdict(False, 10.0, agreement[len(built.plan.anchors)])
 
     bench = Bench({"a": 3.0, "b": 2.0, "c": 1.0}, 0.0)
-    built, found, given_back = repair(fake(("a", "b", "c")), bench.build, verdict_of, bench.noise_alone)
+    built, found, given_back = repair(
+        fake(("a", "b", "c")), verdict_of(fake(("a", "b", "c"))), bench.build, verdict_of, bench.noise_alone
+    )
     assert not found.good
     assert given_back == ("a",)
     assert found.agreement == 0.9
@@ -153,7 +156,7 @@ def test_layers_that_were_float_before_stay_so() -> None:
         seen.append(kept)
         return bench.build(kept)
 
-    _, _, given_back = repair(first, build, bench.verdict_of, bench.noise_alone)
+    _, _, given_back = repair(first, bench.verdict_of(first), build, bench.verdict_of, bench.noise_alone)
     assert given_back == ("a",)
     assert all(kept["d"] == reason for kept in seen)
 
@@ -168,7 +171,12 @@ def test_progress_counts_the_ranking() -> None:
     told: list[tuple[int, int]] = []
     bench = Bench({"a": 5.0, "b": 1.0}, 2.0)
     repair(
-        fake(("a", "b")), bench.build, bench.verdict_of, bench.noise_alone, progress=lambda d, t: told.append((d, t))
+        fake(("a", "b")),
+        verdict(False, 0.0),
+        bench.build,
+        bench.verdict_of,
+        bench.noise_alone,
+        progress=lambda d, t: told.append((d, t)),
     )
     assert told == [(1, 2), (2, 2)]
 

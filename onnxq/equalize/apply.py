@@ -18,7 +18,7 @@ from onnxq.graph.handoff import set_aside
 from onnxq.graph.passes.unused import remove_unused
 from onnxq.numerics import PerBlock
 from onnxq.numerics.sampling import spread_step
-from onnxq.plan import Plan, Storage
+from onnxq.plan import Own, Plan, Storage
 from onnxq.scratch import Scratch
 
 F32 = npt.NDArray[np.float32]
@@ -26,8 +26,9 @@ F32 = npt.NDArray[np.float32]
 # Rows of a tensor that are kept, and those that a feed adds to them: the most and the fewest.
 _MOST_ROWS = 8192
 _ROWS_OF_A_FEED = (128, 16)
-# Less is gained by chance.
+# Less is gained by chance; and what pays for a pass over the tensor.
 _WORTH_IT = 0.97
+_WORTH_A_PASS = 0.5
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Equalized:
     |---------|------------------------------------------------------------------------------------------|
     | `model` | computes what the model did; names of nodes and tensors are as they were                 |
     | `steps` | by tensor, what its channels were multiplied by, as ``factors.to_steps`` tells it, base64 |
-    | `notes` | a line for the report, where something was changed                                       |
+    | `notes` | lines for the report, where something was changed                                        |
+    | `added` | names of the nodes that were added                                                       |
     """
 
     model: ir.Model
     steps: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
 
 def equalized(
@@ -54,6 +57,7 @@ def equalized(
     method: str,
     feeds_hint: int | None = None,
     untouched: Collection[str] = (),
+    between: bool = False,
     scratch: Scratch | None = None,
 ) -> Equalized:
     """The prepared ``model`` with channels equalized where that makes less noise; the model itself where nowhere.
@@ -65,42 +69,50 @@ def equalized(
         method: for ranges of activations.
         feeds_hint: the number of feeds, where it is known.
         untouched: names of nodes that must keep their weights.
+        between: whether nodes may be added where that halves the noise of what reads a tensor.
         scratch: holds the new weights.
 
     Raises ``RuntimeFailure`` where the model does not run on the feeds.
     """
     copy = copy_model(model)
-    sites = [site for site in find_sites(copy) if _counts(site, plan, untouched)]
+    sites = [site for site in find_sites(copy, between=between) if _counts(site, plan, untouched)]
     if not sites:
         return Equalized(model)
     most, fewest = _ROWS_OF_A_FEED
     each = min(most, max(fewest, _MOST_ROWS // (feeds_hint or 1)))
     rows = _seen(copy, {r.tensor: r.axis for site in sites for r in site.readers}, feeds, each)
-    gains, steps = [], {}
+    gains: dict[bool, list[float]] = {False: [], True: []}
+    steps, added = {}, []
     for site in sites:
         if any(r.tensor not in rows or rows[r.tensor][0].shape[1] != site.channels for r in site.readers):
             continue  # in a branch that did not run
         if not all(np.isfinite(part).all() for r in site.readers for part in rows[r.tensor]):
             continue  # an error, which observing ranges will find with the name of the first such tensor
         factors, relative = best_factors([_read(r, plan, rows[r.tensor]) for r in site.readers], method=method)
-        if relative < _WORTH_IT:
-            site.scale(factors)
+        if relative < (_WORTH_A_PASS if site.between else _WORTH_IT):
+            added += [name] if (name := site.scale(factors)) else []
             if scratch is not None:
                 set_aside((*site.writers, *(reader.node for reader in site.readers)), scratch)
-            gains.append(-10.0 * np.log10(relative))
+            gains[site.between].append(-10.0 * np.log10(relative))
             steps[site.tensor] = b64encode(to_steps(factors).tobytes()).decode()
-    if not gains:
+    if not steps:
         return Equalized(model)
     remove_unused(copy)
-    tensors = "1 tensor" if len(gains) == 1 else f"{len(gains)} tensors"
-    note = f"channels of {tensors} equalized: {np.mean(gains):.1f} dB less noise in what reads them"
-    return Equalized(copy, steps, (note,))
+    notes = []
+    for how, gained in gains.items():
+        tensors = "1 tensor" if len(gained) == 1 else f"{len(gained)} tensors"
+        at_a_price = " by a multiplication in front" if how else ""
+        if gained:
+            notes.append(
+                f"channels of {tensors} equalized{at_a_price}: {np.mean(gained):.1f} dB less noise in what reads them"
+            )
+    return Equalized(copy, steps, tuple(notes), tuple(added))
 
 
 def equalized_as(model: ir.Model, steps: Mapping[str, str]) -> ir.Model:
     """A copy of the prepared ``model`` with channels multiplied as an earlier call found best (``Equalized.steps``)."""
     copy = copy_model(model)
-    for site in find_sites(copy):
+    for site in find_sites(copy, between=True):
         if site.tensor in steps:
             site.scale(from_steps(np.frombuffer(b64decode(steps[site.tensor]), np.int8)))
     remove_unused(copy)
@@ -108,8 +120,17 @@ def equalized_as(model: ir.Model, steps: Mapping[str, str]) -> ir.Model:
 
 
 def _counts(site: Site, plan: Plan, untouched: Collection[str]) -> bool:
-    """Whether anything that reads the site is quantized, and nothing of it must stay as it is."""
+    """Whether anything that reads the site is quantized, and nothing of it must stay as it is.
+
+    A node is only added where activations are converted to integers in any case.
+    """
     readers = {reader.node.name or "" for reader in site.readers}
+    if site.between:
+        value = site.readers[0].node.inputs[0]
+        writer = None if value is None else value.producer()
+        converted = any(p.tensor == site.tensor and isinstance(p.source, Own) for p in plan.points)
+        if not converted or (writer is not None and writer.name in plan.integer):
+            return False
     if readers & set(untouched) or any(node.name in untouched for node in site.writers):
         return False
     return any(weight.node in readers for weight in plan.weights)

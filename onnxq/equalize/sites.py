@@ -1,4 +1,8 @@
-"""Tensors whose channels can be multiplied by positive factors that their readers divide by again."""
+"""Tensors whose channels can be multiplied by positive factors that their readers divide by again.
+
+Where what writes a tensor can multiply, factors cost nothing when the model runs. Elsewhere (a residual stream that
+others read too, a GELU) a Mul on the way to the linear readers does it, which costs one pass over the tensor.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.graph.edit import float_constant, integer, is_op, new_constant, owner, rank, set_input, sole_consumer
+from onnxq.graph.edit import (
+    float_constant,
+    integer,
+    is_op,
+    new_constant,
+    new_node,
+    owner,
+    rank,
+    set_input,
+    sole_consumer,
+)
 from onnxq.graph.passes.linear import fold_after, fold_before, linear_ending_at, read_linear
 
 Array = npt.NDArray[np.float32]
@@ -55,7 +69,8 @@ class Site:
     """A tensor that may be scaled.
 
     ``tensor``: where the factors come in; ``axis``: of its channels, 1 or -1. ``layer``: the node at whose output a
-    linear layer ends that writes it, or None where ``constants``, as (node, input), multiply its channels.
+    linear layer ends that writes it, or None where ``constants``, as (node, input), multiply its channels. With neither
+    a Mul between it and its ``readers``, which are not all that read it, is to do so.
     """
 
     tensor: str
@@ -75,8 +90,16 @@ class Site:
         linear = None if self.layer is None else linear_ending_at(self.layer)
         return tuple(node for node, _ in self.constants) if linear is None else (linear.node,)
 
-    def scale(self, factors: F64) -> None:
-        """Multiplies channels by ``factors: [channels]``, all positive, where they are written; readers divide."""
+    @property
+    def between(self) -> bool:
+        """Whether a node has to be added for the factors."""
+        return self.layer is None and not self.constants
+
+    def scale(self, factors: F64) -> str:
+        """Multiplies channels by ``factors: [channels]``, all positive; readers divide.
+
+        Returns the name of the node that was added, "" where none was.
+        """
         zero = np.zeros(factors.size)
         folds = [(read_linear(reader.node), fold_before, 1.0 / factors) for reader in self.readers]
         folds += [] if self.layer is None else [(linear_ending_at(self.layer), fold_after, factors)]
@@ -88,10 +111,29 @@ class Site:
             if value is not None and array is not None:
                 scaled = (array * factors).astype(np.float32)
                 set_input(node, index, new_constant(owner(node), scaled, name=f"{value.name}_equalized"))
+        return self._multiplied(factors) if self.between else ""
+
+    def _multiplied(self, factors: F64) -> str:
+        value = self.readers[0].node.inputs[0]
+        assert value is not None
+        graph, writer = owner(self.readers[0].node), value.producer()
+        by = new_constant(graph, factors.astype(np.float32), name=f"{value.name}_factors")
+        node = new_node("Mul", [value, by], name=f"{value.name}_equalized")
+        node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+        if writer is None:
+            graph.insert_before(graph[0], node)
+        else:
+            graph.insert_after(writer, node)
+        for reader in self.readers:
+            set_input(reader.node, 0, node.outputs[0])
+        return node.name or ""
 
 
-def find_sites(model: ir.Model) -> list[Site]:
-    """All sites of the main graph of a prepared ``model``, in its order; weights that several nodes share stay."""
+def find_sites(model: ir.Model, *, between: bool = False) -> list[Site]:
+    """All sites of the main graph of a prepared ``model``, in its order; weights that several nodes share stay.
+
+    With ``between`` also those that need a node added, after the others.
+    """
     found = []
     for node in model.graph:
         value = node.outputs[0] if node.outputs else None
@@ -101,7 +143,19 @@ def find_sites(model: ir.Model) -> list[Site]:
         readers = _readers(value, axis) if channels else None
         if readers and all(reader.channels == channels for reader in readers):
             found.append(Site(value.name or "", axis, layer, constants, tuple(readers)))
+    if between:
+        taken = {site.tensor for site in found} | {reader.tensor for site in found for reader in site.readers}
+        values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
+        found += [site for v in values if v.name and v.name not in taken and (site := _between(v)) is not None]
     return found
+
+
+def _between(value: ir.Value) -> Site | None:
+    """The site at ``value`` whose readers are the linear layers that read its last axis, if there are any."""
+    uses = [use for use in value.uses() if use.idx == 0 and use.node.graph is value.graph and _reads(use.node, -1)]
+    readers = tuple(Reader(use.node, value.name or "", -1) for use in uses)
+    alike = len({reader.channels for reader in readers}) == 1
+    return Site(value.name or "", -1, None, (), readers) if alike and readers[0].channels > 1 else None
 
 
 def _written(node: ir.Node) -> tuple[int, int, ir.Node | None, tuple[tuple[ir.Node, int], ...]]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxq import Config, DataError, quantize
+from onnxq import Config, DataError, Result, quantize
 from onnxq.equalize import equalized, equalized_as
 from onnxq.equalize.factors import LARGEST, Objective, Read, best_factors, from_steps, minimum, to_steps, trial
 from onnxq.equalize.sites import find_sites
@@ -299,3 +299,101 @@ def test_outlying_channels_cost_accuracy_no_more() -> None:
         sqnr[equalize] = result.report.sqnr_db
         assert any("equalized" in note for note in result.report.notes) == (equalize == "auto")
     assert sqnr["auto"] > sqnr["none"] + 3.0
+
+
+# -- with a multiplication in front -----------------------------------------------------------------------------------
+
+
+def post_norm() -> ir.Model:
+    """Normalised rows with outlying channels that two MatMuls and a residual sum read; GELU-like rows behind them."""
+    gamma = spread(32, 1.5)
+    constants = {"g": gamma, "b": rand(32), "w1": rand(32, 16) / gamma[:, None], "w2": rand(32, 32) / gamma[:, None]}
+    constants |= {"w3": rand(16, 32)}
+    nodes = [
+        node("LayerNormalization", "x g b", "n"),
+        node("MatMul", "n w1", "a"),
+        node("Sigmoid", "a", "s"),
+        node("MatMul", "s w3", "c"),
+        node("Add", "c n", "y"),
+        node("MatMul", "n w2", "z"),
+    ]
+    return model(nodes, ("batch", 6, 32), constants, ("y", "z"))
+
+
+def test_what_others_read_too_is_scaled_in_front_of_its_layers() -> None:
+    graph = post_norm()
+    assert find_sites(graph) == []
+    sites = {site.tensor: [r.node.name for r in site.readers] for site in find_sites(graph, between=True)}
+    assert sites == {"n": ["MatMul_a", "MatMul_z"], "s": ["MatMul_c"]}
+
+
+def test_no_tensor_is_scaled_twice() -> None:
+    for graph in (convolutions(), transformer(), transformer(epsilon=True)):
+        plain, more = find_sites(graph), find_sites(graph, between=True)
+        assert [s.tensor for s in more[: len(plain)]] == [s.tensor for s in plain]
+        read = [r.tensor for s in plain for r in s.readers]
+        assert not {s.tensor for s in more[len(plain) :]} & {*read, *(s.tensor for s in plain)}
+
+
+def test_a_multiplication_in_front_leaves_what_is_computed_and_others_bit_for_bit() -> None:
+    graph = post_norm()
+    scaled = ir.serde.deserialize_model(ir.serde.serialize_model(graph))
+    added = [site.scale(np.exp(RNG.standard_normal(site.channels))) for site in find_sites(scaled, between=True)]
+    assert added == ["n_equalized", "s_equalized"]
+    for feed in feeds(graph, 3):
+        assert equivalent(graph, scaled, feed) < 1e-5
+    add = next(n for n in scaled.graph if n.op_type == "Add")
+    assert [v.name for v in add.inputs] == ["c", "n"]
+
+
+def test_a_graph_input_can_be_scaled_in_front_too() -> None:
+    graph = model([node("MatMul", "x w", "y")], ("batch", 6, 8), {"w": rand(8, 4)})
+    (site,) = find_sites(graph, between=True)
+    scaled = ir.serde.deserialize_model(ir.serde.serialize_model(graph))
+    (site,) = find_sites(scaled, between=True)
+    site.scale(np.exp(RNG.standard_normal(8)))
+    (feed,) = feeds(graph, 1)
+    assert equivalent(graph, scaled, feed) < 1e-5
+
+
+def test_multiplications_are_added_where_they_halve_the_noise_and_integers_are_made() -> None:
+    graph = post_norm()
+    given = feeds(graph)
+    plan = make_plan(graph, Config(placement="all"), TARGET)
+    assert equalized(graph, plan, given, method="mse").model is graph
+    found = equalized(graph, plan, given, method="mse", between=True)
+    assert found.added == ("n_equalized",)  # a Sigmoid's channels are alike
+    assert "1 tensor equalized by a multiplication in front" in found.notes[0]
+    again = equalized_as(graph, found.steps)
+    assert ir.serde.serialize_model(again) == ir.serde.serialize_model(found.model)
+    weights_only = make_plan(graph, Config(placement="all", weights="int4:16", activations="none"), TARGET)
+    assert equalized(graph, weights_only, given, method="mse", between=True).model is graph
+    assert equalized(graph, plan, given, method="mse", between=True, untouched={"MatMul_z"}).added == ()
+
+
+def noise_of_post_norm(**choices: object) -> tuple[float, Result]:
+    graph = post_norm()
+    data = {"x": np.concatenate([f["x"] for f in feeds(graph, 128)])}
+    result = quantize(graph, data, config=Config(placement="all", **choices))  # type: ignore[arg-type]
+    return result.report.sqnr_db, result
+
+
+def test_layers_need_not_be_given_back_where_channels_can_be_made_alike() -> None:
+    limits = {"min_agreement": 0.0, "guard_sqnr": 36.0}
+    _, left = noise_of_post_norm(equalize="none", **limits)
+    sqnr, result = noise_of_post_norm(**limits)
+    assert any("stay float" in note for note in left.report.notes)
+    assert not any("stay float" in note for note in result.report.notes)
+    assert len(result.plan.anchors) > len(left.plan.anchors)
+    assert sqnr > 36.0
+    assert any("multiplication in front" in note for note in result.report.notes)
+    assert "n_equalized" not in result.plan.integer
+
+
+def test_a_model_that_is_good_without_gets_no_multiplication_unless_asked() -> None:
+    loose = {"min_agreement": 0.0, "guard_sqnr": 0.0}
+    sqnr, result = noise_of_post_norm(**loose)
+    more, asked = noise_of_post_norm(equalize="all", **loose)
+    assert not any(n.name == "n_equalized" for n in result.model.graph)
+    assert any(n.name == "n_equalized" for n in asked.model.graph)
+    assert more > sqnr + 3.0
