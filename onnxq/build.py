@@ -22,7 +22,7 @@ from onnxq.measure.kernels import KernelMap, kernel_map
 from onnxq.measure.trace import Fate
 from onnxq.placing import Placement
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
-from onnxq.ranges.fit import code_type, concrete_rounding
+from onnxq.ranges.fit import code_type, compensated_inputs
 from onnxq.ranges.layer import concrete
 from onnxq.scratch import Scratch
 from onnxq.targets import Target
@@ -175,17 +175,14 @@ def fit_tensors(model: ir.Model, plan: Plan) -> list[str]:
     return [v.name for v in sources if v is not None and v.name and not v.is_initializer()]
 
 
-# Inputs of a layer up to which all second moments are kept for rounding its weights together, and what the moments of
-# all layers may take: beyond, a layer makes do with the squares alone.
-COMPENSATED_INPUTS = 4608
+# What the second moments of all layers may take: beyond, a layer makes do with the squares alone.
 MOST_MOMENT_BYTES = 2 << 30
 _MOMENT_BYTES = 8
 
 
 def fitted_layers(model: ir.Model, plan: Plan, config: Config, tensors: set[str]) -> dict[str, LayerInput]:
     """By node, the layers of ``plan`` that read one of ``tensors`` and whose weight is fitted to what they read."""
-    roundings = {w.node: concrete_rounding(config.rounding, w.stored.bits) for w in plan.weights}
-    if config.objective == "tensor" and config.restore == "none" and "compensated" not in roundings.values():
+    if config.objective == "tensor" and config.restore == "none" and config.rounding == "nearest":
         return {}
     found = {}
     weights = {w.node: w for w in plan.weights}
@@ -196,7 +193,7 @@ def fitted_layers(model: ir.Model, plan: Plan, config: Config, tensors: set[str]
             continue
         stored = weights[node.name].stored
         goal = concrete(config.objective, layer.inputs, code_type(stored, weights[node.name].qtype))
-        full = goal == "output" or (roundings[node.name] == "compensated" and layer.inputs <= COMPENSATED_INPUTS)
+        full = goal == "output" or layer.inputs <= compensated_inputs(config.rounding, stored.bits)
         held += layer.groups * layer.inputs**2 * _MOMENT_BYTES if full else 0
         found[node.name] = LayerInput(source.name, layer, full and held <= MOST_MOMENT_BYTES)
     return found

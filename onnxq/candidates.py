@@ -164,15 +164,12 @@ def with_data(job: Job, feed: Feed) -> Outcome:
         return verdict if config.guarded else replace(verdict, good=not verdict.comparison.problems)
 
     verdict = judged(first)
-    if not verdict.good and config.equalize == "auto" and not between and config.weights != AUTO:
-        # A pass over a few tensors costs less than layers in float.
-        other = _equalized(job, builder.placement, calibration, between=True)
-        if other.added:
-            anew = builder.of_another(other.model, _fixed(other))
-            second = anew.build()
-            found = judged(second)
-            if found.good or found.sqnr_db > verdict.sqnr_db:
-                equal, builder, first, verdict = other, anew, second, found
+    if not verdict.good and check is None and not config.simulated and config.weights != AUTO:
+        other, anew = _harder(job, builder, calibration)
+        second = anew.build()
+        found = judged(second)
+        if found.good or found.sqnr_db > verdict.sqnr_db:
+            equal, builder, first, verdict = other, anew, second, found
     notes += equal.notes
 
     @cache
@@ -217,6 +214,18 @@ def _elements(model: ir.Model) -> int:
 def _fixed(equal: Equalized) -> dict[str, KeptFloat]:
     """What equalizing added stays float: it makes ready what is rounded behind it."""
     return dict.fromkeys(equal.added, KeptFloat("makes channels alike before they are rounded"))
+
+
+def _harder(job: Job, builder: Builder, feed: Feed) -> tuple[Equalized, Builder]:
+    """What is tried before layers go back to float: a pass over some tensors, and all weights rounded together.
+
+    The former costs some speed, the latter time and memory for layers with many inputs.
+    """
+    config = builder.config
+    equal = _equalized(job, builder.placement, feed, between=config.equalize != "none")
+    rounding = "compensated" if config.rounding == "auto" else config.rounding
+    anew = builder.of_another(equal.model, _fixed(equal))
+    return equal, replace(anew, config=replace(config, rounding=rounding))
 
 
 def _equalized(job: Job, placement: Placement, feed: Feed, *, between: bool) -> Equalized:

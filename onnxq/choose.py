@@ -26,7 +26,6 @@ from onnxq.numerics import INT32, PerBlock, PerTensor, Quantized, QuantParams, p
 from onnxq.plan.types import Bias, Own, Plan, Point, Storage, Weight
 from onnxq.ranges import activation_params, fitted, mean_shift
 from onnxq.ranges.blocks import InBlocks, in_blocks
-from onnxq.ranges.fit import concrete_rounding
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.samples import from_rows, rows_of
@@ -277,7 +276,7 @@ class WeightJob:
                 size=granularity.size,
                 offset=self.use.stored.offset,
                 method=config.weight_range,
-                rounding=concrete_rounding(config.rounding, self.use.stored.bits),
+                rounding="nearest" if config.rounding == "nearest" else "compensated",
                 centred="mean" in self.restore,
             )
         except NumericsError as error:

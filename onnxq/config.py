@@ -80,7 +80,8 @@ class Config:
     | `first_last`        | that of the first and the last layers where ``weights`` has 4 bits or fewer          |
     | `int4_storage`      | ``packed``: opset 13 operators unpack 4 bits at load; ``native``: int4 tensors, opset 21 |
     | `activations`       | ``uint8``; ``uint6``, ``uint4``: simulated; ``none``: weights only                   |
-    | `rounding`          | of weights: ``nearest``, ``compensated``, ``auto``: the latter below 7 bits          |
+    | `rounding`          | of weights: ``nearest``, ``compensated``, ``auto``: the latter below 7 bits, and of  |
+    |                     | layers with few inputs                                                               |
     | `weight_range`      | method for weight scales, see ``onnxq.ranges``                                       |
     | `activation_range`  | method for activation scales and zero points                                         |
     | `objective`         | what ``mse`` minimises for weights: ``auto``, or one of ``ranges.layer``               |

@@ -205,12 +205,47 @@ def test_one_weight_may_serve_different_numbers_of_groups(tmp_path: Path) -> Non
 
 
 def test_nothing_is_restored_unless_asked_for(tmp_path: Path) -> None:
-    b = Builder(
-        prepared(gemm()), Config(objective="tensor", restore="none"), TARGETS["x86-vnni"], feeds(gemm()), tmp_path
-    )
+    plain = Config(objective="tensor", restore="none", rounding="nearest")
+    b = Builder(prepared(gemm()), plain, TARGETS["x86-vnni"], feeds(gemm()), tmp_path)
     parameters = b.build().parameters
     assert parameters.biases == {}
     assert b.statistics.moments == {}
+
+
+@pytest.mark.parametrize(
+    ("choices", "full"),
+    [
+        ({}, {"small": True, "large": False}),
+        ({"rounding": "compensated"}, {"small": True, "large": True}),
+        ({"rounding": "nearest"}, {"small": False, "large": False}),
+        ({"weights": "int4", "first_last": "int4"}, {"small": True, "large": True}),
+    ],
+)
+def test_which_weights_are_rounded_together(tmp_path: Path, choices: dict[str, str], full: dict[str, bool]) -> None:
+    n = Net(8)
+    hidden = n("Gemm", "x", n.weight("w1", 1200, 24), name="small", transB=1)
+    n("Gemm", hidden, n.weight("w2", 8, 1200), name="large", transB=1, out="y")
+    proto = n.model({"x": ["n", 24]}, {"y": ["n", 8]})
+    b = Builder(prepared(proto), Config(placement="all", **choices), TARGETS["x86-vnni"], feeds(proto), tmp_path)  # type: ignore[arg-type]
+    b.build()
+    assert {name: m.full for name, m in b.statistics.moments.items()} == full
+
+
+def test_eight_bits_rounded_together_lose_less_at_the_outputs(tmp_path: Path) -> None:
+    """Inputs that are alike: errors of one weight can be made up for by the next."""
+    n = Net(9)
+    n("Gemm", "x", n.weight("w", 16, 64), n.vector("b", 16), name="fc", transB=1, out="y")
+    proto = n.model({"x": ["n", 64]}, {"y": ["n", 16]})
+    rng = np.random.default_rng(0)
+    mixing = rng.standard_normal((6, 64))
+    rows = (rng.standard_normal((400, 6)) @ mixing + 0.05 * rng.standard_normal((400, 64))).astype(np.float32)
+    data = [{"x": row[None]} for row in rows]
+    weight, lost = n.constants["w"], {}
+    for rounding in ("nearest", "auto"):
+        b = Builder(prepared(proto), Config(rounding=rounding), TARGETS["x86-vnni"], data[:200], tmp_path)
+        (found,) = b.draft({}).parameters.weights.values()
+        lost[rounding] = np.square(rows[200:] @ (found.dequantize().reshape(16, 64) - weight).T).mean()
+    assert lost["auto"] < 0.6 * lost["nearest"]
 
 
 @pytest.mark.parametrize("bias", [True, False])

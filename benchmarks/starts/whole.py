@@ -24,21 +24,21 @@ from onnxq.plan import make_plan
 from onnxq.ranges import METHODS
 from onnxq.targets import Target, resolve_target
 
-PLAIN = {"objective": "tensor", "restore": "none"}
+PLAIN = {"objective": "tensor", "restore": "none", "rounding": "nearest"}
 # Ranges alone: one side by each method, the other at 8 bits with exact ranges.
 WEIGHTS_BY_METHOD = {m: Config(weight_range=m, **PLAIN) for m in METHODS}  # type: ignore[arg-type]
 ACTIVATIONS_BY_METHOD = {m: Config(activation_range=m, **PLAIN) for m in METHODS}  # type: ignore[arg-type]
 METHOD_BITS = (8, 6, 4)
 # What weights minimise and what is restored after it; activations have 8 bits and exact ranges throughout.
 BY_OBJECTIVE = {
-    "minmax": Config(weight_range="minmax", restore="none"),
-    "minmax, restored": Config(weight_range="minmax"),
-    "tensor": Config(objective="tensor", restore="none"),
-    "tensor, mean": Config(objective="tensor", restore="mean"),
-    "tensor, mean+gain": Config(objective="tensor"),
-    "diagonal, mean+gain": Config(objective="diagonal"),
-    "output": Config(objective="output", restore="none"),
-    "output, mean+gain": Config(objective="output"),
+    "minmax": Config(weight_range="minmax", restore="none", rounding="nearest"),
+    "minmax, restored": Config(weight_range="minmax", rounding="nearest"),
+    "tensor": Config(objective="tensor", restore="none", rounding="nearest"),
+    "tensor, mean": Config(objective="tensor", restore="mean", rounding="nearest"),
+    "tensor, mean+gain": Config(objective="tensor", rounding="nearest"),
+    "diagonal, mean+gain": Config(objective="diagonal", rounding="nearest"),
+    "output": Config(objective="output", restore="none", rounding="nearest"),
+    "output, mean+gain": Config(objective="output", rounding="nearest"),
 }
 OBJECTIVE_BITS = (8, 6, 4, 3)
 

@@ -12,10 +12,13 @@ from onnxq.formats import WeightFormat
 from onnxq.numerics import PerAxis, QType
 from onnxq.ranges.choose import weight_params
 from onnxq.ranges.grids import block_grid, codebook_grid, uniform_grid
-from onnxq.ranges.layer import MANY_BITS, layer_steps, with_gain
+from onnxq.ranges.layer import MANY_BITS, MATRIX_INPUTS, layer_steps, with_gain
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.rounding import Floats, Grid, Metric, coupled
 from onnxq.ranges.samples import F64, channel_parts
+
+# The most inputs of a layer whose weights are rounded together.
+COMPENSATED_INPUTS = 4608
 
 
 class Fitted(NamedTuple):
@@ -30,11 +33,15 @@ def code_type(stored: WeightFormat, computed: QType) -> QType:
     return QType(stored.bits, signed=True, narrow=True) if stored.packed else computed
 
 
-def concrete_rounding(rounding: str, bits: int) -> str:
-    """What ``auto`` means: ``compensated`` below 7 bits, ``nearest`` from 7 on."""
-    if rounding == "auto":
-        return "compensated" if bits < MANY_BITS else "nearest"
-    return rounding
+def compensated_inputs(rounding: str, bits: int) -> int:
+    """Inputs of a layer up to which weights of ``bits`` are rounded together, so that all second moments are wanted.
+
+    From 7 bits on ``auto`` does so where it takes no time to speak of: memory grows with the square of the inputs, time
+    with their cube, and what the activations lose is more than what a large layer could gain.
+    """
+    if rounding == "nearest":
+        return 0
+    return MATRIX_INPUTS if rounding == "auto" and bits >= MANY_BITS else COMPENSATED_INPUTS
 
 
 def fitted(
@@ -60,7 +67,7 @@ def fitted(
     Raises ``ConfigError`` for an unknown method, ``NumericsError`` where the weight holds NaN or infinity.
     """
     centred = "mean" in restore
-    together = moments is not None and moments.full and concrete_rounding(rounding, stored.bits) == "compensated"
+    together = moments is not None and moments.full and rounding != "nearest"
     if together and objective == "auto" and stored.bits < MANY_BITS:
         # The step that is best for rounding to nearest takes most of the time and is not best for rounding together:
         # on eight networks it is 0.1 dB worse at 4 bits and 0.15 at 3.
