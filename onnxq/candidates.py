@@ -99,21 +99,7 @@ def with_data(job: Job, feed: Feed) -> Outcome:
     """The best static INT8 model that held-out samples bear out."""
     config = job.config
     feed = feed.limit(config.samples)
-    count = feed.samples
-    notes: list[str] = []
-    if config.held_out == 0.0 or (count is not None and count < _FEW_SAMPLES):
-        calibration = held_out = feed
-        notes.append("judged on the calibration samples themselves: there are too few to hold any out")
-    else:
-        calibration, held_out = feed.split(config.held_out, seed=config.seed)
-    check = None
-    if config.adapt != "none":
-        # Nothing of what is judged by these may have seen them, ranges included.
-        batch = calibration.layout.rows if calibration.layout.fixed else 1
-        if count is not None and count < max(_FEW_SAMPLES, 4 * batch):
-            notes.append(f"not adapted: {count} samples are too few to fit weights to and to judge them by")
-        else:
-            calibration, check = calibration.split(_CHECKED_SHARE, seed=config.seed + 1)
+    calibration, check, held_out, notes = _split(feed, config)
     total = calibration.len_hint
     target = target_of(config)
     placement = place(job.prepared, config, target, calibration.limit(1), job.folder)
@@ -149,23 +135,12 @@ def with_data(job: Job, feed: Feed) -> Outcome:
         notes += adaptation.notes
     job.tell("verify", 0, None)
 
-    def judged(built: Built) -> Verdict:
-        verdict = judge(job.reference, built.handed, held_out.limit(JUDGED_FEEDS), config)
-        if not verdict.good or calibration is held_out:
-            return verdict
-        # A few held-out samples show one wrong decision in a hundred too seldom. Ranges fit hundreds of samples with
-        # two numbers a tensor, so that those are almost as good witnesses of disagreement; the report leaves them out.
-        seen = sum(h.total for h in builder.statistics.histograms.values()) / (calibration.len_hint or JUDGED_FEEDS)
-        witnesses = int(min(_WITNESSES, max(1.0, _WITNESSED_ELEMENTS / max(seen, 1.0))))
-        wider = judge(job.reference, built.handed, calibration.limit(witnesses), config)
-        return replace(verdict, good=wider.good)
-
-    def of_interest(verdict: Verdict) -> Verdict:
-        return verdict if config.guarded else replace(verdict, good=not verdict.comparison.problems)
-
+    # Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good witnesses.
+    witnesses = None if calibration is held_out else calibration.limit(_witnesses(builder))
+    judged = partial(_judged, job, held_out.limit(JUDGED_FEEDS), witnesses)
     verdict = judged(first)
-    if not verdict.good and check is None and not config.simulated and config.weights != AUTO:
-        other, anew = _harder(job, builder, calibration)
+    if not verdict.good and check is None and (harder := _harder(job, builder, calibration)) is not None:
+        other, anew = harder
         second = anew.build()
         found = judged(second)
         if found.good or found.sqnr_db > verdict.sqnr_db:
@@ -178,9 +153,9 @@ def with_data(job: Job, feed: Feed) -> Outcome:
 
     best, verdict, given_back = repair(
         first,
-        of_interest(verdict),
+        _as_asked(verdict, config),
         builder.build,
-        lambda built: of_interest(judged(built)),
+        lambda built: _as_asked(judged(built), config),
         lambda kept: ranked().noise_once(builder.draft(kept).handed),
         progress=lambda done, total: job.tell("repair", done, total),
     )
@@ -211,19 +186,66 @@ def _elements(model: ir.Model) -> int:
     return sum(math.prod(d for d in shape if isinstance(d, int)) for shape in shapes)
 
 
+def _split(feed: Feed, config: Config) -> tuple[Feed, Feed | None, Feed, list[str]]:
+    """(samples for calibration, for judging adaptation if there is any, for judging the result, notes)."""
+    count, notes = feed.samples, []
+    if config.held_out == 0.0 or (count is not None and count < _FEW_SAMPLES):
+        calibration = held_out = feed
+        notes.append("judged on the calibration samples themselves: there are too few to hold any out")
+    else:
+        calibration, held_out = feed.split(config.held_out, seed=config.seed)
+    if config.adapt == "none":
+        return calibration, None, held_out, notes
+    batch = calibration.layout.rows if calibration.layout.fixed else 1
+    if count is not None and count < max(_FEW_SAMPLES, 4 * batch):
+        notes.append(f"not adapted: {count} samples are too few to fit weights to and to judge them by")
+        return calibration, None, held_out, notes
+    # Nothing of what is judged by these may have seen them, ranges included.
+    fitted, check = calibration.split(_CHECKED_SHARE, seed=config.seed + 1)
+    return fitted, check, held_out, notes
+
+
+def _witnesses(builder: Builder) -> int:
+    """How many calibration samples a model of this size can be judged on too."""
+    feeds = builder.feeds.len_hint if isinstance(builder.feeds, Feed) else None
+    seen = sum(h.total for h in builder.statistics.histograms.values()) / (feeds or JUDGED_FEEDS)
+    return int(min(_WITNESSES, max(1.0, _WITNESSED_ELEMENTS / max(seen, 1.0))))
+
+
+def _judged(job: Job, held_out: Feed, witnesses: Feed | None, built: Built) -> Verdict:
+    """The verdict of held-out samples; ``witnesses`` may object, for a few of those show wrong decisions too seldom.
+
+    The report leaves the latter out.
+    """
+    verdict = judge(job.reference, built.handed, held_out, job.config)
+    if not verdict.good or witnesses is None:
+        return verdict
+    return replace(verdict, good=judge(job.reference, built.handed, witnesses, job.config).good)
+
+
+def _as_asked(verdict: Verdict, config: Config) -> Verdict:
+    """``verdict`` where nothing is to be given back for accuracy: then only what is broken counts."""
+    return verdict if config.guarded else replace(verdict, good=not verdict.comparison.problems)
+
+
 def _fixed(equal: Equalized) -> dict[str, KeptFloat]:
     """What equalizing added stays float: it makes ready what is rounded behind it."""
     return dict.fromkeys(equal.added, KeptFloat("makes channels alike before they are rounded"))
 
 
-def _harder(job: Job, builder: Builder, feed: Feed) -> tuple[Equalized, Builder]:
+def _harder(job: Job, builder: Builder, feed: Feed) -> tuple[Equalized, Builder] | None:
     """What is tried before layers go back to float: a pass over some tensors, and all weights rounded together.
 
-    The former costs some speed, the latter time and memory for layers with many inputs.
+    The former costs some speed, the latter time and memory for layers with many inputs. None where there is nothing
+    more to be tried.
     """
     config = builder.config
+    if config.activations != "uint8" or job.config.weights == AUTO:
+        return None
     equal = _equalized(job, builder.placement, feed, between=config.equalize != "none")
     rounding = "compensated" if config.rounding == "auto" else config.rounding
+    if not equal.added and (rounding == config.rounding or not config.guarded):
+        return None
     anew = builder.of_another(equal.model, _fixed(equal))
     return equal, replace(anew, config=replace(config, rounding=rounding))
 

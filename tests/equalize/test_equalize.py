@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxq import Config, DataError, Result, quantize
+from onnxq import Config, DataError, Result, evaluate, quantize
 from onnxq.equalize import equalized, equalized_as
 from onnxq.equalize.factors import LARGEST, Objective, Read, best_factors, from_steps, minimum, to_steps, trial
 from onnxq.equalize.sites import find_sites
@@ -388,6 +389,25 @@ def test_layers_need_not_be_given_back_where_channels_can_be_made_alike() -> Non
     assert sqnr > 36.0
     assert any("multiplication in front" in note for note in result.report.notes)
     assert "n_equalized" not in result.plan.integer
+
+
+def test_the_spelled_out_choices_give_the_model_again() -> None:
+    graph = post_norm()
+    data = {"x": np.concatenate([f["x"] for f in feeds(graph, 128)])}
+    first = quantize(graph, data, config=Config(min_agreement=0.0, guard_sqnr=36.0, placement="all"))
+    again = quantize(graph, data, config=first.config)
+    assert any(n.name == "n_equalized" for n in again.model.graph)
+    assert [n.name for n in again.model.graph] == [n.name for n in first.model.graph]
+
+
+def test_layers_can_be_compared_with_those_of_the_float_model(tmp_path: Path) -> None:
+    graph = post_norm()
+    given = {"x": np.concatenate([f["x"] for f in feeds(graph, 64)])}
+    result = quantize(graph, given, config=Config(placement="all", equalize="all"))
+    result.save(tmp_path / "q.onnx")
+    found = evaluate(graph, tmp_path / "q.onnx", given)
+    assert {layer.node for layer in found.layers} >= {"MatMul_a", "MatMul_z"}
+    assert all(min(layer.accumulated_db, layer.local_db) > 20 for layer in found.layers)
 
 
 def test_a_model_that_is_good_without_gets_no_multiplication_unless_asked() -> None:
