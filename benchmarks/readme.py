@@ -159,6 +159,17 @@ def adaptation(data: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def counted(data: dict[str, Any]) -> str:
+    """One line a model: SQNR of `fast` by number of calibration samples."""
+    numbers = list(dict.fromkeys(n for widths in data["counts"].values() for row in widths.values() for n in row))
+    rows = [
+        [f"{width} {name}", *(_number(row.get(n, {}).get("sqnr_db"), ".1f") for n in numbers)]
+        for name, widths in data["counts"].items()
+        for width, row in widths.items()
+    ]
+    return markdown(["width and model", *(f"{n} samples, dB" for n in numbers)], rows)
+
+
 def labelled(data: dict[str, Any]) -> str:
     """One line a model and what it was adapted with: labels and samples, noise and score."""
     rows = []
@@ -365,6 +376,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     },
     "docs/adaptation.md": {
         "adaptation": ("adaptation", adaptation),
+        "adaptation_counts": ("adaptation", counted),
         "cost_adapted": ("cost_adapted", cost_adapted),
         "labels": ("adaptation_labels", labelled),
     },
