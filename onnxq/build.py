@@ -57,7 +57,7 @@ class Builder:
     ``placement`` says what costs decided, ``fixed`` what stays float whatever they say; both hold for every candidate.
     ``watched`` is the model that is run to see tensors (None: ``prepared`` itself), ``trusted`` the names of those
     whose values can be believed (None: all), ``unseen`` the reason given for nodes whose tensors were not seen.
-    ``scratch`` holds all that is large.
+    ``ahead``: whether ranges are made for samples that are yet to come. ``scratch`` holds all that is large.
     """
 
     prepared: ir.Model
@@ -70,6 +70,7 @@ class Builder:
     trusted: frozenset[str] | None = None
     placement: Placement = field(default_factory=Placement)
     fixed: Mapping[str, KeptFloat] = field(default_factory=dict)
+    ahead: bool = False
     unseen: str = "the calibration data never reached it (a branch that did not run)"
     statistics: Statistics = field(default_factory=Statistics)
     parameters: Parameters | None = None
@@ -109,6 +110,11 @@ class Builder:
             plan = self._plan({**kept, **unseen})
         return self._drafted(plan)
 
+    def looking_ahead(self) -> Builder:
+        """The same with ranges for samples that are yet to come; weights stay as they are."""
+        known = None if self.parameters is None else replace(self.parameters, tensors={})
+        return replace(self, ahead=True, parameters=known)
+
     def of_another(self, prepared: ir.Model, fixed: Mapping[str, KeptFloat]) -> Builder:
         """The same for another float graph with these nodes fixed; nothing has been seen of it."""
         return replace(self, prepared=prepared, fixed=fixed, statistics=Statistics(), parameters=None, _observed=set())
@@ -130,7 +136,13 @@ class Builder:
 
     def _drafted(self, plan: Plan) -> Draft:
         parameters = choose(
-            self.prepared, plan, self.statistics, self.config, known=self.parameters, scratch=self.scratch
+            self.prepared,
+            plan,
+            self.statistics,
+            self.config,
+            known=self.parameters,
+            ahead=self.ahead,
+            scratch=self.scratch,
         )
         self.parameters = parameters
         tensors = joined(self.prepared, plan, parameters.tensors, self.statistics.histograms)

@@ -29,6 +29,7 @@ from onnxq.mixed import with_bits
 from onnxq.placing import Placement, place
 from onnxq.plan import KeptFloat, make_plan
 from onnxq.provenance import metadata
+from onnxq.ranges.registry import find_method
 from onnxq.runtime.session import open_session, run
 from onnxq.scratch import Scratch
 from onnxq.targets import target_of
@@ -129,6 +130,7 @@ def with_data(job: Job, feed: Feed) -> Outcome:
     )
     notes += [summary_of_bits(choices)] if choices else []
     first = builder.build()
+    builder, first = _looking_ahead(job, builder, first, held_out if check is None else check)
     adaptation = None
     if check is not None:
         first, adaptation = _adapted(job, builder, first, calibration, check)
@@ -184,6 +186,22 @@ def _elements(model: ir.Model) -> int:
     """What all nodes write for one sample, as far as shapes are known; open dimensions count as 1."""
     shapes = (v.shape for node in nodes(model) for v in node.outputs if v.shape is not None)
     return sum(math.prod(d for d in shape if isinstance(d, int)) for shape in shapes)
+
+
+def _looking_ahead(job: Job, builder: Builder, first: Built, judges: Feed) -> tuple[Builder, Built]:
+    """``builder`` and ``first``, or the same with wider ranges, whichever ``judges`` saw lose less.
+
+    In every tensor less is lost on samples to come; at the outputs not always, where what is clipped matters little.
+    """
+    if not find_method(job.config.activation_range).unseen or not first.plan.points:
+        return builder, first
+    other = builder.looking_ahead()
+    second = other.build(first.kept_float)
+    if second.parameters.tensors == first.parameters.tensors:
+        return builder, first
+    few = judges.limit(JUDGED_FEEDS)
+    found = [judge(job.reference, built.handed, few, job.config).sqnr_db for built in (first, second)]
+    return (other, second) if found[1] > found[0] else (builder, first)
 
 
 def _split(feed: Feed, config: Config) -> tuple[Feed, Feed | None, Feed, list[str]]:

@@ -62,17 +62,19 @@ def choose(
     config: Config,
     *,
     known: Parameters | None = None,
+    ahead: bool = False,
     scratch: Scratch | None = None,
 ) -> Parameters:
     """The ``Parameters`` for ``plan``: activations from ``statistics``, weights and constants from ``model``.
 
     ``known`` are parameters of an earlier plan of the same model and statistics; what they hold is not computed again.
-    ``scratch`` holds the codes. Raises ``DataError`` naming a tensor that was never observed, ``ModelError`` for a
-    weight that is not finite.
+    ``ahead``: ranges for samples that are yet to come (``ranges.unseen``). ``scratch`` holds the codes.
+
+    Raises ``DataError`` naming a tensor that was never observed, ``ModelError`` for a weight that is not finite.
     """
     values = values_by_name(model)
     known, scratch = known or Parameters({}, {}, {}), scratch or Scratch()
-    tensors = {**known.tensors, **_tensors(values, plan, statistics, config, known.tensors.keys())}
+    tensors = {**known.tensors, **_tensors(values, plan, statistics, config, known.tensors.keys(), ahead=ahead)}
     jobs = weight_jobs(model, values, plan, statistics, config, tensors)
     missing = [job for job in jobs if job.key not in known.weights or job.too_small(known.weights[job.key])]
     # The sorting and summing in numpy leaves the interpreter free for other threads; large weights go first.
@@ -118,11 +120,17 @@ def rounded_as(
 
 
 def _tensors(
-    values: Mapping[str, ir.Value], plan: Plan, statistics: Statistics, config: Config, known: Collection[str]
+    values: Mapping[str, ir.Value],
+    plan: Plan,
+    statistics: Statistics,
+    config: Config,
+    known: Collection[str],
+    *,
+    ahead: bool,
 ) -> dict[str, QuantParams]:
     """Parameters of the activations and of the constant operands that are not ``known``."""
     found = {
-        point.tensor: _activation(point, statistics.histograms, config)
+        point.tensor: _activation(point, statistics.histograms, config, ahead)
         for point in plan.points
         if isinstance(point.source, Own) and point.tensor not in known
     }
@@ -162,11 +170,11 @@ def weight_jobs(
     return jobs
 
 
-def _activation(point: Point, statistics: Mapping[str, Histogram], config: Config) -> QuantParams:
+def _activation(point: Point, statistics: Mapping[str, Histogram], config: Config, ahead: bool) -> QuantParams:
     if point.tensor not in statistics:
         raise DataError(f"tensor '{point.tensor}' was never computed on the calibration data; exclude its nodes")
     seen = statistics[point.tensor]
-    chosen = activation_params(seen, qtype=point.qtype, method=config.activation_range, unseen=True)
+    chosen = activation_params(seen, qtype=point.qtype, method=config.activation_range, unseen=ahead)
     if point.ceiling is None:
         return chosen
     # The runtime drops a Clip only if no code lies above it.

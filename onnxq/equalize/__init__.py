@@ -5,8 +5,8 @@ of the codes. Where what writes a tensor can multiply its channels by any ``s > 
 them (``sites``), the best ``s`` is found (``factors``) and folded into weights (``apply``). It is the cross-layer
 equalisation of Nagel et al. (Data-Free Quantization, ICCV 2019, section 4.1), the smoothing of Xiao et al.
 (SmoothQuant, ICML 2023, section 4) and, with activations left alone, the scaling of Lin et al. (AWQ, MLSys 2024,
-section 3.2); those are rules or grids for what is here a convex minimum of the noise of both sides. Where what writes cannot multiply,
-a node between the two can, at a price.
+section 3.2); those are rules or grids for what is here a convex minimum of the noise of both sides. Where what writes
+cannot multiply, a node between the two can, at a price.
 """
 
 from onnxq.equalize.apply import Equalized, equalized, equalized_as
