@@ -12,9 +12,13 @@ from zoo import Net, batchnorm_cnn, feeds, gemm, if_body, prepared, residual
 
 from onnxq import build as build_module
 from onnxq.build import Builder, touches
+from onnxq.calibrate.feeds import open_feed
+from onnxq.candidates import Job, _looking_ahead
 from onnxq.config import Config
+from onnxq.graph.handoff import hand_off
 from onnxq.measure.trace import Fate
 from onnxq.plan import KeptFloat, Storage
+from onnxq.scratch import Scratch
 from onnxq.targets import TARGETS
 
 
@@ -246,6 +250,40 @@ def test_eight_bits_rounded_together_lose_less_at_the_outputs(tmp_path: Path) ->
         (found,) = b.draft({}).parameters.weights.values()
         lost[rounding] = np.square(rows[200:] @ (found.dequantize().reshape(16, 64) - weight).T).mean()
     assert lost["auto"] < 0.6 * lost["nearest"]
+
+
+def loud(count: int) -> list[dict[str, np.ndarray]]:
+    """Samples whose scale differs by a log-normal factor."""
+    rng = np.random.default_rng(1)
+    return [
+        {"x": (rng.laplace(size=(4, 16)) * np.exp(0.6 * rng.standard_normal())).astype(np.float32)}
+        for _ in range(count)
+    ]
+
+
+def test_ranges_that_look_ahead_are_wider_and_cost_no_second_look(tmp_path: Path) -> None:
+    looks: list[int] = []
+    b = Builder(prepared(gemm()), Config(), TARGETS["x86-vnni"], loud(12), tmp_path, progress=looks.append)
+    first = b.build()
+    count = len(looks)
+    second = b.looking_ahead().build()
+    assert len(looks) == count
+    scales = [float(x.parameters.tensors["x"].scale) for x in (first, second)]
+    assert scales[1] > 1.1 * scales[0]
+    assert all(second.parameters.weights[key] is found for key, found in first.parameters.weights.items())
+
+
+@pytest.mark.parametrize("louder", [False, True])
+def test_held_out_samples_decide_whether_ranges_look_ahead(tmp_path: Path, louder: bool) -> None:
+    """Judged by samples like the quieter half that was seen, or by the louder half."""
+    graph, data = prepared(gemm()), sorted(loud(64), key=lambda f: float(np.abs(f["x"]).max()))
+    quiet, judges = data[:32], data[32:] if louder else data[:8]
+    job = Job(graph, graph, hand_off(graph, tmp_path), tmp_path, Config(), lambda *_: None, Scratch(tmp_path))
+    b = Builder(graph, Config(), TARGETS["x86-vnni"], quiet, tmp_path)
+    first = b.build()
+    chosen, built = _looking_ahead(job, b, first, open_feed(judges, job.signature.inputs))
+    assert chosen.ahead == louder
+    assert (built.parameters.tensors["x"].scale > first.parameters.tensors["x"].scale) == louder
 
 
 @pytest.mark.parametrize("bias", [True, False])
