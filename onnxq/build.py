@@ -31,7 +31,7 @@ from onnxq.targets import Target
 _MOST_ROUNDS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Draft:
     """A quantized model that the runtime has not been asked about; ``handed`` is the model as the runtime loads it."""
 
@@ -41,7 +41,7 @@ class Draft:
     handed: bytes | Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Built(Draft):
     """A quantized model whose planned kernels are confirmed; ``kept_float``: all nodes that had to be given up."""
 
@@ -79,7 +79,7 @@ class Builder:
 
     def build(self, keep_float: Mapping[str, KeptFloat] | None = None) -> Built:
         """The candidate in which the nodes of ``keep_float``, and those that the runtime will not fuse, stay float."""
-        kept = {**self.placement.keep_float, **self.fixed, **(keep_float or {})}
+        kept = self._kept(keep_float or {})
         for _ in range(_MOST_ROUNDS):
             plan = self._plan(kept)
             while unseen := self._observe(plan):  # ends: each time more nodes stay float
@@ -104,7 +104,7 @@ class Builder:
 
     def draft(self, keep_float: Mapping[str, KeptFloat]) -> Draft:
         """As ``build``, for a look in passing, without asking the runtime about its kernels."""
-        kept = {**self.placement.keep_float, **self.fixed, **keep_float}
+        kept = self._kept(keep_float)
         plan = self._plan(kept)
         if unseen := self._observe(plan):
             plan = self._plan({**kept, **unseen})
@@ -130,6 +130,10 @@ class Builder:
         for name, more in seen.moments.items():
             if name in moments and moments[name].second.shape == more.second.shape:
                 moments[name] = moments[name] + more
+
+    def _kept(self, asked: Mapping[str, KeptFloat]) -> dict[str, KeptFloat]:
+        """What stays float: what costs decided, what is so for every candidate, and what is ``asked`` for."""
+        return {**self.placement.keep_float, **self.fixed, **asked}
 
     def _plan(self, kept: Mapping[str, KeptFloat]) -> Plan:
         return make_plan(self.prepared, self.config, self.target, keep_float=kept, steered=self.placement.steered)

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,7 +21,7 @@ from onnxq.equalize import Equalized, equalized
 from onnxq.errors import ConfigError
 from onnxq.graph.query import nodes
 from onnxq.graph.signature import Signature, signature
-from onnxq.guard import References, Verdict, judge, references, repair, summary
+from onnxq.guard import Verdict, summary
 from onnxq.measure.latency import LatencyReport
 from onnxq.measure.report import Adaptation, LayerBits
 from onnxq.mixed import summary as summary_of_bits
@@ -29,10 +29,10 @@ from onnxq.mixed import with_bits
 from onnxq.placing import Placement, place
 from onnxq.plan import KeptFloat, make_plan
 from onnxq.provenance import metadata
-from onnxq.ranges.registry import find_method
 from onnxq.runtime.session import open_session, run
 from onnxq.scratch import Scratch
 from onnxq.targets import target_of
+from onnxq.trial import Trial, looking_ahead, witnesses
 from onnxq.tuned import recall, remember, tuning_key
 from onnxq.tuning import Tuning, tune
 
@@ -40,13 +40,7 @@ Progress: TypeAlias = Callable[[str, int, "int | None"], None]
 
 # Below so many samples none is held out: the judgement would rest on one or two of them.
 _FEW_SAMPLES = 8
-# The most held-out feeds that a judgement runs, the fewer that rank layers (one run a layer), and those that are timed.
-JUDGED_FEEDS = 64
-_RANKED_FEEDS = 8
-# Calibration samples that witness disagreement: at most so many, and of large models only what this many counted
-# elements of activations allow, for each costs a run of both models.
-_WITNESSES = 256
-_WITNESSED_ELEMENTS = 1 << 24
+# Held-out feeds that are timed.
 _TIMED_FEEDS = 4
 # Bytes of a metadata entry beside its text.
 _ENTRY = 32
@@ -130,37 +124,27 @@ def with_data(job: Job, feed: Feed) -> Outcome:
     )
     notes += [summary_of_bits(choices)] if choices else []
     first = builder.build()
-    builder, first = _looking_ahead(job, builder, first, held_out if check is None else check)
+    # Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good witnesses.
+    seen = None if calibration is held_out else calibration.limit(witnesses(builder))
+    trial = Trial(job.reference, config, held_out, seen)
+    if (ahead := looking_ahead(builder, first)) is not None:
+        judges = trial if check is None else Trial(job.reference, config, check, None)
+        builder, first = judges.better((builder, first), ahead)
     adaptation = None
     if check is not None:
         first, adaptation = _adapted(job, builder, first, calibration, check)
         notes += adaptation.notes
     job.tell("verify", 0, None)
 
-    # Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good witnesses.
-    witnesses = None if calibration is held_out else calibration.limit(_witnesses(builder))
-    judged = partial(_judged, job, held_out.limit(JUDGED_FEEDS), witnesses)
-    verdict = judged(first)
+    verdict = trial.verdict(first)
     if not verdict.good and check is None and (harder := _harder(job, builder, calibration)) is not None:
         other, anew = harder
         second = anew.build()
-        found = judged(second)
+        found = trial.verdict(second)
         if found.good or found.sqnr_db > verdict.sqnr_db:
-            equal, builder, first, verdict = other, anew, second, found
+            equal, builder, first = other, anew, second
     notes += equal.notes
-
-    @cache
-    def ranked() -> References:
-        return references(job.reference, held_out.limit(_RANKED_FEEDS))
-
-    best, verdict, given_back = repair(
-        first,
-        _as_asked(verdict, config),
-        builder.build,
-        lambda built: _as_asked(judged(built), config),
-        lambda kept: ranked().noise_once(builder.draft(kept).handed),
-        progress=lambda done, total: job.tell("repair", done, total),
-    )
+    best, verdict, given_back = trial.repaired(first, builder, partial(job.tell, "repair"))
     if given_back:
         notes.append(summary(best.plan, given_back))
     if ignored := [name for name in feed.ignored if name != config.labels]:
@@ -188,22 +172,6 @@ def _elements(model: ir.Model) -> int:
     return sum(math.prod(d for d in shape if isinstance(d, int)) for shape in shapes)
 
 
-def _looking_ahead(job: Job, builder: Builder, first: Built, judges: Feed) -> tuple[Builder, Built]:
-    """``builder`` and ``first``, or the same with wider ranges, whichever ``judges`` saw lose less.
-
-    In every tensor less is lost on samples to come; at the outputs not always, where what is clipped matters little.
-    """
-    if not find_method(job.config.activation_range).unseen or not first.plan.points:
-        return builder, first
-    other = builder.looking_ahead()
-    second = other.build(first.kept_float)
-    if second.parameters.tensors == first.parameters.tensors:
-        return builder, first
-    few = judges.limit(JUDGED_FEEDS)
-    found = [judge(job.reference, built.handed, few, job.config).sqnr_db for built in (first, second)]
-    return (other, second) if found[1] > found[0] else (builder, first)
-
-
 def _split(feed: Feed, config: Config) -> tuple[Feed, Feed | None, Feed, list[str]]:
     """(samples for calibration, for judging adaptation if there is any, for judging the result, notes)."""
     count, notes = feed.samples, []
@@ -221,29 +189,6 @@ def _split(feed: Feed, config: Config) -> tuple[Feed, Feed | None, Feed, list[st
     # Nothing of what is judged by these may have seen them, ranges included.
     fitted, check = calibration.split(_CHECKED_SHARE, seed=config.seed + 1)
     return fitted, check, held_out, notes
-
-
-def _witnesses(builder: Builder) -> int:
-    """How many calibration samples a model of this size can be judged on too."""
-    feeds = builder.feeds.len_hint if isinstance(builder.feeds, Feed) else None
-    seen = sum(h.total for h in builder.statistics.histograms.values()) / (feeds or JUDGED_FEEDS)
-    return int(min(_WITNESSES, max(1.0, _WITNESSED_ELEMENTS / max(seen, 1.0))))
-
-
-def _judged(job: Job, held_out: Feed, witnesses: Feed | None, built: Built) -> Verdict:
-    """The verdict of held-out samples; ``witnesses`` may object, for a few of those show wrong decisions too seldom.
-
-    The report leaves the latter out.
-    """
-    verdict = judge(job.reference, built.handed, held_out, job.config)
-    if not verdict.good or witnesses is None:
-        return verdict
-    return replace(verdict, good=judge(job.reference, built.handed, witnesses, job.config).good)
-
-
-def _as_asked(verdict: Verdict, config: Config) -> Verdict:
-    """``verdict`` where nothing is to be given back for accuracy: then only what is broken counts."""
-    return verdict if config.guarded else replace(verdict, good=not verdict.comparison.problems)
 
 
 def _fixed(equal: Equalized) -> dict[str, KeptFloat]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import onnx_ir as ir
 
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
-from onnxq.candidates import JUDGED_FEEDS, Job, Outcome, Progress, thread_counts, with_data, without_data
+from onnxq.candidates import Job, Outcome, Progress, thread_counts, with_data, without_data
 from onnxq.config import Config
 from onnxq.errors import ModelError
 from onnxq.graph.handoff import hand_off
@@ -34,6 +34,7 @@ from onnxq.provenance import metadata, provenance
 from onnxq.ranges.registry import find_method
 from onnxq.scratch import Scratch
 from onnxq.targets import target_of
+from onnxq.trial import JUDGED_FEEDS
 from onnxq.tuned import as_config
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from zoo import Net, batchnorm_cnn, feeds, gemm, if_body, prepared, residual
 from onnxq import build as build_module
 from onnxq.build import Builder, touches
 from onnxq.calibrate.feeds import open_feed
-from onnxq.candidates import Job, _looking_ahead
 from onnxq.config import Config
 from onnxq.graph.handoff import hand_off
+from onnxq.graph.signature import signature
 from onnxq.measure.trace import Fate
 from onnxq.plan import KeptFloat, Storage
-from onnxq.scratch import Scratch
 from onnxq.targets import TARGETS
+from onnxq.trial import Trial, looking_ahead
 
 
 def builder(proto: onnx.ModelProto, folder: Path, data: list[dict[str, Any]] | None = None, **how: Any) -> Builder:
@@ -278,12 +278,29 @@ def test_held_out_samples_decide_whether_ranges_look_ahead(tmp_path: Path, loude
     """Judged by samples like the quieter half that was seen, or by the louder half."""
     graph, data = prepared(gemm()), sorted(loud(64), key=lambda f: float(np.abs(f["x"]).max()))
     quiet, judges = data[:32], data[32:] if louder else data[:8]
-    job = Job(graph, graph, hand_off(graph, tmp_path), tmp_path, Config(), lambda *_: None, Scratch(tmp_path))
     b = Builder(graph, Config(), TARGETS["x86-vnni"], quiet, tmp_path)
     first = b.build()
-    chosen, built = _looking_ahead(job, b, first, open_feed(judges, job.signature.inputs))
+    ahead = looking_ahead(b, first)
+    assert ahead is not None
+    trial = Trial(hand_off(graph, tmp_path), Config(), open_feed(judges, signature(graph).inputs), None)
+    chosen, built = trial.better((b, first), ahead)
     assert chosen.ahead == louder
     assert (built.parameters.tensors["x"].scale > first.parameters.tensors["x"].scale) == louder
+
+
+def test_a_candidate_is_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxq import trial as module
+
+    graph, asked = prepared(gemm()), []
+    b = Builder(graph, Config(), TARGETS["x86-vnni"], loud(32), tmp_path)
+    built = b.build()
+    real = module.judge
+    monkeypatch.setattr(module, "judge", lambda *given: asked.append(given[1]) or real(*given))
+    trial = Trial(hand_off(graph, tmp_path), Config(), open_feed(loud(8), signature(graph).inputs), None)
+    assert trial.verdict(built) is trial.verdict(built)
+    assert trial.better((b, built), (b, b.looking_ahead().build()))
+    assert asked.count(built.handed) == 1
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -39,6 +39,7 @@ ORDER = [
     "equalize",
     "build",
     "guard",
+    "trial",
     "mixed",
     "adapt",
     "tuning",

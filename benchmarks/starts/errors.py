@@ -7,6 +7,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import onnx_ir as ir
 
 from onnxq.calibrate.observers import observe
 from onnxq.calibrate.runner import run_observers
@@ -15,7 +16,7 @@ from onnxq.graph.io import load
 from onnxq.graph.prepare import prepare
 from onnxq.graph.query import array, values_by_name
 from onnxq.numerics import PerAxis, PerTensor, QType
-from onnxq.plan import make_plan
+from onnxq.plan import Plan, make_plan
 from onnxq.ranges import (
     METHODS,
     activation_params,
@@ -83,10 +84,16 @@ def activation_errors(histogram: Any, bits: int) -> dict[str, float]:
     return {m: tensor_error(samples, activation_params(histogram, qtype=qtype, method=m)) for m in METHODS}
 
 
-def tensors_of(task: harness.Task, samples: int) -> Iterator[tuple[str, str, Any, int | None]]:
-    """(role, name, weight or histogram, axis) of everything that is quantized in one model of `models/`."""
+def planned(task: harness.Task) -> tuple[ir.Model, Plan, list[str]]:
+    """A model of `models/` made ready, its plan, and the activations that are quantized."""
     model = prepare(load(task.path)).model
     plan = make_plan(model, Config(), resolve_target("x86-vnni"))
+    return model, plan, list(dict.fromkeys(point.tensor for point in plan.points))
+
+
+def tensors_of(task: harness.Task, samples: int) -> Iterator[tuple[str, str, Any, int | None]]:
+    """(role, name, weight or histogram, axis) of everything that is quantized in one model of `models/`."""
+    model, plan, tensors = planned(task)
     values = values_by_name(model)
     seen: set[str] = set()
     for weight in plan.weights:
@@ -94,7 +101,6 @@ def tensors_of(task: harness.Task, samples: int) -> Iterator[tuple[str, str, Any
             seen.add(weight.tensor)
             yield "weight", weight.tensor, array(values[weight.tensor]).astype(np.float32), weight.granularity.axis
     feeds = harness.feeds(harness.cast(task.inputs("calib", samples), task.path))
-    tensors = list(dict.fromkeys(point.tensor for point in plan.points))
     for name, histogram in run_observers(model, tensors, feeds).histograms.items():
         yield "activation", name, histogram, None
 

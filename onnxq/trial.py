@@ -1,0 +1,95 @@
+"""Which of two candidates stays: what held-out samples say of them, and calibration samples as witnesses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from onnxq.build import Builder, Built
+from onnxq.calibrate.feeds import Feed
+from onnxq.config import Config
+from onnxq.guard import References, Verdict, judge, references, repair
+from onnxq.ranges.registry import find_method
+
+# The most held-out feeds that a judgement runs, and the fewer that rank layers (one run a layer).
+JUDGED_FEEDS = 64
+_RANKED_FEEDS = 8
+# Calibration samples that witness disagreement: at most so many, and of large models only what this many counted
+# elements of activations allow, for each costs a run of both models.
+_WITNESSES = 256
+_WITNESSED_ELEMENTS = 1 << 24
+
+
+@dataclass
+class Trial:
+    """Judges the candidates for one float model, each once; ``reference`` is that model as the runtime loads it.
+
+    ``witnesses``: calibration samples that may object to what is good, for a few held-out samples show wrong decisions
+    too seldom. (Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good.) None where
+    the held-out samples are the calibration samples.
+    """
+
+    reference: bytes | Path
+    config: Config
+    held_out: Feed
+    witnesses: Feed | None
+    _heard: WeakKeyDictionary[Built, Verdict] = field(default_factory=WeakKeyDictionary)
+
+    def verdict(self, built: Built) -> Verdict:
+        """What is said of ``built``; its figures are those of the held-out samples alone."""
+        verdict = self._held_out(built)
+        if not verdict.good or self.witnesses is None:
+            return verdict
+        return replace(verdict, good=judge(self.reference, built.handed, self.witnesses, self.config).good)
+
+    def better(self, first: tuple[Builder, Built], second: tuple[Builder, Built]) -> tuple[Builder, Built]:
+        """The one that loses less on the held-out samples, by SQNR; ``first`` where they are equal."""
+        return second if self._held_out(second[1]).sqnr_db > self._held_out(first[1]).sqnr_db else first
+
+    def repaired(
+        self, first: Built, builder: Builder, progress: Callable[[int, int], None]
+    ) -> tuple[Built, Verdict, tuple[str, ...]]:
+        """``first`` with as few layers given back to float as it takes, its verdict, and their names."""
+        return repair(
+            first,
+            self._as_asked(self.verdict(first)),
+            builder.build,
+            lambda built: self._as_asked(self.verdict(built)),
+            lambda kept: self._ranked.noise_once(builder.draft(kept).handed),
+            progress=progress,
+        )
+
+    def _held_out(self, built: Built) -> Verdict:
+        if built not in self._heard:
+            self._heard[built] = judge(self.reference, built.handed, self.held_out.limit(JUDGED_FEEDS), self.config)
+        return self._heard[built]
+
+    def _as_asked(self, verdict: Verdict) -> Verdict:
+        """``verdict`` where nothing is to be given back for accuracy: then only what is broken counts."""
+        return verdict if self.config.guarded else replace(verdict, good=not verdict.comparison.problems)
+
+    @cached_property
+    def _ranked(self) -> References:
+        return references(self.reference, self.held_out.limit(_RANKED_FEEDS))
+
+
+def witnesses(builder: Builder) -> int:
+    """How many calibration samples a model of this size can be judged on too."""
+    feeds = builder.feeds.len_hint if isinstance(builder.feeds, Feed) else None
+    seen = sum(h.total for h in builder.statistics.histograms.values()) / (feeds or JUDGED_FEEDS)
+    return int(min(_WITNESSES, max(1.0, _WITNESSED_ELEMENTS / max(seen, 1.0))))
+
+
+def looking_ahead(builder: Builder, first: Built) -> tuple[Builder, Built] | None:
+    """``builder`` and ``first`` with ranges for samples that are yet to come; None where those are the same.
+
+    In every tensor less is lost on such samples; at the outputs not always, where what is clipped matters little.
+    """
+    if not find_method(builder.config.activation_range).unseen or not first.plan.points:
+        return None
+    other = builder.looking_ahead()
+    second = other.build(first.kept_float)
+    return None if second.parameters.tensors == first.parameters.tensors else (other, second)
