@@ -193,7 +193,7 @@ def _split(feed: Feed, config: Config) -> tuple[Feed, Feed | None, Feed, list[st
 
 def _fixed(equal: Equalized) -> dict[str, KeptFloat]:
     """What equalizing added stays float: it makes ready what is rounded behind it."""
-    return dict.fromkeys(equal.added, KeptFloat("makes channels alike before they are rounded"))
+    return {name: KeptFloat(why) for name, why in equal.added.items()}
 
 
 def _harder(job: Job, builder: Builder, feed: Feed) -> tuple[Equalized, Builder] | None:

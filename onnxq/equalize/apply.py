@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.calibrate.runner import Feeds, values_of
-from onnxq.equalize.factors import Read, best_factors, from_steps, to_steps
+from onnxq.equalize.factors import Read, best_factors, best_without, from_steps, signals, to_steps, trial
 from onnxq.equalize.sites import Reader, Site, find_sites
 from onnxq.graph.copying import copy_model
 from onnxq.graph.handoff import set_aside
@@ -22,6 +22,7 @@ from onnxq.plan import Own, Plan, Storage
 from onnxq.scratch import Scratch
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 # Rows of a tensor that are kept, and those that a feed adds to them: the most and the fewest.
 _MOST_ROWS = 8192
@@ -29,6 +30,8 @@ _ROWS_OF_A_FEED = (128, 16)
 # Less is gained by chance; and what pays for a pass over the tensor.
 _WORTH_IT = 0.97
 _WORTH_A_PASS = 0.5
+# The part of all noise that pays for the nodes that carry channels past a layer.
+_WORTH_NODES = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,29 @@ class Equalized:
     | `model` | computes what the model did; names of nodes and tensors are as they were                 |
     | `steps` | by tensor, what its channels were multiplied by, as ``factors.to_steps`` tells it, base64 |
     | `notes` | lines for the report, where something was changed                                        |
-    | `added` | names of the nodes that were added                                                       |
+    | `added` | names of the nodes that were added, and what they are there for                          |
     """
 
     model: ir.Model
     steps: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    added: tuple[str, ...] = ()
+    added: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Found:
+    """What is best for a site, and how much less noise it makes; ``noise``: what is left, relative to the signal."""
+
+    site: Site
+    reads: list[Read]
+    factors: F64
+    gain_db: float
+    noise: float
+
+    @property
+    def taken(self) -> int:
+        """Channels taken out."""
+        return int(np.count_nonzero(self.factors == 0))
 
 
 def equalized(
@@ -81,32 +100,58 @@ def equalized(
     most, fewest = _ROWS_OF_A_FEED
     each = min(most, max(fewest, _MOST_ROWS // (feeds_hint or 1)))
     rows = _seen(copy, {r.tensor: r.axis for site in sites for r in site.readers}, feeds, each)
-    gains: dict[bool, list[float]] = {False: [], True: []}
-    steps, added = {}, []
+    every = []
     for site in sites:
         if any(r.tensor not in rows or rows[r.tensor][0].shape[1] != site.channels for r in site.readers):
             continue  # in a branch that did not run
         if not all(np.isfinite(part).all() for r in site.readers for part in rows[r.tensor]):
             continue  # an error, which observing ranges will find with the name of the first such tensor
-        factors, relative = best_factors([_read(r, plan, rows[r.tensor]) for r in site.readers], method=method)
-        if relative < (_WORTH_A_PASS if site.between else _WORTH_IT):
-            added += [name] if (name := site.scale(factors)) else []
-            if scratch is not None:
-                set_aside((*site.writers, *(reader.node for reader in site.readers)), scratch)
-            gains[site.between].append(-10.0 * np.log10(relative))
-            steps[site.tensor] = b64encode(to_steps(factors).tobytes()).decode()
-    if not steps:
+        reads = [_read(r, plan, rows[r.tensor]) for r in site.readers]
+        factors, relative = best_factors(reads, method=method)
+        if relative >= (_WORTH_A_PASS if site.between else _WORTH_IT):
+            factors, relative = np.ones(site.channels), 1.0
+        noise = trial(reads, factors, method, signals(reads))
+        every.append(_Found(site, reads, factors, -10.0 * np.log10(relative), noise))
+    _take_out(every, method)
+    changed = [found for found in every if found.gain_db > 0.0]
+    if not changed:
         return Equalized(model)
+    steps, added = {}, {}
+    for found in changed:
+        added.update(found.site.scale(found.factors))
+        if scratch is not None:
+            set_aside((*found.site.writers, *(reader.node for reader in found.site.readers)), scratch)
+        steps[found.site.tensor] = b64encode(to_steps(found.factors).tobytes()).decode()
     remove_unused(copy)
-    notes = []
-    for how, gained in gains.items():
-        tensors = "1 tensor" if len(gained) == 1 else f"{len(gained)} tensors"
-        at_a_price = " by a multiplication in front" if how else ""
-        if gained:
-            notes.append(
-                f"channels of {tensors} equalized{at_a_price}: {np.mean(gained):.1f} dB less noise in what reads them"
-            )
-    return Equalized(copy, steps, tuple(notes), tuple(added))
+    return Equalized(copy, steps, _notes(changed), added)
+
+
+def _take_out(every: Sequence[_Found], method: str) -> None:
+    """Takes channels out where a noticeable part of all noise comes from them.
+
+    Noises of readers, relative to what they carry, add up: what one makes beside much noisier ones is not worth nodes.
+    """
+    noticeable = _WORTH_NODES * sum(found.noise for found in every)
+    for found in every:
+        if found.site.between and found.noise > noticeable:
+            factors, noise = best_without(found.reads, method=method)
+            if found.noise - noise > noticeable and noise < _WORTH_A_PASS * found.noise:
+                found.gain_db += 10.0 * np.log10(found.noise / max(noise, 1e-12))
+                found.factors, found.noise = factors, noise
+
+
+def _notes(changed: Sequence[_Found]) -> tuple[str, ...]:
+    """Lines for the report."""
+    kinds: dict[str, list[float]] = {"": [], " by a multiplication in front": [], "; the largest stay float": []}
+    free, in_front, apart = kinds.values()
+    for found in changed:
+        (apart if found.taken else in_front if found.site.between else free).append(found.gain_db)
+    return tuple(
+        f"channels of {'1 tensor' if len(gains) == 1 else f'{len(gains)} tensors'} equalized{how}: "
+        f"{np.mean(gains):.1f} dB less noise in what reads them"
+        for how, gains in kinds.items()
+        if gains
+    )
 
 
 def equalized_as(model: ir.Model, steps: Mapping[str, str]) -> ir.Model:

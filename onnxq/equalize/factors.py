@@ -38,8 +38,16 @@ _FEWEST_ROWS = 64
 # Factors are powers of the eighth root of 2, so that a byte tells one: at most 4 % off, which costs nothing.
 _OCTAVE = 8
 LARGEST = 64.0
+# In the place of a step: the factor is 0.
+_TAKEN = np.int8(-128)
 # Share of the numbers of a channel that lie beyond its ends: searched ranges clip about as much.
 _BEYOND = 1e-3
+# A row that carries less than this share of the median one counts as if it carried that much.
+_LEAST = 0.01
+# Channels that may be taken out, at most one of so many; and what a few more of them must gain.
+_NUMBERS = (1, 2, 4, 8, 16)
+_ONE_OF = 16
+_WORTH_MORE = 0.8
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,50 @@ def best_factors(reads: Sequence[Read], *, method: str) -> tuple[F64, float]:
     return _wanted(reads, every, best), least / before
 
 
+def best_without(reads: Sequence[Read], *, method: str) -> tuple[F64, float]:
+    """(factors ``[channels]``, noise relative to the signal with them), 0 for the channels that are taken out.
+
+    Those of the largest ends go first. Of 1, 2, 4, 8 and 16 of them as few are taken as make about the least noise.
+    """
+    ends = np.abs(_distinct(reads, lambda read: read.rows)).max(axis=0)
+    order = np.argsort(-ends, kind="stable")
+    carried = signals(reads)
+    best, least = np.ones(ends.size), trial(reads, np.ones(ends.size), method, carried)
+    for number in _NUMBERS:
+        if number * _ONE_OF > ends.size:
+            break
+        rest = [_without(read, order[:number]) for read in reads]
+        factors, _ = best_factors(rest, method=method)
+        noise = trial(rest, factors, method, carried)
+        if noise < _WORTH_MORE * least:
+            factors[order[:number]] = 0.0
+            best, least = factors, noise
+    return best, least
+
+
+def _without(read: Read, channels: npt.NDArray[np.intp]) -> Read:
+    """``read`` where ``channels`` are always 0, and so are the weights that would have read them."""
+    rows, weight = read.rows.copy(), read.weight.copy()
+    groups, inner, places, outer = weight.shape
+    rows[:, channels] = 0
+    weight.reshape(groups * inner, places, outer)[channels] = 0
+    unseen = None if read.unseen is None else read.unseen.copy()
+    if unseen is not None:
+        unseen[:, channels] = 0
+    return replace(read, rows=rows, weight=weight, unseen=unseen)
+
+
+def signals(reads: Sequence[Read]) -> list[F64]:
+    """For each of ``reads``, the energy of its outputs for every row that ``trial`` looks at."""
+    found = []
+    for read in reads:
+        weight = _some(read)
+        groups, inner = weight.shape[:2]
+        rows = _tried(read, weight).reshape(-1, groups, inner).transpose(1, 0, 2)
+        found.append(np.square(rows @ weight.reshape(groups, inner, -1), dtype=np.float64).sum(axis=(0, 2)))
+    return found
+
+
 def _distinct(reads: Sequence[Read], rows: Callable[[Read], F32]) -> F32:
     """``rows`` of all ``reads``, once where several read one tensor."""
     return np.concatenate([rows(read) for read in {id(read.rows): read for read in reads}.values()])
@@ -105,13 +157,14 @@ def _wanted(reads: Sequence[Read], rows: F32, share: float) -> F64:
 
 
 def to_steps(factors: F64) -> npt.NDArray[np.int8]:
-    """The nearest whole numbers of eighths of an octave."""
-    return round_half_even(np.log2(factors) * _OCTAVE).astype(np.int8)
+    """The nearest whole numbers of eighths of an octave; a number of its own for 0."""
+    taken = factors == 0
+    return np.where(taken, _TAKEN, round_half_even(np.log2(np.where(taken, 1.0, factors)) * _OCTAVE)).astype(np.int8)
 
 
 def from_steps(steps: npt.NDArray[np.int8]) -> F64:
     """The factors that ``steps`` eighths of an octave are."""
-    return np.exp2(steps.astype(np.float64) / _OCTAVE)
+    return np.where(steps == _TAKEN, 0.0, np.exp2(steps.astype(np.float64) / _OCTAVE))
 
 
 def minimum(reads: Sequence[Read], high: F64, low: F64, square: F64) -> F64:
@@ -200,21 +253,21 @@ def _energy(read: Read) -> F64:
     return energy.reshape(-1)
 
 
-def trial(reads: Sequence[Read], factors: F64, method: str) -> float:
+def trial(reads: Sequence[Read], factors: F64, method: str, carried: Sequence[F64] | None = None) -> float:
     """The energy of the output errors of ``reads`` with factors folded in and everything rounded, on unseen rows.
 
     Ranges are those of the rows that were seen: factors that suit these alone let others be clipped. Places of a kernel
     are taken as if they were added up independently; some output channels stand for all.
+
+    With ``carried``, the ``signals``, every row counts relative to what it carries, and the mean is taken: a few rows
+    with very large outputs (the first token of many transformers) say nothing of the rest, and the normalisation that
+    follows makes rows alike.
     """
     error = 0.0
-    for read in reads:
-        # Not those that the factors were fitted to, where there are others.
-        step = spread_step(read.weight.shape[3], _CHANNELS)
-        full = read.weight[..., step // 2 :: step]
+    for i, read in enumerate(reads):
+        full = _some(read)
         groups, inner, places, outer = full.shape
-        most = max(_FEWEST_ROWS, _WORK // (2 * max(1, full.size)))
-        other = read.rows if read.unseen is None else read.unseen
-        rows = other[:: spread_step(len(other), most)]
+        rows = _tried(read, full)
         scaled = (rows * factors).astype(np.float32)
         if read.activation_bits:
             seen = observe((read.rows * factors).astype(np.float32), tensor="")
@@ -228,9 +281,26 @@ def trial(reads: Sequence[Read], factors: F64, method: str) -> float:
             weight = _rounded(weight, replace(read, weight=full))
         flat = (groups, inner, places * outer)
         lost = noisy @ weight.reshape(flat) - plain @ full.reshape(flat)
-        share = len(rows) * outer / read.weight.shape[3]
-        error += float(np.square(lost, dtype=np.float64).sum()) / share
+        if carried is None:
+            share = len(rows) * outer / read.weight.shape[3]
+            error += float(np.square(lost, dtype=np.float64).sum()) / share
+        else:
+            energy = np.square(lost, dtype=np.float64).sum(axis=(0, 2))
+            error += float((energy / np.maximum(carried[i], _LEAST * np.median(carried[i]) + 1e-30)).mean())
     return error
+
+
+def _some(read: Read) -> F32:
+    """The weight with some of its output channels."""
+    step = spread_step(read.weight.shape[3], _CHANNELS)
+    return read.weight[..., step // 2 :: step]
+
+
+def _tried(read: Read, weight: F32) -> F32:
+    """The rows that a trial with ``weight`` looks at: not those that factors were fitted to, where there are others."""
+    most = max(_FEWEST_ROWS, _WORK // (2 * max(1, weight.size)))
+    other = read.rows if read.unseen is None else read.unseen
+    return other[:: spread_step(len(other), most)]
 
 
 def _rounded(weight: F32, read: Read) -> F32:

@@ -1,7 +1,8 @@
 """Tensors whose channels can be multiplied by positive factors that their readers divide by again.
 
 Where what writes a tensor can multiply, factors cost nothing when the model runs. Elsewhere (a residual stream that
-others read too, a GELU) a Mul on the way to the linear readers does it, which costs one pass over the tensor.
+others read too, a GELU) a Mul on the way to the linear readers does it, which costs one pass over the tensor. There
+channels may also be taken out (``equalize.outliers``): their factor is 0.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.equalize.outliers import take_out
 from onnxq.graph.edit import (
     float_constant,
     integer,
@@ -95,13 +97,17 @@ class Site:
         """Whether a node has to be added for the factors."""
         return self.layer is None and not self.constants
 
-    def scale(self, factors: F64) -> str:
-        """Multiplies channels by ``factors: [channels]``, all positive; readers divide.
+    def scale(self, factors: F64) -> dict[str, str]:
+        """Multiplies channels by ``factors: [channels]``; readers divide.
 
-        Returns the name of the node that was added, "" where none was.
+        Factors are positive; where a node is added they may be 0, and the channel goes past the readers in float.
+        Returns the names of the nodes that were added, and what they are there for.
         """
         zero = np.zeros(factors.size)
-        folds = [(read_linear(reader.node), fold_before, 1.0 / factors) for reader in self.readers]
+        kept = factors > 0
+        added = {} if kept.all() else take_out([reader.node for reader in self.readers], np.flatnonzero(~kept))
+        inverse = np.divide(1.0, factors, out=np.zeros_like(factors), where=kept)
+        folds = [(read_linear(reader.node), fold_before, inverse) for reader in self.readers]
         folds += [] if self.layer is None else [(linear_ending_at(self.layer), fold_after, factors)]
         for linear, fold, by in folds:
             if linear is None or not fold(linear, by, zero, label="equalized"):
@@ -111,9 +117,9 @@ class Site:
             if value is not None and array is not None:
                 scaled = (array * factors).astype(np.float32)
                 set_input(node, index, new_constant(owner(node), scaled, name=f"{value.name}_equalized"))
-        return self._multiplied(factors) if self.between else ""
+        return added | (self._multiplied(factors) if self.between else {})
 
-    def _multiplied(self, factors: F64) -> str:
+    def _multiplied(self, factors: F64) -> dict[str, str]:
         value = self.readers[0].node.inputs[0]
         assert value is not None
         graph, writer = owner(self.readers[0].node), value.producer()
@@ -126,7 +132,7 @@ class Site:
             graph.insert_after(writer, node)
         for reader in self.readers:
             set_input(reader.node, 0, node.outputs[0])
-        return node.name or ""
+        return {node.name or "": "makes channels alike before they are rounded"}
 
 
 def find_sites(model: ir.Model, *, between: bool = False) -> list[Site]:

@@ -1,0 +1,75 @@
+"""Channels that integers are too coarse for, multiplied in float beside a layer that multiplies the others.
+
+Trained transformers have a channel or two that are ten to thirty times as large as all others, in every sample the
+same. One scale for all channels then leaves the others few codes, and a factor that makes the large one small makes
+its weights large instead. Dettmers et al., LLM.int8() (NeurIPS 2022, section 3.2) multiply such channels in 16 bits,
+found anew in every input; here calibration knows them, and the graph says it:
+
+    x -+-> Mul by factors, 0 for those -> MatMul (integers) -> bias -+-> Add
+       +-> Gather of those -> MatMul with their rows of the weight --+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.graph.edit import (
+    insert_before,
+    integer,
+    new_constant,
+    new_node,
+    number,
+    owner,
+    sole_consumer,
+    supersede,
+)
+from onnxq.graph.passes.linear import linear_ending_at, read_linear
+
+_WHY = "carries channels that integers are too coarse for"
+
+
+def take_out(readers: Sequence[ir.Node], channels: npt.NDArray[np.intp]) -> dict[str, str]:
+    """Adds what ``channels`` of their common input give to the results of the linear ``readers``, along the last axis.
+
+    What the readers themselves do with those channels stays as it is: the caller makes it nothing. Returns the names of
+    the nodes that were added, and what they are there for.
+    """
+    first = readers[0]
+    value = first.inputs[0]
+    assert value is not None
+    index = new_constant(owner(first), channels.astype(np.int64), name=f"{value.name}_outlying")
+    picked = new_node("Gather", [value, index], name=f"{value.name}_picked", axis=-1)
+    shape = None if value.shape is None else [*value.shape[:-1], channels.size]
+    picked.outputs[0].type, picked.outputs[0].shape = value.type, None if shape is None else ir.Shape(shape)
+    insert_before(first, [picked])
+    added = [picked]
+    for reader in readers:
+        added += _beside(reader, picked.outputs[0], channels)
+    return {node.name or "": _WHY for node in added}
+
+
+def _beside(reader: ir.Node, picked: ir.Value, channels: npt.NDArray[np.intp]) -> list[ir.Node]:
+    """The nodes that add what the ``picked`` channels give to what ``reader`` and its bias do."""
+    linear = read_linear(reader)
+    assert linear is not None
+    rows = (linear.weight.T if integer(reader, "transB", 0) else linear.weight)[channels]
+    rows = rows * np.float32(number(reader, "alpha", 1.0))
+    weight = new_constant(owner(reader), rows, name=f"{reader.name}_outlying_weight")
+    after = sole_consumer(reader.outputs[0])
+    biased = None if after is None else linear_ending_at(after)
+    end = after if after is not None and biased is not None and biased.node is reader else reader
+    result = end.outputs[0]
+    product = new_node("MatMul", [picked, weight], name=f"{reader.name}_outlying")
+    total = new_node("Add", [product.outputs[0], product.outputs[0]], name=f"{reader.name}_with_outlying")
+    for made in (product, total):
+        made.outputs[0].type, made.outputs[0].shape = result.type, result.shape
+    owner(reader).insert_after(end, (product, total))
+    name = result.name
+    supersede(result, total.outputs[0])
+    result.name = f"{name}_without_outlying"
+    total.replace_input_with(0, result)
+    return [product, total]
