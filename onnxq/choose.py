@@ -47,7 +47,8 @@ class Parameters:
     """What ``emit`` takes beside a plan.
 
     ``tensors``: parameters of every point that owns some and of every constant operand; ``weights``: every weight, in
-    integers; ``biases``: by node and input, the biases that are no longer those of the model, float32.
+    integers; ``biases``: by node and input, the biases, and scales and shifts of layer normalisations, that are no
+    longer those of the model, float32.
     """
 
     tensors: dict[str, QuantParams]

@@ -1,4 +1,4 @@
-"""All weights, scales and biases trained together, through their quantizers, towards the float model's outputs."""
+"""Everything with a gradient trained together, through the quantizers, towards the float model's outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxq.adapt.engine import Engine, Parameter, Schedule, Trained
 from onnxq.adapt.gradients import with_gradient
 from onnxq.adapt.samples import Samples
-from onnxq.adapt.simulation import simulated
+from onnxq.adapt.simulation import norm_places, simulated
 from onnxq.adapt.training_graph import Place, target_name, training_graph
 from onnxq.choose import Parameters
 from onnxq.emit import weight_key
@@ -44,11 +44,13 @@ def adapt_jointly(
 ) -> tuple[Parameters, Trained | None]:
     """``parameters`` trained on the samples ``fit``, the best on ``check``; None where no gradient reaches a weight.
 
-    What is trained: weights with one scale a channel, read by one node, in uniform codes; their scales; biases; and the
-    scales of activations. ``frozen`` are nodes whose weights and biases stay.
+    What is trained: weights with one scale a channel, read by one node, in uniform codes; their scales; biases; scales
+    and shifts of layer normalisations; and the scales of activations. ``frozen`` are nodes whose weights and biases
+    stay, and with them the normalisations in front of the last of them.
     """
     movable = _movable(plan, frozen)
     free = [(b.node, b.index) for b in plan.biases if b.weight_node not in frozen]
+    free += _norms(model, frozen)
     scores = {name: samples.score(name) for name in samples.outputs}
     chosen = {place: _in_codes(w, parameters.weights[weight_key(w)].params) for place, w in movable.items()}
     simulation = simulated(model, plan, parameters)
@@ -85,6 +87,13 @@ def adapt_jointly(
         new = replace(old, scale=np.asarray(scale, np.float32))
         tensors.update({other: new for other, of in parameters.tensors.items() if of is old})
     return Parameters(tensors, weights, biases), result
+
+
+def _norms(model: ir.Model, frozen: Collection[str]) -> list[Place]:
+    """The scales and shifts of the layer normalisations that no ``frozen`` node stands behind."""
+    order = {node.name or "": i for i, node in enumerate(model.graph)}
+    last = max((order.get(name, -1) for name in frozen), default=-1)
+    return [place for place in norm_places(model) if order[place[0]] > last]
 
 
 def _learned(plan: Plan, parameters: Parameters) -> dict[str, str]:

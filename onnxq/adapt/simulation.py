@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxq.choose import Parameters
 from onnxq.emit import WeightKey, emit, weight_key
-from onnxq.graph.edit import new_constant, owner
+from onnxq.graph.edit import float_constant, is_op, new_constant, owner
 from onnxq.graph.query import nodes
 from onnxq.numerics import bias_params
 from onnxq.plan import Bias, Plan, Storage
@@ -21,7 +21,8 @@ F32 = npt.NDArray[np.float32]
 def simulated(model: ir.Model, plan: Plan, parameters: Parameters) -> ir.Model:
     """A copy of ``model`` that computes in float what the emitted model computes on integers, within rounding.
 
-    Every node of ``plan`` reads weights and biases of its own, whatever was shared: they can be changed one by one.
+    Every node of ``plan`` reads weights and biases of its own, whatever was shared, and every layer normalisation a
+    scale and a shift: they can be changed one by one.
     Activations whose range is measured at run time, and those that MatMulNBits rounds, stay as they are.
     """
     copy = emit(
@@ -39,7 +40,21 @@ def simulated(model: ir.Model, plan: Plan, parameters: Parameters) -> ir.Model:
         if data is None:
             data = original(by_name[bias.node], bias.index)
         give(by_name[bias.node], bias.index, stored_bias(plan, parameters, bias, data))
+    for name, index in norm_places(copy):
+        data = parameters.biases.get((name, index))
+        give(by_name[name], index, original(by_name[name], index) if data is None else data)
     return copy
+
+
+def norm_places(model: ir.Model) -> list[tuple[str, int]]:
+    """Scales and shifts of the layer normalisations of the main graph, in its order, as (node, input)."""
+    return [
+        (node.name or "", index)
+        for node in model.graph
+        if is_op(node, "LayerNormalization")
+        for index in (1, 2)
+        if index < len(node.inputs) and float_constant(node.inputs[index]) is not None
+    ]
 
 
 def stored_bias(plan: Plan, parameters: Parameters, bias: Bias, data: F32) -> F32:

@@ -22,7 +22,7 @@ from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
 from onnxq.emit.short_names import shorten
 from onnxq.errors import ModelError
 from onnxq.graph.copying import copy_model
-from onnxq.graph.edit import replace_value
+from onnxq.graph.edit import is_op, replace_value
 from onnxq.graph.query import array, attribute
 from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Point, Storage, Weight
@@ -54,15 +54,18 @@ def emit(
     """A quantized copy of ``model``, which stays as it is.
 
     ``tensors`` holds the parameters of every point that owns some and of every constant operand; ``weights`` every
-    weight in integers, by ``weight_key``; ``biases``, by node and input, those that differ from the model's;
-    ``scratch`` holds the constants of the copy. Without ``steer``, what computes the same and only makes onnxruntime
-    take another kernel is left out. Raises ``ModelError`` naming the tensor where a parameter is missing.
+    weight in integers, by ``weight_key``; ``biases``, by node and input, float constants that differ from the model's
+    (see ``Parameters``); ``scratch`` holds the constants of the copy. Without ``steer``, what computes the same and
+    only makes onnxruntime take another kernel is left out. Raises ``ModelError`` naming the tensor where a parameter is
+    missing.
     """
     writer = _Writer(copy_model(model), scratch, tensors, weights, biases, plan, steer)
     known = frozenset(writer.names)
     # Biases first: a node that measures its input at run time is replaced together with its weight.
     for bias in plan.biases:
         writer.bias(bias)
+    for node, index in biases:
+        writer.normalisation(node, index)
     for weight in plan.weights:
         writer.weight(weight)
     for constant in plan.constants:
@@ -238,6 +241,13 @@ class _Writer(Pieces):
         else:
             real = self.dequantize(codes, chosen, bias.tensor, place=Before(node))
         node.replace_input_with(bias.index, real)
+
+    def normalisation(self, name: str, index: int) -> None:
+        """The scale or shift of a layer normalisation; nothing where ``name`` is no such node."""
+        node = self.nodes.get(name)
+        if node is not None and is_op(node, "LayerNormalization"):
+            new = self.initializer(graph_of(node), f"{name}_input_{index}", self._biases[name, index])
+            node.replace_input_with(index, new)
 
     def _shifted(self, weight: Weight) -> QuantParams:
         """The parameters of ``weight`` as they are written."""

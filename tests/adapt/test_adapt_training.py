@@ -17,10 +17,12 @@ from onnxq.adapt import levels
 from onnxq.adapt import runtime as home
 from onnxq.adapt.engine import Engine, Parameter, Schedule
 from onnxq.adapt.gradients import differentiable, new_input, squared_errors, summed, with_gradient
+from onnxq.adapt.joint import adapt_jointly
 from onnxq.adapt.samples import Samples, generated, stacked
 from onnxq.adapt.sensitivity import output_costs
 from onnxq.adapt.simulation import simulated
 from onnxq.adapt.training_graph import soften, training_graph
+from onnxq.emit import emit
 from onnxq.errors import RuntimeFailure
 from onnxq.graph.copying import copy_model
 from onnxq.graph.io import serialize
@@ -294,6 +296,51 @@ def test_every_level_helps_and_says_by_how_much(level: str, monkeypatch: pytest.
     if level != "fast":
         assert words[1] == "closed form, channels together"
         assert any(step.curve for step in found.steps)
+
+
+def normalised() -> onnx.ModelProto:
+    """Residual layers behind normalisations; the first two share their scale, the last one has no shift."""
+    n = Net(4)
+    scale, shift = n.const("scale", RNG.uniform(0.5, 1.5, 32)), n.const("shift", 0.1 * RNG.standard_normal(32))
+    x = "x"
+    for i, rest in enumerate([[scale, shift], [scale, shift], [scale]]):
+        y = n("LayerNormalization", x, *rest, name=f"ln{i}", axis=-1, epsilon=1e-5)
+        y = n("Relu", n.linear(y, 32, 48, name=f"a{i}"), name=f"r{i}")
+        x = n("Add", x, n.linear(y, 48, 32, name=f"b{i}"), name=f"s{i}")
+    n.linear(x, 32, 10, name="e", out="y")
+    return n.model({"x": ["n", 32]}, {"y": ["n", 10]})
+
+
+def test_normalisations_are_trained_too_unless_what_is_frozen_stands_behind_them(
+    engine: Engine, tmp_path: Path
+) -> None:
+    data = {"x": correlated(256, 32, 1)}
+    builder, made, feed = built(normalised(), data, tmp_path, Config(weights="int3", placement="all"))
+    inputs = dict(next(iter(feed.batches(256))))
+    target = open_session(serialize(builder.prepared)).run(None, inputs)[0]
+    samples = Samples(inputs, {"y": target})
+    frozen = ["a0", "b0", "a1"]
+    found, trained = adapt_jointly(
+        builder.prepared,
+        made.plan,
+        made.parameters,
+        samples,
+        Schedule(40, (3e-3,), batch=32, every=20),
+        engine,
+        fit=range(64, 256),
+        check=range(64),
+        frozen=frozen,
+    )
+    assert trained is not None
+    changed = {place for place in found.biases if place[0].startswith("ln")}
+    assert changed == {("ln2", 1)}
+    assert not np.array_equal(found.biases["ln2", 1], builder.prepared.graph.initializers["scale"].const_value.numpy())  # type: ignore[union-attr]
+    emitted = open_session(serialize(emit(builder.prepared, made.plan, **vars(found)))).run(None, inputs)[0]
+    simulation = open_session(serialize(simulated(builder.prepared, made.plan, found))).run(None, inputs)[0]
+    plain = open_session(serialize(emit(builder.prepared, made.plan, **vars(made.parameters))))
+    before = plain.run(None, inputs)[0]
+    assert np.abs(emitted - simulation).max() < 0.02 * np.abs(target).max()
+    assert np.square(emitted - target).mean() < np.square(before - target).mean()
 
 
 def test_a_budget_of_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
