@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.calibrate.runner import Feeds, values_of
-from onnxq.equalize.factors import Read, best_factors, best_without, from_steps, signals, to_steps, trial
+from onnxq.equalize.factors import Read, best_factors, best_without, from_steps, to_steps, trial
 from onnxq.equalize.sites import Reader, Site, find_sites
 from onnxq.graph.copying import copy_model
 from onnxq.graph.handoff import set_aside
@@ -110,7 +110,7 @@ def equalized(
         factors, relative = best_factors(reads, method=method)
         if relative >= (_WORTH_A_PASS if site.between else _WORTH_IT):
             factors, relative = np.ones(site.channels), 1.0
-        noise = trial(reads, factors, method, signals(reads))
+        noise = trial(reads, factors, method)
         every.append(_Found(site, reads, factors, -10.0 * np.log10(relative), noise))
     _take_out(every, method)
     changed = [found for found in every if found.gain_db > 0.0]

@@ -1,11 +1,13 @@
 """Which factors make the least noise: of an activation with one scale, and of the weights that read it.
 
-Channel i of the tensor has ends ``h_i, l_i >= 0``, mean square ``m_i``, and the factor ``s_i = exp(t_i)``. Rounding
-``s x`` with b bits makes an error of ``D^2 / 12`` a number, ``D = (max s_i h_i + max s_i l_i) / (2^b - 1)``, which
-reaches the outputs of its readers through ``W_i / s_i``; rounding ``W / s`` makes one of ``d_o^2 / 12`` in output
-channel o, ``d_o = 2 max_i |W_oi| / s_i / (2^B - 1)``, which meets ``s_i x_i``:
+Channel i of the tensor has ends ``h_i, l_i >= 0`` and the factor ``s_i = exp(t_i)``. Rounding ``s x`` with b bits makes
+an error of ``D^2 / 12`` a number, ``D = (max s_i h_i + max s_i l_i) / (2^b - 1)``, which reaches the outputs of its
+readers through ``W_i / s_i``; rounding ``W / s`` makes one of ``d_o^2 / 12`` in output channel o,
+``d_o = 2 max_i |W_oi| / s_i / (2^B - 1)``, which meets ``s_i x_i``. Every row x counts relative to what it carries,
+``c = |W x|^2``: a few rows with very large outputs (the first token of many transformers) say nothing of the rest, and
+the normalisations that follow make rows alike. With ``a = E[1 / c]`` and ``m_i = E[x_i^2 / c]`` of each reader
 
-    J(t) = D^2 / 12 sum_i |W_i|^2 / s_i^2  +  sum_o d_o^2 / 12 sum_i m_i s_i^2.
+    J(t) = a D^2 / 12 sum_i |W_i|^2 / s_i^2  +  sum_o d_o^2 / 12 sum_i m_i s_i^2.
 
 With a p-norm for each maximum, J is a sum of products of powers of sums of exponentials of t: convex, and its gradient
 costs two products with ``|W|^p``. Writers need no term: their own scales, one for each channel, follow the factors.
@@ -13,7 +15,7 @@ costs two products with ``|W|^p``. Writers need no term: their own scales, one f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,7 +44,7 @@ LARGEST = 64.0
 _TAKEN = np.int8(-128)
 # Share of the numbers of a channel that lie beyond its ends: searched ranges clip about as much.
 _BEYOND = 1e-3
-# A row that carries less than this share of the median one counts as if it carried that much.
+# A row that carries less than this share of the median one, or its square of the mean, counts as if it carried that.
 _LEAST = 0.01
 # Channels that may be taken out, at most one of so many; and what a few more of them must gain.
 _NUMBERS = (1, 2, 4, 8, 16)
@@ -56,7 +58,8 @@ class Read:
 
     ``rows: [R, channels]`` what it reads, before scaling; ``weight: [g, n, k, C]``; ``activation_bits``,
     ``weight_bits``: None for what stays float; ``block``: inputs that share a scale (0: all of an output channel);
-    ``unseen: [R', channels]`` what it reads for other inputs, None where there are none.
+    ``unseen: [R', channels]`` what it reads for other inputs, None where there are none. ``whole``: the read whose
+    outputs tell what rows carry, where this one leaves channels out; None: itself.
     """
 
     rows: F32
@@ -65,6 +68,35 @@ class Read:
     weight_bits: int | None
     block: int = 0
     unseen: F32 | None = None
+    whole: Read | None = None
+
+    @property
+    def both(self) -> Read:
+        """With all rows as seen."""
+        if self.unseen is None:
+            return self
+        whole = None if self.whole is None else self.whole.both
+        return replace(self, rows=np.concatenate([self.rows, self.unseen]), unseen=None, whole=whole)
+
+    @property
+    def tried(self) -> F32:
+        """The rows for trials: not those that factors are fitted to, where there are others."""
+        return self.rows if self.unseen is None else self.unseen
+
+    @property
+    def some(self) -> F32:
+        """The weight with some of its output channels."""
+        step = spread_step(self.weight.shape[3], _CHANNELS)
+        return self.weight[..., step // 2 :: step]
+
+    def carried(self, rows: F32) -> F64:
+        """``[R]`` the energy of the outputs for each of ``rows``, never quite 0; places of a kernel are added up."""
+        groups, inner = self.weight.shape[:2]
+        made = rows.reshape(-1, groups, inner).transpose(1, 0, 2) @ self.some.reshape(groups, inner, -1)
+        energy = np.square(made, dtype=np.float64).sum(axis=(0, 2))
+        least = max(_LEAST * float(np.median(energy)), _LEAST**2 * float(energy.mean()), np.finfo(np.float32).tiny)
+        found: F64 = np.maximum(energy, least)
+        return found
 
     @property
     def blocks(self) -> F32:
@@ -82,36 +114,34 @@ def best_factors(reads: Sequence[Read], *, method: str) -> tuple[F64, float]:
     ``method`` for ranges; so is leaving all as it is, which gives ones and 1.0. Which of them is best being known, all
     rows say how large its factors are. Their geometric mean is about 1; ``to_steps`` loses nothing of them.
     """
-    seen = _distinct(reads, lambda read: read.rows)
-    if not (seen != 0).any():
-        return np.ones(seen.shape[1]), 1.0
-    before = least = trial(reads, np.ones(seen.shape[1]), method)
+    channels = reads[0].rows.shape[1]
+    if not any((read.rows != 0).any() for read in reads):
+        return np.ones(channels), 1.0
+    before = least = trial(reads, np.ones(channels), method)
     best = None
     for share in (0.0, _BEYOND):
-        noise = trial(reads, _wanted(reads, seen, share), method)
+        noise = trial(reads, _wanted(reads, share), method)
         if noise < least:
             best, least = share, noise
     if best is None:
-        return np.ones(seen.shape[1]), 1.0
-    every = _distinct(reads, lambda r: r.rows if r.unseen is None else np.concatenate([r.rows, r.unseen]))
-    return _wanted(reads, every, best), least / before
+        return np.ones(channels), 1.0
+    return _wanted([read.both for read in reads], best), least / before
 
 
 def best_without(reads: Sequence[Read], *, method: str) -> tuple[F64, float]:
-    """(factors ``[channels]``, noise relative to the signal with them), 0 for the channels that are taken out.
+    """(factors ``[channels]``, noise with them), 0 for the channels that are taken out; noise as that of ``trial``.
 
     Those of the largest ends go first. Of 1, 2, 4, 8 and 16 of them as few are taken as make about the least noise.
     """
-    ends = np.abs(_distinct(reads, lambda read: read.rows)).max(axis=0)
+    ends = np.abs(_distinct(reads)).max(axis=0)
     order = np.argsort(-ends, kind="stable")
-    carried = signals(reads)
-    best, least = np.ones(ends.size), trial(reads, np.ones(ends.size), method, carried)
+    best, least = np.ones(ends.size), trial(reads, np.ones(ends.size), method)
     for number in _NUMBERS:
         if number * _ONE_OF > ends.size:
             break
         rest = [_without(read, order[:number]) for read in reads]
         factors, _ = best_factors(rest, method=method)
-        noise = trial(rest, factors, method, carried)
+        noise = trial(rest, factors, method)
         if noise < _WORTH_MORE * least:
             factors[order[:number]] = 0.0
             best, least = factors, noise
@@ -127,31 +157,20 @@ def _without(read: Read, channels: npt.NDArray[np.intp]) -> Read:
     unseen = None if read.unseen is None else read.unseen.copy()
     if unseen is not None:
         unseen[:, channels] = 0
-    return replace(read, rows=rows, weight=weight, unseen=unseen)
+    return replace(read, rows=rows, weight=weight, unseen=unseen, whole=read.whole or read)
 
 
-def signals(reads: Sequence[Read]) -> list[F64]:
-    """For each of ``reads``, the energy of its outputs for every row that ``trial`` looks at."""
-    found = []
-    for read in reads:
-        weight = _some(read)
-        groups, inner = weight.shape[:2]
-        rows = _tried(read, weight).reshape(-1, groups, inner).transpose(1, 0, 2)
-        found.append(np.square(rows @ weight.reshape(groups, inner, -1), dtype=np.float64).sum(axis=(0, 2)))
-    return found
+def _distinct(reads: Sequence[Read]) -> F32:
+    """The rows of all ``reads``, once where several read one tensor."""
+    return np.concatenate([read.rows for read in {id(read.rows): read for read in reads}.values()])
 
 
-def _distinct(reads: Sequence[Read], rows: Callable[[Read], F32]) -> F32:
-    """``rows`` of all ``reads``, once where several read one tensor."""
-    return np.concatenate([rows(read) for read in {id(read.rows): read for read in reads}.values()])
-
-
-def _wanted(reads: Sequence[Read], rows: F32, share: float) -> F64:
-    """The factors at the minimum of J for ``rows``, whose ends leave a ``share`` of the numbers outside."""
+def _wanted(reads: Sequence[Read], share: float) -> F64:
+    """The factors at the minimum of J for the rows of ``reads``; ends leave a ``share`` of the numbers outside."""
+    rows = _distinct(reads)
     live = (rows != 0).any(axis=0)
     low, high = np.quantile(rows, (share, 1.0 - share), axis=0).astype(np.float64)
-    square = np.square(rows).mean(axis=0, dtype=np.float64)
-    logs = minimum(reads, np.maximum(high, 0.0), np.maximum(-low, 0.0), square)
+    logs = minimum(reads, np.maximum(high, 0.0), np.maximum(-low, 0.0))
     wanted = np.where(live, np.exp(logs - logs[live].mean()), 1.0).clip(1.0 / LARGEST, LARGEST)
     return from_steps(to_steps(wanted))
 
@@ -167,10 +186,10 @@ def from_steps(steps: npt.NDArray[np.int8]) -> F64:
     return np.where(steps == _TAKEN, 0.0, np.exp2(steps.astype(np.float64) / _OCTAVE))
 
 
-def minimum(reads: Sequence[Read], high: F64, low: F64, square: F64) -> F64:
-    """The t at which J is least: ``[channels]``; ``high``, ``low``, ``square`` as in the module's text."""
-    objective = Objective(reads, high, low, square)
-    t = np.zeros(square.size)
+def minimum(reads: Sequence[Read], high: F64, low: F64) -> F64:
+    """The t at which J is least: ``[channels]``; ``high`` and ``low`` as in the module's text."""
+    objective = Objective(reads, high, low)
+    t = np.zeros(high.size)
     mean, spread = np.zeros_like(t), np.zeros_like(t)
     best, least = t, np.inf
     for step in range(1, _STEPS + 1):
@@ -190,10 +209,18 @@ def minimum(reads: Sequence[Read], high: F64, low: F64, square: F64) -> F64:
 class Objective:
     """J and its gradient."""
 
-    def __init__(self, reads: Sequence[Read], high: F64, low: F64, square: F64) -> None:
-        self._high, self._low, self._square = high, low, square
-        self._read = [(read.activation_bits, _energy(read)) for read in reads if read.activation_bits]
-        self._weights = [_Weights(read) for read in reads if read.weight_bits]
+    def __init__(self, reads: Sequence[Read], high: F64, low: F64) -> None:
+        self._high, self._low = high, low
+        self._read: list[tuple[float, F64]] = []
+        self._weights = []
+        for read in reads:
+            inverse = 1.0 / (read.whole or read).carried((read.whole or read).rows)
+            if read.activation_bits:
+                factor = inverse.mean() / (12.0 * (2**read.activation_bits - 1) ** 2)
+                self._read.append((float(factor), _energy(read)))
+            if read.weight_bits:
+                square = inverse @ np.square(read.rows, dtype=np.float64) / inverse.size
+                self._weights.append(_Weights(read, square))
 
     def __call__(self, t: F64) -> tuple[float, F64]:
         """J and ``dJ/dt: [channels]`` at ``t: [channels]``."""
@@ -201,13 +228,12 @@ class Objective:
         value, gradient = 0.0, np.zeros_like(t)
         ends = [_largest(s * self._high), _largest(s * self._low)]
         width, widths = sum(end for end, _ in ends), sum(slope for _, slope in ends)
-        for bits, energy in self._read:
-            factor = 1.0 / (12.0 * (2**bits - 1) ** 2)
+        for factor, energy in self._read:
             through = energy / s**2
             value += factor * width**2 * through.sum()
             gradient += factor * (2 * width * widths * through.sum() - 2 * width**2 * through)
         for weights in self._weights:
-            noise, slope = weights(s, self._square)
+            noise, slope = weights(s)
             value += noise
             gradient += slope
         return float(value), gradient
@@ -216,7 +242,7 @@ class Objective:
 class _Weights:
     """The second term of J for one reader."""
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, square: F64) -> None:
         assert read.weight_bits
         blocks = np.abs(read.blocks)
         self._places, outer = blocks.shape[2], blocks.shape[3]
@@ -224,13 +250,14 @@ class _Weights:
         self._top = peaks.max(axis=1, keepdims=True)
         self._powers = (peaks / np.where(self._top > 0, self._top, 1.0)) ** _NORM
         self._factor = (2.0 / (2**read.weight_bits - 1)) ** 2 / 12.0 * outer / peaks.shape[2]
+        self._square = square
 
-    def __call__(self, s: F64, square: F64) -> tuple[float, F64]:
+    def __call__(self, s: F64) -> tuple[float, F64]:
         groups, inner, _ = self._powers.shape
         inverse = (s**-_NORM).reshape(groups, 1, inner)
         sums = np.maximum(inverse @ self._powers, 1e-300)  # [g, 1, C']
         steps = self._factor * np.square(self._top * sums ** (1.0 / _NORM))
-        energy = (self._places * square * s**2).reshape(groups, inner)
+        energy = (self._places * self._square * s**2).reshape(groups, inner)
         total, noise = energy.sum(axis=1, keepdims=True), steps.sum(axis=(1, 2))[:, None]
         pull = inverse[:, 0] * (self._powers @ (steps / sums).transpose(0, 2, 1))[:, :, 0]
         return float((total * noise).sum()), (2 * energy * noise - 2 * total * pull).reshape(-1)
@@ -253,21 +280,20 @@ def _energy(read: Read) -> F64:
     return energy.reshape(-1)
 
 
-def trial(reads: Sequence[Read], factors: F64, method: str, carried: Sequence[F64] | None = None) -> float:
-    """The energy of the output errors of ``reads`` with factors folded in and everything rounded, on unseen rows.
+def trial(reads: Sequence[Read], factors: F64, method: str) -> float:
+    """The noise of the outputs of ``reads`` with factors folded in and everything rounded, on unseen rows.
 
-    Ranges are those of the rows that were seen: factors that suit these alone let others be clipped. Places of a kernel
-    are taken as if they were added up independently; some output channels stand for all.
-
-    With ``carried``, the ``signals``, every row counts relative to what it carries, and the mean is taken: a few rows
-    with very large outputs (the first token of many transformers) say nothing of the rest, and the normalisation that
-    follows makes rows alike.
+    That of every row relative to what it carries; the mean over rows, and the sum over ``reads``. Ranges are those of
+    the rows that were seen: factors that suit these alone let others be clipped. Places of a kernel are taken as if
+    they were added up independently; some output channels stand for all.
     """
-    error = 0.0
-    for i, read in enumerate(reads):
-        full = _some(read)
+    noise = 0.0
+    for read in reads:
+        full = read.some
         groups, inner, places, outer = full.shape
-        rows = _tried(read, full)
+        most = max(_FEWEST_ROWS, _WORK // (2 * max(1, full.size)))
+        step = spread_step(len(read.tried), most)
+        rows = read.tried[::step]
         scaled = (rows * factors).astype(np.float32)
         if read.activation_bits:
             seen = observe((read.rows * factors).astype(np.float32), tensor="")
@@ -281,26 +307,10 @@ def trial(reads: Sequence[Read], factors: F64, method: str, carried: Sequence[F6
             weight = _rounded(weight, replace(read, weight=full))
         flat = (groups, inner, places * outer)
         lost = noisy @ weight.reshape(flat) - plain @ full.reshape(flat)
-        if carried is None:
-            share = len(rows) * outer / read.weight.shape[3]
-            error += float(np.square(lost, dtype=np.float64).sum()) / share
-        else:
-            energy = np.square(lost, dtype=np.float64).sum(axis=(0, 2))
-            error += float((energy / np.maximum(carried[i], _LEAST * np.median(carried[i]) + 1e-30)).mean())
-    return error
-
-
-def _some(read: Read) -> F32:
-    """The weight with some of its output channels."""
-    step = spread_step(read.weight.shape[3], _CHANNELS)
-    return read.weight[..., step // 2 :: step]
-
-
-def _tried(read: Read, weight: F32) -> F32:
-    """The rows that a trial with ``weight`` looks at: not those that factors were fitted to, where there are others."""
-    most = max(_FEWEST_ROWS, _WORK // (2 * max(1, weight.size)))
-    other = read.rows if read.unseen is None else read.unseen
-    return other[:: spread_step(len(other), most)]
+        energy = np.square(lost, dtype=np.float64).sum(axis=(0, 2))
+        whole = read.whole or read
+        noise += float((energy / whole.carried(whole.tried[::step])).mean())
+    return noise
 
 
 def _rounded(weight: F32, read: Read) -> F32:
