@@ -3,7 +3,8 @@
 For each model the files run in one process, interleaved in random order (`onnxq.benchmark`'s loop), with one thread and
 with all. On the eleven, whose weights are random, onnxq gives no layer back to float (`harness.UNGUARDED`).
 `quantize_static` uses min-max. onnxq's files also run in an older onnxruntime, whose answers are compared.
-Prints a markdown table and writes `benchmarks/results/latency.json`.
+Prints a markdown table and writes `benchmarks/results/latency.json` after every model, so that a run may be broken off or
+split over several; figures of a model are always of one run, which its row dates. A CPU of another kind starts anew.
 """
 
 from __future__ import annotations
@@ -44,24 +45,29 @@ def main() -> None:
     parser.add_argument("--tune", type=float, default=60.0, help="seconds of tuning; 0: leave it out")
     parser.add_argument("--no-older", action="store_true", help=f"do not run onnxruntime {older.VERSION}")
     parser.add_argument("--samples", type=int, default=64, help="calibration samples")
-    parser.add_argument("--unseen", type=int, default=32, help="inputs for SQNR and agreement")
+    parser.add_argument("--unseen", type=int, default=32, help="inputs for SQNR and agreement of networks")
+    parser.add_argument("--test", type=int, default=2048, help="inputs for SQNR and agreement of models")
     parser.add_argument("--plot", action="store_true", help="only draw what was measured before (needs matplotlib)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of runs")
     options = parser.parse_args()
     if options.plot:
         print(f"written: {plot(json.loads((harness.RESULTS / 'latency.json').read_text())).relative_to(harness.ROOT)}")
         return
-    rows = []
+    path, settings = harness.RESULTS / "latency.json", vars(options)
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    same_kind = earlier.get("machine", {}).get("instructions") == harness.machine()["instructions"]
+    rows = earlier["models"] if same_kind else []
     for name in harness.chosen(options.models, known):
         with tempfile.TemporaryDirectory(prefix="onnxq-latency-") as folder:
             row, _ = harness.attempt(name, lambda name=name, folder=folder: measure(name, Path(folder), options))
-        if row is not None:
-            rows.append(row)
-            print(f"\n{table([row])}", flush=True)
-    means = geometric_means(rows, options.threads)
-    path = harness.write("latency", vars(options), {"models": rows, "geometric_means": means})
+        if row is None:
+            continue
+        row["machine"] = harness.machine()
+        rows = sorted([*(r for r in rows if r["model"] != name), row], key=lambda r: known.index(r["model"]))
+        harness.write("latency", settings, {"models": rows, "geometric_means": geometric_means(rows, options.threads)})
+        print(f"\n{table([row])}", flush=True)
     print(f"\n{table(rows)}\n")
-    for mean in means:
+    for mean in geometric_means(rows, options.threads):
         print(
             f"{mean['tool']}, {mean['threads']} thread(s): geometric mean over {mean['networks']} networks "
             f"{mean['speedup']:.2f} times float, slowest {mean['slowest']:.2f}"
@@ -113,7 +119,8 @@ def sources(name: str, calibration: int, unseen: int) -> tuple[Path, dict[str, n
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one model: by tool its kernels, SQNR and size, and by number of threads its latency."""
-    model, calibration, unseen = sources(name, options.samples, options.unseen)
+    unseen_count = options.unseen if name.startswith("net:") else options.test
+    model, calibration, unseen = sources(name, options.samples, unseen_count)
     files = {FLOAT: model}
     tools: dict[str, dict[str, Any]] = {}
 
