@@ -3,8 +3,9 @@
 For each model the files run in one process, interleaved in random order (`onnxq.benchmark`'s loop), with one thread and
 with all. On the eleven, whose weights are random, onnxq gives no layer back to float (`harness.UNGUARDED`).
 `quantize_static` uses min-max. onnxq's files also run in an older onnxruntime, whose answers are compared.
-Prints a markdown table and writes `benchmarks/results/latency.json` after every model, so that a run may be broken off or
-split over several; figures of a model are always of one run, which its row dates. A CPU of another kind starts anew.
+Prints a markdown table and writes `benchmarks/results/latency.json` after every model, so that a run may be broken off
+or split over several; figures of a model are always of one run, which its row dates. On a CPU of another kind it starts
+anew.
 """
 
 from __future__ import annotations

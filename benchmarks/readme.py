@@ -7,6 +7,7 @@ the only way a figure gets there.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -352,6 +353,54 @@ def kernel_costs(data: dict[str, Any]) -> str:
     return markdown(["kernel", "first", "second", "third"], rows)
 
 
+def rivals(data: dict[str, Any]) -> str:
+    """One line a tool over all models: what runs, what is lost, how fast, how large, what it takes."""
+    models = data["models"]
+    tools = list(dict.fromkeys(tool for row in models for tool in row["tools"]))
+    rows: Rows = []
+    for tool in tools:
+        good = [(row["float"], row["tools"][tool]) for row in models if "latency" in row["tools"].get(tool, {})]
+        if not good:
+            rows.append([tool, f"0 of {len(models)}", *["-"] * 8])
+            continue
+        lost = [
+            before["score"] - after["score"]
+            for before, after in good
+            if before.get("score", 0.0) > 20.0  # top-1 in percent; what is below are bits per byte
+        ]
+        speed = [1 / after["latency"]["ratio"] for _, after in good]
+        rows.append(
+            [
+                tool,
+                f"{len(good)} of {len(models)}",
+                _number(sum(lost) / len(lost) if lost else None, ".2f"),
+                _number(max(lost) if lost else None, ".2f"),
+                _number(sum(after["sqnr_db"] for _, after in good) / len(good), ".1f"),
+                _number(math.exp(sum(map(math.log, speed)) / len(speed)), ".2f"),
+                _number(min(speed), ".2f"),
+                _number(sum(after["bytes"] / before["bytes"] for before, after in good) / len(good), ".2f"),
+                _number(sum(after["seconds"] for _, after in good) / len(good), ".0f"),
+                _number(max(after["peak_mb"] for _, after in good), ".0f"),
+            ]
+        )
+    header = ["tool", "models that run", "points lost, mean", "worst", "SQNR dB, mean", "times float, mean", "slowest"]
+    return markdown([*header, "size / float", "seconds", "peak MB"], rows)
+
+
+def rivals_by_model(data: dict[str, Any]) -> str:
+    """One line a model, a column a tool: SQNR and times float, or what went wrong."""
+    tools = list(dict.fromkeys(tool for row in data["models"] for tool in row["tools"]))
+    rows: Rows = []
+    for row in data["models"]:
+        cells = []
+        for tool in tools:
+            found = row["tools"].get(tool, {})
+            speed = found.get("latency", {}).get("ratio")
+            cells.append("fails" if speed is None else f"{found['sqnr_db']:.1f}, {1 / speed:.2f}")
+        rows.append([row["model"].removeprefix("net:"), *cells])
+    return markdown(["model: SQNR dB, times float", *tools], rows)
+
+
 STUDY = {
     "ranges_objective": study(tables.by_objective, "whole"),
     "ranges_errors": study(tables.error_ratios, "errors"),
@@ -364,6 +413,7 @@ STUDY = {
 PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     "README.md": {
         "accuracy": ("accuracy", accuracy),
+        "rivals": ("rivals", rivals),
         "latency": ("latency", latency),
         "applications": ("applications", applications),
         "few_bits": ("int4_accuracy", few_bits),
@@ -380,6 +430,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "cost_adapted": ("cost_adapted", cost_adapted),
         "labels": ("adaptation_labels", labelled),
     },
+    "docs/rivals.md": {"rivals_by_model": ("rivals", rivals_by_model)},
     "docs/equalization.md": {"equalization": ("equalization", equalization)},
     "docs/bits.md": {
         "files": ("int4_files", files),

@@ -1,0 +1,150 @@
+"""onnxq and the other tools that quantize ONNX files, each with its defaults, on the same models in the same run.
+
+Every tool quantizes in a process of its own, the rivals in environments of their own with pinned versions, made on
+first use. What they write runs in this environment's onnxruntime, is judged on the whole test set (of networks with
+random weights: on 32 inputs) and timed in interleaved rounds. The results of models that are not run again are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+from typing import Any
+
+import harness
+import networks
+import numpy as np
+
+from onnxq.measure import benchmark
+from onnxq.measure.size import model_size
+from onnxq.numerics import agreement, centred, sqnr_db
+
+WORKER = Path(__file__).parent / "rival" / "worker.py"
+TORCH = "torch==2.13.0"
+# What each needs beside itself is not always among what it asks for.
+RIVALS = {
+    "nncf": ("nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.32.0"),
+    "neural-compressor": (
+        "onnx-neural-compressor==1.0",
+        "onnxruntime==1.32.0",
+        *("prettytable", "psutil", "py-cpuinfo", "pydantic", "scipy"),
+    ),
+    "quark": ("amd-quark==0.13", "onnxruntime==1.32.0", TORCH),
+    "modelopt": ("nvidia-modelopt[onnx]==0.47.0", TORCH),
+    "aimet": ("aimet-onnx==2.42.0", TORCH),
+    "olive": ("olive-ai==0.13.0", "onnxruntime==1.32.0", "requests", TORCH),
+}
+TOOLS = ("onnxq", "quantize_static", *RIVALS)
+FLOAT = "float"
+TIMED = 8
+CALIBRATION_SEED, UNSEEN_SEED = 1001, 1002
+UNSEEN = 32
+
+
+def main() -> None:
+    """Measure every chosen model with every chosen tool, write the JSON after each model."""
+    known = [*harness.TASKS, *(f"net:{name}" for name in networks.NETWORKS)]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", help=f"any of {', '.join(known)} (default: those of models/)")
+    parser.add_argument("--tools", nargs="+", help=f"any of {', '.join(TOOLS)} (default: all)")
+    parser.add_argument("--samples", type=int, default=128, help="calibration samples")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of timing for each model")
+    parser.add_argument("--install", action="store_true", help="only make the environments")
+    options = parser.parse_args()
+    tools = harness.chosen(options.tools, list(TOOLS))
+    pythons = {tool: install(tool) for tool in tools}
+    if options.install:
+        return
+    path = harness.RESULTS / "rivals.json"
+    rows = json.loads(path.read_text())["models"] if path.exists() else []
+    for name in harness.chosen(options.models or list(harness.TASKS), known):
+        with tempfile.TemporaryDirectory(prefix="onnxq-rivals-") as folder:
+            row, _ = harness.attempt(name, lambda n=name, f=folder: measure(n, Path(f), pythons, options))
+        if row is not None:
+            row["machine"] = harness.machine()
+            rows = sorted([*(r for r in rows if r["model"] != name), row], key=lambda r: known.index(r["model"]))
+            harness.write("rivals", vars(options), {"models": rows})
+
+
+def install(tool: str) -> Path:
+    """The interpreter of the environment that holds ``tool``: this one, or one that is made unless it is there."""
+    if tool not in RIVALS:
+        return Path(sys.executable)
+    folder = networks.cache_folder() / "rivals" / tool
+    python, wanted = folder / "bin" / "python", " ".join(RIVALS[tool])
+    if not (folder / "installed").exists() or (folder / "installed").read_text() != wanted:
+        print(f"installing {wanted}", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *RIVALS[tool]], check=True)
+        (folder / "installed").write_text(wanted)
+    return python
+
+
+def measure(name: str, folder: Path, pythons: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
+    """`{"model", "float", "tools": {tool: figures or {"error"}}}`."""
+    model, calibration, unseen, judge = sources(name, options.samples)
+    np.savez(folder / "calibration.npz", **calibration)
+    files, tools = {FLOAT: model}, {}
+    for tool, python in pythons.items():
+        out = folder / tool / "quantized.onnx"
+        out.parent.mkdir()
+
+        def made(tool: str = tool, python: Path = python, out: Path = out) -> dict[str, Any]:
+            found = child(python, tool, model, folder / "calibration.npz", out)
+            return {**found, **judge(out), "bytes": sum(f.stat().st_size for f in out.parent.iterdir())}
+
+        figures, error = harness.attempt(f"{tool} on {name}", made)
+        tools[tool] = figures or {"error": error}
+        if figures is not None:
+            files[tool] = out
+    timed = list(harness.feeds({key: value[:TIMED] for key, value in unseen.items()}))
+    report = benchmark(list(files.values()), timed, threads=[1], seconds=options.seconds, memory=False)
+    for tool, row in zip(files, report.of(threads=1), strict=True):
+        if tool != FLOAT:
+            tools[tool]["latency"] = {"ratio": row.ratio, "ratio_95": [row.ratio_low, row.ratio_high]}
+        print(name, tool, f"{row.median_ms:.3f} ms", {k: v for k, v in tools.get(tool, {}).items() if k != "latency"})
+    return {"model": name, "float": {**judge(model), "bytes": model_size(model).file_bytes}, "tools": tools}
+
+
+def sources(name: str, samples: int) -> tuple[Path, dict[str, Any], dict[str, Any], Any]:
+    """(float model, calibration arrays, unseen arrays, what judges a file) of a model or network."""
+    if name.startswith("net:"):
+        network = name.removeprefix("net:")
+        path = networks.build(network)
+        calibration = networks.inputs(network, samples, CALIBRATION_SEED)
+        unseen, labels, metric = networks.inputs(network, UNSEEN, UNSEEN_SEED), None, None
+    else:
+        task = harness.TASKS[name]
+        path, metric = task.path, task.metric
+        calibration = harness.cast(task.inputs("calib", samples), path)
+        arrays = task.arrays("test")
+        labels = arrays.pop("labels", None)
+        unseen = harness.cast({task.array: arrays[task.array]}, path)
+    reference = harness.outputs(path, unseen)
+
+    def judge(file: Path) -> dict[str, Any]:
+        found = harness.outputs(file, unseen)
+        same, rows = agreement(reference, found)
+        figures = {"sqnr_db": sqnr_db(centred(reference), centred(found)), "agreement": same / rows}
+        return figures if metric is None else {**figures, "score": harness.score(metric, found, labels)}
+
+    return path, calibration, unseen, judge
+
+
+def child(python: Path, tool: str, model: Path, calibration: Path, out: Path) -> dict[str, float]:
+    """`seconds` and `peak_mb` of one quantization in a process of its own."""
+    command = [str(python), str(WORKER), tool, str(model), str(calibration), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800, cwd=out.parent)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
+    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
+
+
+if __name__ == "__main__":
+    main()
