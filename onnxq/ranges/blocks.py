@@ -2,8 +2,8 @@
 
 ``real = scale * (code - zero)``, codes from 0 to 15. Without zero points every block has the zero 8 and a scale of
 either sign: of the sixteen levels one side has one more, and the side of the block's largest weight should have it
-(ggml, ``q4_0``). With zero points, several zeros
-are tried for each block, and the scale follows by alternating least squares: given codes the scale that fits them.
+(ggml, ``q4_0``). With zero points, several zeros are tried for each block, and the scale follows by alternating least
+squares: given codes the scale that fits them.
 """
 
 from __future__ import annotations
