@@ -18,7 +18,6 @@ from onnxq.config import Config
 from onnxq.errors import DataError, ModelError, one_line
 from onnxq.graph.io import load
 from onnxq.graph.kinds import quantized_ops, require_float32
-from onnxq.graph.passes.opset import LOWEST, NATIVE
 from onnxq.graph.prepare import prepare
 from onnxq.graph.query import is_float, nodes
 from onnxq.graph.signature import TensorSpec
@@ -229,7 +228,7 @@ def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tupl
     target = target_of(config)
     try:
         require_float32(given.model)
-        prepared = prepare(given.model, opset=NATIVE if config.native else LOWEST)
+        prepared = prepare(given.model, native=config.native)
     except ModelError as error:
         return None, one_line(error)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:

@@ -17,7 +17,6 @@ from onnxq.errors import ModelError
 from onnxq.graph.handoff import hand_off
 from onnxq.graph.io import load, save, serialize
 from onnxq.graph.kinds import METADATA_KEY, require_float32
-from onnxq.graph.passes.opset import LOWEST, NATIVE
 from onnxq.graph.prepare import prepare
 from onnxq.graph.query import nodes
 from onnxq.graph.signature import signature
@@ -115,7 +114,7 @@ def quantize(
     require_float32(original)
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
-    prepared = prepare(original, opset=NATIVE if config.native else LOWEST)
+    prepared = prepare(original, native=config.native)
     outline = make_plan(prepared.model, config, target_of(config))
     if not outline.anchors and not outline.weights:
         raise ModelError(nothing_to_quantize(outline))

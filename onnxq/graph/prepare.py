@@ -22,7 +22,7 @@ from onnxq.graph.passes.lift_constants import lift_constants
 from onnxq.graph.passes.masks import deepen_masks
 from onnxq.graph.passes.movement import tidy_movement
 from onnxq.graph.passes.naming import unique_names
-from onnxq.graph.passes.opset import LOWEST, fit_opset
+from onnxq.graph.passes.opset import LOWEST, NATIVE, fit_opset
 from onnxq.graph.passes.order import sort_nodes
 from onnxq.graph.passes.pad_channels import pad_channels
 from onnxq.graph.passes.pointwise import move_pointwise
@@ -41,10 +41,10 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(model: ir.Model, *, opset: int = LOWEST) -> Prepared:
+def prepare(model: ir.Model, *, native: bool = False) -> Prepared:
     """A copy of ``model`` that computes the same and is easier to quantize; ``model`` is not changed.
 
-    ``opset``: the lowest that the copy may have, 13 or 21.
+    ``native``: whether the copy shall be able to hold 4-bit tensors, which takes opset 21 instead of 13.
 
     Raises:
         ModelError: the opset cannot be raised to 13 (names the node), or the graph has a cycle.
@@ -61,7 +61,7 @@ def prepare(model: ir.Model, *, opset: int = LOWEST) -> Prepared:
     lift_constants(work)
     remove_passthrough(work)
     infer_shapes(work)
-    notes += fit_opset(work, opset)
+    notes += fit_opset(work, NATIVE if native else LOWEST)
     unique_names(work)
     for turn in range(_ROUNDS):  # each pass may give the others more to do; this many rounds serve every model seen
         if turn:
