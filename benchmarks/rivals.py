@@ -55,12 +55,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128, help="calibration samples")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing for each model")
     parser.add_argument("--install", action="store_true", help="only make the environments")
+    parser.add_argument("--plot", action="store_true", help="only draw what was measured before (needs matplotlib)")
     options = parser.parse_args()
+    path = harness.RESULTS / "rivals.json"
+    if options.plot:
+        plot(json.loads(path.read_text())["models"])
+        return
     tools = harness.chosen(options.tools, list(TOOLS))
     pythons = {tool: install(tool) for tool in tools}
     if options.install:
         return
-    path = harness.RESULTS / "rivals.json"
     rows = json.loads(path.read_text())["models"] if path.exists() else []
     for name in harness.chosen(options.models or list(harness.TASKS), known):
         with tempfile.TemporaryDirectory(prefix="onnxq-rivals-") as folder:
@@ -69,6 +73,31 @@ def main() -> None:
             row["machine"] = harness.machine()
             rows = sorted([*(r for r in rows if r["model"] != name), row], key=lambda r: known.index(r["model"]))
             harness.write("rivals", vars(options), {"models": rows})
+
+
+def plot(rows: list[dict[str, Any]]) -> None:
+    """SQNR against speed: a small mark for each model, a large one for each tool where its means are."""
+    import matplotlib.pyplot as plt
+
+    colours = dict(zip(TOOLS, ["#0b2f5b", *plt.get_cmap("tab10").colors[1:]], strict=False))  # type: ignore[attr-defined]
+    figure, axis = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    for tool, colour in colours.items():
+        found = [row["tools"][tool] for row in rows if "latency" in row["tools"].get(tool, {})]
+        speed, noise = [1 / f["latency"]["ratio"] for f in found], [f["sqnr_db"] for f in found]
+        axis.scatter(speed, noise, s=18, color=colour, alpha=0.45, linewidths=0)
+        means = float(np.exp(np.mean(np.log(speed)))), float(np.mean(noise))
+        axis.scatter(*means, s=150, color=colour, label=tool, edgecolors="white", zorder=3)
+    axis.axvline(1.0, color="black", linewidth=0.8)
+    axis.text(1.02, axis.get_ylim()[0], "as fast as float", fontsize=8, va="bottom")
+    axis.set_xscale("log")
+    ticks = [0.1, 0.2, 0.5, 1, 1.5, 2]
+    axis.set_xticks(ticks, [str(t) for t in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("times faster than float, one thread")
+    axis.set_ylabel("SQNR of the outputs, dB")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(harness.ROOT / "docs" / "images" / "rivals.png", dpi=110)
 
 
 def install(tool: str) -> Path:

@@ -102,8 +102,11 @@ def aimet(model: Path, arrays: Arrays, out: Path) -> None:
     """Defaults; written as QuantizeLinear and DequantizeLinear with integer constants."""
     import onnx
     from aimet_onnx import QuantizationSimModel
+    from aimet_onnx.utils import duplicate_shared_initializers
 
-    simulated = QuantizationSimModel(onnx.load(model), providers=["CPUExecutionProvider"])
+    loaded = onnx.load(model)
+    duplicate_shared_initializers(loaded.graph)  # it asks for that where weights are shared
+    simulated = QuantizationSimModel(loaded, providers=["CPUExecutionProvider"])
     simulated.compute_encodings(list(feeds(arrays)))
     onnx.save(simulated.to_onnx_qdq(prequantize_constants=True), out)
 
