@@ -124,7 +124,6 @@ def with_data(job: Job, feed: Feed) -> Outcome:
     )
     notes += [summary_of_bits(choices)] if choices else []
     first = builder.build()
-    # Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good witnesses.
     seen = None if calibration is held_out else calibration.limit(witnesses(builder))
     trial = Trial(job.reference, config, held_out, seen)
     if (ahead := looking_ahead(builder, first)) is not None:

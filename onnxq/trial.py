@@ -37,13 +37,16 @@ class Trial:
     held_out: Feed
     witnesses: Feed | None
     _heard: WeakKeyDictionary[Built, Verdict] = field(default_factory=WeakKeyDictionary)
+    _confirmed: WeakKeyDictionary[Built, bool] = field(default_factory=WeakKeyDictionary)
 
     def verdict(self, built: Built) -> Verdict:
         """What is said of ``built``; its figures are those of the held-out samples alone."""
         verdict = self._held_out(built)
         if not verdict.good or self.witnesses is None:
             return verdict
-        return replace(verdict, good=judge(self.reference, built.handed, self.witnesses, self.config).good)
+        if built not in self._confirmed:
+            self._confirmed[built] = judge(self.reference, built.handed, self.witnesses, self.config).good
+        return replace(verdict, good=self._confirmed[built])
 
     def better(self, first: tuple[Builder, Built], second: tuple[Builder, Built]) -> tuple[Builder, Built]:
         """The one that loses less on the held-out samples, by SQNR; ``first`` where they are equal."""

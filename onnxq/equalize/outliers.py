@@ -1,9 +1,9 @@
 """Channels that integers are too coarse for, multiplied in float beside a layer that multiplies the others.
 
-Trained transformers have a channel or two that are ten to thirty times as large as all others, in every sample the
-same. One scale for all channels then leaves the others few codes, and a factor that makes the large one small makes
-its weights large instead. Dettmers et al., LLM.int8() (NeurIPS 2022, section 3.2) multiply such channels in 16 bits,
-found anew in every input; here calibration knows them, and the graph says it:
+Trained transformers have a channel or two that are tens to hundreds of times as large as all others, the same in every
+sample, often for a few tokens only. One scale for all channels then leaves the others few codes, and a factor that
+makes the large one small makes its weights large instead. Dettmers et al., LLM.int8() (NeurIPS 2022, section 3.2)
+multiply such channels in 16 bits, found anew in every input; here calibration knows them, and the graph says it:
 
     x -+-> Mul by factors, 0 for those -> MatMul (integers) -> bias -+-> Add
        +-> Gather of those -> MatMul with their rows of the weight --+
@@ -18,7 +18,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.graph.edit import (
-    insert_before,
     integer,
     new_constant,
     new_node,
@@ -38,18 +37,27 @@ def take_out(readers: Sequence[ir.Node], channels: npt.NDArray[np.intp]) -> dict
     What the readers themselves do with those channels stays as it is: the caller makes it nothing. Returns the names of
     the nodes that were added, and what they are there for.
     """
-    first = readers[0]
-    value = first.inputs[0]
+    value = readers[0].inputs[0]
     assert value is not None
-    index = new_constant(owner(first), channels.astype(np.int64), name=f"{value.name}_outlying")
+    graph = owner(readers[0])
+    index = new_constant(graph, channels.astype(np.int64), name=f"{value.name}_outlying")
     picked = new_node("Gather", [value, index], name=f"{value.name}_picked", axis=-1)
     shape = None if value.shape is None else [*value.shape[:-1], channels.size]
     picked.outputs[0].type, picked.outputs[0].shape = value.type, None if shape is None else ir.Shape(shape)
-    insert_before(first, [picked])
+    insert_behind(value, graph, picked)
     added = [picked]
     for reader in readers:
         added += _beside(reader, picked.outputs[0], channels)
     return {node.name or "": _WHY for node in added}
+
+
+def insert_behind(value: ir.Value, graph: ir.Graph, node: ir.Node) -> None:
+    """Puts ``node``, which reads ``value``, into ``graph`` in front of all that may read what it writes."""
+    writer = value.producer()
+    if writer is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(writer, node)
 
 
 def _beside(reader: ir.Node, picked: ir.Value, channels: npt.NDArray[np.intp]) -> list[ir.Node]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.equalize.outliers import take_out
+from onnxq.equalize.outliers import insert_behind, take_out
 from onnxq.graph.edit import (
     float_constant,
     integer,
@@ -122,14 +122,11 @@ class Site:
     def _multiplied(self, factors: F64) -> dict[str, str]:
         value = self.readers[0].node.inputs[0]
         assert value is not None
-        graph, writer = owner(self.readers[0].node), value.producer()
+        graph = owner(self.readers[0].node)
         by = new_constant(graph, factors.astype(np.float32), name=f"{value.name}_factors")
         node = new_node("Mul", [value, by], name=f"{value.name}_equalized")
         node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-        if writer is None:
-            graph.insert_before(graph[0], node)
-        else:
-            graph.insert_after(writer, node)
+        insert_behind(value, graph, node)
         for reader in self.readers:
             set_input(reader.node, 0, node.outputs[0])
         return {node.name or "": "makes channels alike before they are rounded"}
