@@ -15,7 +15,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -118,12 +117,7 @@ def measure(name: str, model: Path, samples: Path, count: int, repeats: int) -> 
 
 def child(tool: str, model: Path, samples: Path, count: int) -> dict[str, float]:
     """`seconds` and `peak_mb` of one quantization in a process of its own."""
-    command = [sys.executable, __file__, "--child", tool, str(model), str(samples), str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
-    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return figures
+    return harness.child([sys.executable, __file__, "--child", tool, str(model), str(samples), str(count)])
 
 
 def _work(tool: str, model: Path, samples: Path, count: int) -> dict[str, float]:

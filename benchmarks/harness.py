@@ -116,6 +116,18 @@ def attempt(what: str, action: Callable[[], T]) -> tuple[T | None, str | None]:
         return None, text
 
 
+def child(command: Sequence[str], **options: Any) -> dict[str, float]:
+    """What a child process prints as JSON on its last line; RuntimeError with the last line of its errors if it fails.
+
+    `options` as those of `subprocess.run`.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
+    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
+
+
 def machine() -> dict[str, Any]:
     """What the figures were taken on and with."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import latency
 import networks
 import numpy as np
 
@@ -42,8 +43,7 @@ RIVALS = {
 TOOLS = ("onnxq", "quantize_static", *RIVALS)
 FLOAT = "float"
 TIMED = 8
-CALIBRATION_SEED, UNSEEN_SEED = 1001, 1002
-UNSEEN = 32
+UNSEEN = 32  # inputs that networks are judged on
 
 
 def main() -> None:
@@ -124,7 +124,8 @@ def measure(name: str, folder: Path, pythons: dict[str, Path], options: argparse
         out.parent.mkdir()
 
         def made(tool: str = tool, python: Path = python, out: Path = out) -> dict[str, Any]:
-            found = child(python, tool, model, folder / "calibration.npz", out)
+            command = [str(python), str(WORKER), tool, str(model), str(folder / "calibration.npz"), str(out)]
+            found = harness.child(command, timeout=1800, cwd=out.parent)
             return {**found, **judge(out), "bytes": sum(f.stat().st_size for f in out.parent.iterdir())}
 
         figures, error = harness.attempt(f"{tool} on {name}", made)
@@ -142,37 +143,19 @@ def measure(name: str, folder: Path, pythons: dict[str, Path], options: argparse
 
 def sources(name: str, samples: int) -> tuple[Path, dict[str, Any], dict[str, Any], Any]:
     """(float model, calibration arrays, unseen arrays, what judges a file) of a model or network."""
-    if name.startswith("net:"):
-        network = name.removeprefix("net:")
-        path = networks.build(network)
-        calibration = networks.inputs(network, samples, CALIBRATION_SEED)
-        unseen, labels, metric = networks.inputs(network, UNSEEN, UNSEEN_SEED), None, None
-    else:
-        task = harness.TASKS[name]
-        path, metric = task.path, task.metric
-        calibration = harness.cast(task.inputs("calib", samples), path)
-        arrays = task.arrays("test")
-        labels = arrays.pop("labels", None)
-        unseen = harness.cast({task.array: arrays[task.array]}, path)
+    labels = None if name.startswith("net:") else harness.TASKS[name].arrays("test")["labels"]
+    path, calibration, unseen = latency.sources(name, samples, UNSEEN if labels is None else len(labels))
     reference = harness.outputs(path, unseen)
 
     def judge(file: Path) -> dict[str, Any]:
         found = harness.outputs(file, unseen)
         same, rows = agreement(reference, found)
         figures = {"sqnr_db": sqnr_db(centred(reference), centred(found)), "agreement": same / rows}
-        return figures if metric is None else {**figures, "score": harness.score(metric, found, labels)}
+        if labels is None:
+            return figures
+        return {**figures, "score": harness.score(harness.TASKS[name].metric, found, labels)}
 
     return path, calibration, unseen, judge
-
-
-def child(python: Path, tool: str, model: Path, calibration: Path, out: Path) -> dict[str, float]:
-    """`seconds` and `peak_mb` of one quantization in a process of its own."""
-    command = [str(python), str(WORKER), tool, str(model), str(calibration), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800, cwd=out.parent)
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
-    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return figures
 
 
 if __name__ == "__main__":
