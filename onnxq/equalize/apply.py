@@ -63,9 +63,9 @@ class _Found:
     noise: float
 
     @property
-    def taken(self) -> int:
-        """Channels taken out."""
-        return int(np.count_nonzero(self.factors == 0))
+    def taken(self) -> bool:
+        """Whether channels are taken out."""
+        return bool((self.factors == 0).any())
 
 
 def equalized(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.graph.edit import (
+    insert_behind,
     integer,
     new_constant,
     new_node,
@@ -49,15 +50,6 @@ def take_out(readers: Sequence[ir.Node], channels: npt.NDArray[np.intp]) -> dict
     for reader in readers:
         added += _beside(reader, picked.outputs[0], channels)
     return {node.name or "": _WHY for node in added}
-
-
-def insert_behind(value: ir.Value, graph: ir.Graph, node: ir.Node) -> None:
-    """Puts ``node``, which reads ``value``, into ``graph`` in front of all that may read what it writes."""
-    writer = value.producer()
-    if writer is None:
-        graph.insert_before(graph[0], node)
-    else:
-        graph.insert_after(writer, node)
 
 
 def _beside(reader: ir.Node, picked: ir.Value, channels: npt.NDArray[np.intp]) -> list[ir.Node]:

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.equalize.outliers import insert_behind, take_out
+from onnxq.equalize.outliers import take_out
 from onnxq.graph.edit import (
     float_constant,
+    insert_behind,
     integer,
     is_op,
     new_constant,

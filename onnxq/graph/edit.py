@@ -184,3 +184,12 @@ def supersede(old: ir.Value, new: ir.Value) -> None:
 def insert_before(node: ir.Node, new: Iterable[ir.Node]) -> None:
     """Puts ``new`` nodes, in order, right before ``node``."""
     owner(node).insert_before(node, tuple(new))
+
+
+def insert_behind(value: ir.Value, graph: ir.Graph, node: ir.Node) -> None:
+    """Puts ``node``, which reads ``value``, into ``graph`` in front of all that may read what it writes."""
+    writer = value.producer()
+    if writer is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(writer, node)
