@@ -309,11 +309,12 @@ def test_a_candidate_is_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_mean_that_no_bias_can_restore_counts_as_error(tmp_path: Path, bias: bool) -> None:
     from dataclasses import replace
 
+    from sums import moments_of
+
     from onnxq.formats import WeightFormat
     from onnxq.graph.linear_layer import LinearLayer
     from onnxq.numerics import INT4
     from onnxq.ranges import fitted
-    from onnxq.ranges.moments import observe_moments
 
     n = Net(5)
     n.linear("x", 24, 16, name="mm", bias=bias, out="y")
@@ -321,7 +322,7 @@ def test_a_mean_that_no_bias_can_restore_counts_as_error(tmp_path: Path, bias: b
     data = [{"x": np.abs(f["x"]) + 1} for f in feeds(proto, 30)]
     target = replace(TARGETS["x86-vnni"], weights=INT4)
     parameters = Builder(prepared(proto), Config(), target, data, tmp_path).draft({}).parameters
-    moments = observe_moments(np.concatenate([f["x"] for f in data])[None], full=True)
+    moments = moments_of(np.concatenate([f["x"] for f in data])[None], full=True)
     weight = LinearLayer((24, 16), False).matrix(n.constants["mm_w"]).astype(np.float64)
     how = {"qtype": INT4, "method": "mse", "objective": "auto", "rounding": "auto", "least": np.zeros(())}
     expected, other = (

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.graph.linear_layer import LinearLayer
-from onnxq.ranges.moments import Moments, observe_moments
+from onnxq.ranges.moments import Moments, MomentSums
 from onnxq.scratch import Scratch
 
 Array = npt.NDArray[np.float32]
@@ -35,9 +35,9 @@ class LayerInputs:
     """Collects the ``Moments`` of one layer's inputs."""
 
     def __init__(self, read: LayerInput, scratch: Scratch) -> None:
-        self._read, self._scratch = read, scratch
+        self._read = read
         self._waiting: list[Array] = []
-        self._sum: Moments | None = None
+        self._sums = MomentSums(full=read.full, zeros=lambda shape: scratch.zeros(shape, np.dtype(np.float64)))
         self._samplers: dict[tuple[int, ...], Callable[[Array], Array]] = {}
 
     def add(self, array: npt.NDArray[Any]) -> None:
@@ -53,16 +53,8 @@ class LayerInputs:
         """Those of all that was added, at least one array."""
         if self._waiting:
             self._multiply()
-        assert self._sum is not None
-        return self._sum
+        return self._sums.moments()
 
     def _multiply(self) -> None:
-        found = observe_moments(np.concatenate(self._waiting, axis=1), full=self._read.full)
+        self._sums.add(np.concatenate(self._waiting, axis=1))
         self._waiting.clear()
-        if self._sum is None:
-            self._sum = Moments(found.count, found.total, self._scratch.zeros(found.second.shape, found.second.dtype))
-            self._sum.second[...] = found.second
-        else:
-            second = self._sum.second
-            second += found.second
-            self._sum = Moments(self._sum.count + found.count, self._sum.total + found.total, second)

@@ -92,8 +92,7 @@ class Read:
     def carried(self, rows: F32) -> F64:
         """``[R]`` the energy of the outputs for each of ``rows``, never quite 0; places of a kernel are added up."""
         groups, inner = self.weight.shape[:2]
-        made = rows.reshape(-1, groups, inner).transpose(1, 0, 2) @ self.some.reshape(groups, inner, -1)
-        energy = np.square(made, dtype=np.float64).sum(axis=(0, 2))
+        energy = _energies(rows.reshape(-1, groups, inner).transpose(1, 0, 2), self.some.reshape(groups, inner, -1))
         least = max(_LEAST * float(np.median(energy)), _LEAST**2 * float(energy.mean()), np.finfo(np.float32).tiny)
         found: F64 = np.maximum(energy, least)
         return found
@@ -294,9 +293,9 @@ def trial(reads: Sequence[Read], factors: F64, method: str) -> float:
         most = max(_FEWEST_ROWS, _WORK // (2 * max(1, full.size)))
         step = spread_step(len(read.tried), most)
         rows = read.tried[::step]
-        scaled = (rows * factors).astype(np.float32)
+        scaled = rows * factors.astype(np.float32)
         if read.activation_bits:
-            seen = observe((read.rows * factors).astype(np.float32), tensor="")
+            seen = observe(read.rows * factors.astype(np.float32), tensor="")
             qtype = QType(read.activation_bits, signed=False)
             if seen is not None:
                 scaled = activation_params(seen, qtype=qtype, method=method).fake_quantize(scaled)
@@ -306,11 +305,22 @@ def trial(reads: Sequence[Read], factors: F64, method: str) -> float:
         if read.weight_bits:
             weight = _rounded(weight, replace(read, weight=full))
         flat = (groups, inner, places * outer)
-        lost = noisy @ weight.reshape(flat) - plain @ full.reshape(flat)
-        energy = np.square(lost, dtype=np.float64).sum(axis=(0, 2))
+        both = np.concatenate([weight.reshape(flat), full.reshape(flat)], axis=1)
+        energy = _energies(np.concatenate([noisy, -plain], axis=2), both)
         whole = read.whole or read
         noise += float((energy / whole.carried(whole.tried[::step])).mean())
     return noise
+
+
+def _energies(rows: F32, weight: F32) -> F64:
+    """``[R]`` the energy of ``rows @ weight``, all groups added up; ``rows: [g, R, n]``, ``weight: [g, n, m]``."""
+    if weight.shape[2] > weight.shape[1]:
+        # What an orthogonal matrix makes of outputs has their energy, and can be chosen to have no more of them than
+        # inputs.
+        weight = np.asarray(np.linalg.qr(weight.transpose(0, 2, 1), mode="r")).transpose(0, 2, 1)
+    made = rows @ weight
+    energies: F64 = np.square(made, out=made).sum(axis=(0, 2), dtype=np.float64)
+    return energies
 
 
 def _rounded(weight: F32, read: Read) -> F32:

@@ -77,6 +77,7 @@ def fitted(
         seen = moments.matrix(centred=centred) if moments.full else moments.squares(centred=centred)
         metric = Metric.of(seen, moments.count) if together else None
         second = seen.astype(np.float32) if "gain" in restore else None
+        del seen  # the largest there is
     least = np.broadcast_to(least, weight.shape[:2])
     codes, scales = np.empty(weight.shape, np.int16), np.empty(weight.shape[:2])
     for part in (slice(None),) if stored.codebook or outputs is not None else channel_parts(weight.shape):

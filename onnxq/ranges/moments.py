@@ -8,7 +8,8 @@ covariance ``C = H - E[x] E[x]^T``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from onnxq.errors import NumericsError
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+
+_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +72,39 @@ class Moments:
         if not self.full:
             return self.squares(centred=centred)[:, :, None] * np.eye(self.total.shape[1])
         raw: F64 = self.second / self.count
-        return raw - self.mean[:, :, None] * self.mean[:, None, :] if centred else raw
+        if centred:
+            for rows in range(0, raw.shape[1], _ROWS):  # the product as a whole would be another such matrix
+                part = slice(rows, rows + _ROWS)
+                raw[:, part] -= self.mean[:, part, None] * self.mean[:, None, :]
+        return raw
 
 
-def observe_moments(rows: F32, *, full: bool) -> Moments:
-    """The ``Moments`` of ``rows: [g, R, n]``, R inputs of each group.
+class MomentSums:
+    """Adds up the ``Moments`` of rows that come some at a time; the array of second moments is made by ``zeros``.
 
-    Products are taken in float32 and added up in float64: a batch holds few enough for that.
+    Products are taken in float32 and added up in float64: some rows are few enough for that.
     """
-    if full:
-        second = np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
-    else:
-        second = np.einsum("grn,grn->gn", rows, rows, dtype=np.float64)
-    return Moments(rows.shape[1], rows.sum(axis=1, dtype=np.float64), second)
+
+    def __init__(self, *, full: bool, zeros: Callable[[tuple[int, ...]], F64] = np.zeros) -> None:
+        self._full, self._zeros = full, zeros
+        self._sum: Moments | None = None
+
+    def add(self, rows: F32) -> None:
+        """Take in ``rows: [g, R, n]``, R inputs of each group."""
+        groups, count, n = rows.shape
+        if self._sum is None:
+            second = self._zeros((groups, n, n) if self._full else (groups, n))
+            self._sum = Moments(count, np.zeros((groups, n)), second)
+        else:
+            self._sum = replace(self._sum, count=self._sum.count + count)
+        self._sum.total[...] += rows.sum(axis=1, dtype=np.float64)
+        if self._full:
+            self._sum.second[...] += np.matmul(rows.transpose(0, 2, 1), rows)
+        else:
+            self._sum.second[...] += np.einsum("grn,grn->gn", rows, rows, dtype=np.float64)
+
+    def moments(self) -> Moments:
+        """Those of all rows that came, at least one; adding more changes them."""
+        if self._sum is None:
+            raise NumericsError("moments are those of at least one input")
+        return self._sum

@@ -247,6 +247,16 @@ def test_the_trial_is_the_error_that_rounding_makes() -> None:
     assert trial([Read(rows, weight, 8, 4)], factors, "minmax") == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 40), (40, 6), (1, 9)])
+def test_energies_are_those_of_all_outputs(inputs: int, outputs: int) -> None:
+    from onnxq.equalize.factors import _energies
+
+    rng = np.random.default_rng(3)
+    rows, weight = (rng.standard_normal((3, *n)).astype(np.float32) for n in ((50, inputs), (inputs, outputs)))
+    expected = np.square(rows.astype(np.float64) @ weight).sum(axis=(0, 2))
+    np.testing.assert_allclose(_energies(rows, weight), expected, rtol=1e-5)
+
+
 def test_factors_that_only_suit_the_rows_that_were_seen_are_not_taken() -> None:
     """Channels whose rows by chance were small: scaled up, others would be clipped."""
     rows = rand(300, 16).astype(np.float32)

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from sums import moments_of
 
 from onnxq.errors import ConfigError, NumericsError
 from onnxq.numerics import INT4, INT8_NARROW, QType, round_half_even
 from onnxq.ranges import Moments, layer_steps, mean_shift, optimum_output
 from onnxq.ranges.layer import concrete, with_gain
-from onnxq.ranges.moments import observe_moments
+from onnxq.ranges.moments import MomentSums
 from onnxq.ranges.optimum_output import optimal_output_steps
 from onnxq.ranges.samples import F64
 
@@ -52,11 +53,18 @@ def codes_of(weight: F64, step: F64, qtype: QType) -> F64:
 def test_moments_are_those_of_the_data_however_it_is_cut(full: bool) -> None:
     x = inputs(2, 300, 5)
     cuts = [0, 1, 50, 299, 300]
-    parts = [observe_moments(x[:, a:b], full=full) for a, b in pairwise(cuts)]
+    parts = [moments_of(x[:, a:b], full=full) for a, b in pairwise(cuts)]
     found = ((parts[0] + parts[1]) + parts[2]) + parts[3]
     other = parts[0] + (parts[1] + (parts[2] + parts[3]))
     assert found.count == other.count == 300
     np.testing.assert_allclose(found.second, other.second, rtol=1e-12)
+    sums = MomentSums(full=full)
+    for a, b in pairwise(cuts):
+        sums.add(x[:, a:b])
+    streamed = sums.moments()
+    assert streamed.count == 300
+    np.testing.assert_allclose(streamed.total, found.total, rtol=1e-12)
+    np.testing.assert_allclose(streamed.second, found.second, rtol=1e-12)
     exact = x.astype(np.float64)
     np.testing.assert_allclose(found.mean, exact.mean(axis=1), rtol=1e-6)
     np.testing.assert_allclose(found.squares(centred=False), np.square(exact).mean(axis=1), rtol=1e-5)
@@ -70,10 +78,12 @@ def test_moments_are_those_of_the_data_however_it_is_cut(full: bool) -> None:
 def test_moments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(NumericsError, match="at least one"):
         Moments(0, np.zeros((1, 2)), np.zeros((1, 2)))
+    with pytest.raises(NumericsError, match="at least one"):
+        MomentSums(full=True).moments()
     with pytest.raises(NumericsError, match="do not fit"):
         Moments(1, np.zeros((1, 2)), np.zeros((1, 3)))
     with pytest.raises(NumericsError, match="do not add up"):
-        _ = observe_moments(inputs(1, 4, 2), full=True) + observe_moments(inputs(1, 4, 2), full=False)
+        _ = moments_of(inputs(1, 4, 2), full=True) + moments_of(inputs(1, 4, 2), full=False)
 
 
 # -- the line search ------------------------------------------------------------------------------------------------
@@ -106,7 +116,7 @@ def best_of_cells(weight: F64, second: F64, qtype: QType, *, any_scale: bool) ->
 def test_every_cell_is_visited_up_to_4_bits(shape, qtype, any_scale) -> None:
     weight = RNG.standard_normal(shape)
     weight[0, 0, :4] = [0.5, -0.5, 0.0, 1.0]  # ties and zeros
-    second = observe_moments(inputs(shape[0], 60, shape[2]), full=True).matrix(centred=True)
+    second = moments_of(inputs(shape[0], 60, shape[2]), full=True).matrix(centred=True)
     start = np.abs(weight).max(axis=2) / qtype.qmax
     steps = optimal_output_steps(weight, second, qmin=qtype.qmin, qmax=qtype.qmax, start=start, any_scale=any_scale)
     codes = codes_of(weight, steps, qtype)
@@ -118,7 +128,7 @@ def test_every_cell_is_visited_up_to_4_bits(shape, qtype, any_scale) -> None:
 
 def test_runs_and_parts_do_not_change_the_result(monkeypatch) -> None:
     weight = RNG.standard_normal((3, 5, 24))
-    second = observe_moments(inputs(3, 100, 24), full=True).matrix(centred=False)
+    second = moments_of(inputs(3, 100, 24), full=True).matrix(centred=False)
     how = {"qmin": -7, "qmax": 7, "start": np.abs(weight).max(axis=2) / 7, "any_scale": True}
     expected = optimal_output_steps(weight, second, **how)
     monkeypatch.setattr(optimum_output, "LEAST_RUN", 1)
@@ -131,7 +141,7 @@ def test_runs_and_parts_do_not_change_the_result(monkeypatch) -> None:
 def test_at_8_bits_more_cells_only_help(monkeypatch) -> None:
     """The bracket is no bound: it never loses to its start, nor wins against a wider one."""
     weight = RNG.laplace(size=(1, 12, 48))
-    second = observe_moments(inputs(1, 400, 48), full=True).matrix(centred=True)
+    second = moments_of(inputs(1, 400, 48), full=True).matrix(centred=True)
     start = np.abs(weight).max(axis=2) / 127 * 0.95
     how = {"qmin": -127, "qmax": 127, "start": start, "any_scale": True}
 
@@ -175,7 +185,7 @@ def output_error(weight: F64, read: F64, x: np.ndarray, *, mean: bool) -> F64:
 def test_output_beats_tensor_on_what_it_minimises(qtype, restore) -> None:
     x = inputs(2, 2000, 30)
     weight = RNG.laplace(size=(2, 8, 30))
-    moments = observe_moments(x, full=True)
+    moments = moments_of(x, full=True)
     errors = {}
     for objective in ("tensor", "output"):
         found = layer_scales(weight, moments, qtype=qtype, method="mse", objective=objective, restore=restore)
@@ -207,7 +217,7 @@ def test_the_gain_is_restored(full) -> None:
     if not full:  # a diagonal knows the slope only of inputs that are not correlated
         x = RNG.standard_normal((3, 200_000, 12)).astype(np.float32)
     weight = RNG.laplace(size=(3, 4, 12))
-    moments = observe_moments(x, full=full)
+    moments = moments_of(x, full=full)
     found = layer_scales(
         weight, moments, qtype=QType(3, signed=True), method="minmax", objective="tensor", restore="mean+gain"
     )
@@ -223,7 +233,7 @@ def test_the_mean_is_restored() -> None:
     x = inputs(2, 300, 10)
     weight = RNG.standard_normal((2, 3, 10))
     read = round_half_even(weight)
-    shift = mean_shift(weight, read, observe_moments(x, full=False))
+    shift = mean_shift(weight, read, moments_of(x, full=False))
     before = np.matmul(x.astype(np.float64), weight.transpose(0, 2, 1)).mean(axis=1)
     after = np.matmul(x.astype(np.float64), read.transpose(0, 2, 1)).mean(axis=1)
     np.testing.assert_allclose(after.reshape(-1) + shift, before.reshape(-1), atol=1e-5)
@@ -242,7 +252,7 @@ def test_dead_channels_and_silent_inputs() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    moments = observe_moments(inputs(1, 10, 4), full=True)
+    moments = moments_of(inputs(1, 10, 4), full=True)
     how = {"qtype": INT4, "objective": "output", "restore": "none"}
     with pytest.raises(ConfigError, match="no range method"):
         layer_scales(np.ones((1, 2, 4)), moments, method="nosuch", **how)

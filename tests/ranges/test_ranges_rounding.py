@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from sums import moments_of
 
 from onnxq.formats import weight_format
 from onnxq.numerics import INT8_NARROW, QType
@@ -13,7 +14,6 @@ from onnxq.ranges import Moments
 from onnxq.ranges.blocks import in_blocks
 from onnxq.ranges.fit import fitted
 from onnxq.ranges.grids import block_grid, codebook_grid, uniform_grid
-from onnxq.ranges.moments import observe_moments
 from onnxq.ranges.rounding import Grid, Metric, compensated, coupled
 from onnxq.ranges.samples import F64
 
@@ -114,7 +114,7 @@ def test_a_large_layer_is_fitted_some_channels_at_a_time(
     monkeypatch: pytest.MonkeyPatch, text: str, restore: str
 ) -> None:
     weight, inputs = RNG.standard_normal((2, 30, 20)), RNG.standard_normal((2, 300, 20)).astype(np.float32)
-    moments = observe_moments(inputs @ correlated(2, 20).astype(np.float32), full=True)
+    moments = moments_of(inputs @ correlated(2, 20).astype(np.float32), full=True)
     how = {**HOW, "rounding": "auto", "restore": restore, "objective": "auto"}
     whole = fitted(weight, moments, stored=weight_format(text), **how)
     monkeypatch.setattr("onnxq.ranges.samples.PART", 200)
@@ -164,7 +164,7 @@ HOW = {
 def test_every_format_keeps_within_its_codes(text: str, known: bool) -> None:
     weight = RNG.standard_normal((2, 6, 40))
     weight[0, 2] = 0.0
-    moments = observe_moments(RNG.standard_normal((2, 500, 40)).astype(np.float32), full=True) if known else None
+    moments = moments_of(RNG.standard_normal((2, 500, 40)).astype(np.float32), full=True) if known else None
     stored = weight_format(text)
     found = fitted(weight, moments, stored=stored, **{**HOW, "rounding": "auto", "restore": "mean+gain"})
     assert np.array_equal(found.codes, np.rint(found.codes))
