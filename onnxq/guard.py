@@ -116,7 +116,7 @@ def repair(
     nothing is good, the best one by (agreement, SQNR). ``noise_alone`` gives the relative noise energy at the outputs
     of a draft with the given nodes kept float.
     """
-    if verdict.good or not first.plan.anchors:
+    if verdict.good or not first.plan.layers:
         return first, verdict, ()
     ranking = _ranking(first, noise_alone, progress)
     tried: dict[tuple[int, Storage | None], tuple[Built, Verdict]] = {(0, None): (first, verdict)}
@@ -156,13 +156,14 @@ def _ranking(
     noise_alone: Callable[[Mapping[str, KeptFloat]], float],
     progress: Callable[[int, int], None] | None,
 ) -> list[str]:
-    """The anchors of ``first``, the noisiest one first."""
+    """The layers of ``first``, the noisiest one first."""
     noise: dict[str, float] = {}
-    for done, name in enumerate(first.plan.anchors, start=1):
-        others = {n: KeptFloat("quantized alone") for n in first.plan.anchors if n != name}
+    layers = first.plan.layers
+    for done, name in enumerate(layers, start=1):
+        others = {n: KeptFloat("quantized alone") for n in layers if n != name}
         noise[name] = noise_alone({**first.kept_float, **others})
         if progress is not None:
-            progress(done, len(first.plan.anchors))
+            progress(done, len(layers))
     return sorted(noise, key=lambda n: -noise[n])
 
 
@@ -203,5 +204,5 @@ def references(float_model: bytes | Path, feeds: Feeds) -> References:
 def summary(plan: Plan, given_back: tuple[str, ...]) -> str:
     """One line for the user about what was given back."""
     shown = ", ".join(given_back[:4]) + (", ..." if len(given_back) > 4 else "")
-    total = len(plan.anchors) + len(given_back)
+    total = len(plan.layers) + len(given_back)
     return f"{len(given_back)} of {total} layers stay float because they cost too much accuracy: {shown}"

@@ -253,14 +253,15 @@ def _weights(model: ir.Model) -> dict[str, ir.Value]:
 def _bytes(model: ir.Model, plan: Plan, integer: bool) -> int:
     """Float bytes of the weights that are read by integer kernels, or of those that are stored as int8 only."""
     weights = _weights(model)
-    for_integers = {w.tensor for w in plan.weights if w.storage.computes}
+    layers = set(plan.layers)
+    for_integers = {w.tensor for w in plan.weights if w.node in layers}
     others = {w.tensor for w in plan.weights} - for_integers
     names = for_integers if integer else others
     return sum(t.nbytes for n in names if n in weights and (t := weights[n].const_value) is not None)
 
 
 def _by_op(model: ir.Model, plan: Plan) -> tuple[tuple[OpOutlook, ...], tuple[LeftGroup, ...]]:
-    integer, stored = set(plan.integer), {w.node for w in plan.weights if not w.storage.computes}
+    integer, stored = {*plan.integer, *plan.layers}, {w.node for w in plan.weights if not w.storage.computes}
     reasons = {s.node: s.reason for s in plan.skipped}
     taken_in = _absorbed(model, integer)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])

@@ -135,10 +135,10 @@ def _never_slower(job: Job, outcome: Outcome) -> Outcome:
         return outcome
     job.tell("latency", 0, None)
     outcome = _timed(job, outcome)
-    if not _slower(outcome) or not outcome.built.plan.anchors or job.config.simulated:
+    if not _slower(outcome) or not outcome.built.plan.layers or job.config.simulated:
         return outcome
     reason = KeptFloat("its integer kernel made the model slower than float on this machine", Storage.PACKED)
-    built = outcome.builder.build({**outcome.built.kept_float, **dict.fromkeys(outcome.built.plan.anchors, reason)})
+    built = outcome.builder.build({**outcome.built.kept_float, **dict.fromkeys(outcome.built.plan.layers, reason)})
     verdict = None
     if outcome.held_out is not None:
         verdict = judge(job.reference, built.handed, outcome.held_out.limit(JUDGED_FEEDS), job.config)
@@ -164,7 +164,7 @@ def _slower(outcome: Outcome) -> bool:
 
 def _result(job: Job, outcome: Outcome, notes: tuple[str, ...]) -> Result:
     built = outcome.built
-    if not built.plan.anchors and any(k.reason == NOT_WORTH_IT for k in built.kept_float.values()):
+    if not built.plan.layers and any(k.reason == NOT_WORTH_IT for k in built.kept_float.values()):
         notes = (*notes, NOTHING_PAYS)
     unused = tuple(f"rule '{rule}' matched no node" for rule in built.plan.unused_rules)
     config = outcome.builder.config

@@ -19,6 +19,7 @@ from onnxq.emit.held import clipped, float_pooling
 from onnxq.emit.nbits import block_matmul
 from onnxq.emit.packed import expanded
 from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
+from onnxq.emit.recurrent import Gates, gates, integer_lstm
 from onnxq.emit.short_names import shorten
 from onnxq.errors import ModelError
 from onnxq.graph.copying import copy_model
@@ -105,6 +106,7 @@ class _Writer(Pieces):
         self._weight_of = {w.node: w for w in plan.weights if w.storage.computes}
         self._accuracy_level, self._native = plan.accuracy_level, plan.native
         self._packed: dict[str, npt.NDArray[np.integer]] = {}
+        self._recurrent: dict[str, dict[int, Gates]] = {}
 
     # -- the parts of a plan ---------------------------------------------------------------------------------------
 
@@ -117,6 +119,9 @@ class _Writer(Pieces):
         key = (id(graph), weight_key(weight), spelled, weight.shift)
         if weight.storage is Storage.GATHERED:
             self._gather(node, weight, quantized)
+            return
+        if weight.storage is Storage.DYNAMIC and is_op(node, "LSTM"):
+            self._gates(node, weight, quantized)
             return
         if weight.storage is Storage.DYNAMIC:
             self._dynamic(node, weight, quantized)
@@ -174,6 +179,20 @@ class _Writer(Pieces):
         replace_value(node.outputs[0], rows)
         self.take_over(node.outputs[0], rows)
         graph.remove(node, safe=True)
+
+    def _gates(self, node: ir.Node, weight: Weight, quantized: Quantized) -> None:
+        """One weight of an LSTM, ``[directions, 4 units, inputs]``; with the other one the node becomes integer."""
+        key = (id(graph_of(node)), weight_key(weight), "gates")
+        if key not in self.made:
+            codes = np.ascontiguousarray(quantized.codes.transpose(0, 2, 1))
+            place = Before(node)
+            self.made[key] = expanded(
+                self, codes, weight.stored, PerAxis(2), weight.tensor, place=place, native=self._native
+            )
+        known = self._recurrent.setdefault(weight.node, {})
+        known[weight.index] = gates(self, node, self.made[key], quantized.params, weight.tensor)
+        if len(known) == 2:
+            integer_lstm(self, node, known)
 
     def _dynamic(self, node: ir.Node, weight: Weight, quantized: Quantized) -> None:
         """``(q(x) W_q) * (s_x s_w) + bias``, the range of ``x`` measured at every run.

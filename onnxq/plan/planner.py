@@ -58,8 +58,8 @@ def make_plan(
         name = node.name or ""
         rule = rules.first(node)
         if rule is not None and rule.precision in ("float", "stored"):
-            packed = rule.precision == "stored" and ops.weight_slot(node) is not None
-            refused[name] = KeptFloat(f"kept float by rule '{rule.match}'", Storage.PACKED if packed else None)
+            weight = Storage.PACKED if rule.precision == "stored" else None
+            refused[name] = KeptFloat(f"kept float by rule '{rule.match}'", weight)
         if rule is not None and rule.precision == "int8-gemm":
             products.add(name)
         if ops.weight_slot(node) is not None:
@@ -77,13 +77,21 @@ def make_plan(
     skipped = [
         Skipped(name, node.op_type, refused[name].reason)
         for name, node in by_name.items()
-        if name in refused and (ops.weight_slot(node) is not None or ops.can_follow(node))
+        if name in refused and (ops.weight_slot(node) or ops.can_follow(node) or ops.has_integer_recurrence(node))
     ]
     chosen = {**anchors, **integer}
     points = _points(model, chosen, anchors, target)
     fused = fused_products(anchors, points) if config.operators == "onnxruntime" else frozenset()
     weights = [w for k, n in anchors.items() for w in anchor_weights(n, target, formats[k], fused, products)]
-    stored = stored_weights(model, anchors, refused, target, formats, blocks=config.operators == "onnxruntime")
+    stored = stored_weights(
+        model,
+        anchors,
+        refused,
+        target,
+        formats,
+        own_operators=config.operators == "onnxruntime",
+        recurrences=config.operators == "onnxruntime" and not config.simulated,
+    )
     float_biases = [
         replace(b, storage=w.storage)
         for w in stored

@@ -54,7 +54,7 @@ class Storage(Enum):
 
     INTEGER = "integer kernel"  # DequantizeLinear in front of a node that runs in an integer kernel
     FUSED = "integer kernel with float bias"  # MatMulIntegerToFloat, which only onnxruntime knows
-    DYNAMIC = "integer kernel, activation range at run time"  # needs no calibration; linear layers only
+    DYNAMIC = "integer kernel, activation range at run time"  # needs no calibration; linear layers and LSTM
     PACKED = "stored int8, computed float"  # expanded once when the runtime loads the model
     GATHERED = "int8 table, rows dequantized"  # embedding: only the rows that are read become float
     BLOCKS = (
@@ -124,7 +124,7 @@ class Skipped:
 class KeptFloat:
     """Why a node cannot have a fixed activation range, and what its weight may become all the same.
 
-    ``weight``: None leaves it float; ``DYNAMIC`` falls back to ``PACKED`` for nodes that are no linear layers.
+    ``weight``: None leaves it float; ``DYNAMIC`` falls back to ``PACKED`` for nodes that have no such kernel.
     """
 
     reason: str
@@ -145,6 +145,11 @@ class Plan:
     unused_rules: tuple[str, ...] = ()
     accuracy_level: int = 0  # of MatMulNBits; 0: the runtime's own choice
     native: bool = False  # whether weights of 4 bits become int4 tensors
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the nodes whose weights are multiplied in integers, with fixed ranges or those of the run."""
+        return tuple(dict.fromkeys([*self.anchors, *(w.node for w in self.weights if w.storage is Storage.DYNAMIC)]))
 
     @property
     def observed(self) -> tuple[str, ...]:

@@ -88,11 +88,13 @@ def stored_weights(
     target: Target,
     formats: Mapping[str, WeightFormat],
     *,
-    blocks: bool,
+    own_operators: bool,
+    recurrences: bool,
 ) -> list[Weight]:
-    """Weights of float nodes that are stored as integers all the same: the file shrinks, the computation stays.
+    """Weights that need no ranges of activations: of float nodes, stored as integers all the same, and of LSTM.
 
-    ``blocks``: whether MatMulNBits may be used, which only onnxruntime knows.
+    ``own_operators``: whether nodes that only onnxruntime knows may be used (MatMulNBits); ``recurrences``: whether
+    LSTM shall run in such a one.
     """
     found: list[Weight] = []
     for node in nodes(model):
@@ -107,13 +109,16 @@ def stored_weights(
             storage = Storage.PACKED
             if node.op_type == "Gather":
                 storage = Storage.GATHERED
+            elif recurrences and ops.has_integer_recurrence(node):
+                wish = refused[name].weight if name in refused else Storage.DYNAMIC
+                storage = Storage.PACKED if wish is Storage.PACKED else Storage.DYNAMIC
             elif name in refused and ops.can_be_dynamic(node):
                 wish = refused[name].weight
-                if wish is Storage.BLOCKS and blocks and _fits_blocks(formats.get(name)):
+                if wish is Storage.BLOCKS and own_operators and _fits_blocks(formats.get(name)):
                     found.append(_in_blocks(node, value.name or "", formats[name]))
                     continue
                 # Where 4 bits are too few, a kernel that measures its input at run time is the fast one.
-                if wish is Storage.DYNAMIC or (wish is Storage.BLOCKS and blocks):
+                if wish is Storage.DYNAMIC or (wish is Storage.BLOCKS and own_operators):
                     storage = Storage.DYNAMIC
             shape = tuple(weight.shape.numpy())
             linear = ops.weight_slot(node) is not None
