@@ -51,6 +51,8 @@ Tell = Callable[[str, int, "int | None"], None]
 _PARTS = 3
 _STEPS = 160
 _FULL_STEPS = 1500
+# Seconds for iterative where nobody said how long: its training gains what it does in the first of them.
+_ITERATIVE_SECONDS = 540.0
 _RATES = (1e-3, 3e-3)
 # New inputs for each sample, more than enough for the steps that there is time for, and what they may take together.
 _GENERATED = 8
@@ -86,6 +88,7 @@ class Adapter:
         Raises ``RuntimeFailure`` where the level needs the training runtime and there is none to be had.
         """
         self._begun = time.monotonic()
+        self._seconds = self.config.adapt_seconds or (_ITERATIVE_SECONDS if level == "iterative" else 0.0)
         self._engine = None
         self._rates: tuple[float, ...] = _RATES
         if level != "fast":
@@ -294,6 +297,4 @@ class Adapter:
 
     def _seconds_left(self) -> float | None:
         """None: there is no limit."""
-        if self.config.adapt_seconds <= 0:
-            return None
-        return self.config.adapt_seconds - (time.monotonic() - self._begun)
+        return self._seconds - (time.monotonic() - self._begun) if self._seconds else None

@@ -109,7 +109,9 @@ def quantize(
     ] = None,
     adapt_budget: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="The longest that training for --adapt may take, as 90s or 10m."),
+        typer.Option(
+            metavar="TIME", help="The longest that --adapt may take, as 90s or 10m (default: 9m for iterative)."
+        ),
     ] = None,
     labels: Annotated[
         str | None,
