@@ -15,7 +15,7 @@ from onnxq.choose import Parameters, choose
 from onnxq.config import Config
 from onnxq.emit import emit
 from onnxq.graph.handoff import hand_off
-from onnxq.graph.linear_layer import linear_layer
+from onnxq.graph.linear_layer import products
 from onnxq.graph.query import nodes
 from onnxq.joining import joined
 from onnxq.measure.kernels import KernelMap, kernel_map
@@ -127,9 +127,9 @@ class Builder:
         histograms, moments = self.statistics.histograms, self.statistics.moments
         for name, new in seen.histograms.items():
             histograms[name] = merge(histograms.get(name), new) or new
-        for name, more in seen.moments.items():
-            if name in moments and moments[name].second.shape == more.second.shape:
-                moments[name] = moments[name] + more
+        for place, more in seen.moments.items():
+            if place in moments and moments[place].second.shape == more.second.shape:
+                moments[place] = moments[place] + more
 
     def _kept(self, asked: Mapping[str, KeptFloat]) -> dict[str, KeptFloat]:
         """What stays float: what costs decided, what is so for every candidate, and what is ``asked`` for."""
@@ -185,10 +185,15 @@ def touches(model: ir.Model, node: str, tensors: set[str]) -> bool:
 
 
 def fit_tensors(model: ir.Model, plan: Plan) -> list[str]:
-    """What the layers of ``plan`` read whose weights have so few bits that they are fitted to it, even in float."""
-    few = {w.node for w in plan.weights if w.stored.packed and not w.storage.computes}
-    sources = [n.inputs[0] for n in nodes(model) if n.name in few and linear_layer(n) is not None]
-    return [v.name for v in sources if v is not None and v.name and not v.is_initializer()]
+    """What weights are multiplied with that are fitted to it though no point of ``plan`` says so.
+
+    Those of few bits, even in float, and those of LSTM on integers.
+    """
+    fitted = {
+        (w.node, w.index) for w in plan.weights if (w.stored.packed and not w.storage.computes) or w.node in plan.layers
+    }
+    found = [v for n in nodes(model) for i, (v, _) in products(n).items() if (n.name or "", i) in fitted]
+    return [v.name for v in found if v.name and not v.is_initializer()]
 
 
 # What the second moments of all layers may take: beyond, a layer makes do with the squares alone.
@@ -196,20 +201,20 @@ MOST_MOMENT_BYTES = 2 << 30
 _MOMENT_BYTES = 8
 
 
-def fitted_layers(model: ir.Model, plan: Plan, config: Config, tensors: set[str]) -> dict[str, LayerInput]:
-    """By node, the layers of ``plan`` that read one of ``tensors`` and whose weight is fitted to what they read."""
+def fitted_layers(model: ir.Model, plan: Plan, config: Config, tensors: set[str]) -> dict[tuple[str, int], LayerInput]:
+    """By node and input, the weights of ``plan`` that are multiplied with one of ``tensors`` and fitted to it."""
     if config.objective == "tensor" and config.restore == "none" and config.rounding == "nearest":
         return {}
     found = {}
-    weights = {w.node: w for w in plan.weights}
+    weights = {(w.node, w.index): w for w in plan.weights}
     held = 0
     for node in nodes(model):
-        source, layer = node.inputs[0] if node.inputs else None, linear_layer(node)
-        if layer is None or source is None or source.name not in tensors or node.name not in weights:
-            continue
-        stored = weights[node.name].stored
-        goal = concrete(config.objective, layer.inputs, code_type(stored, weights[node.name].qtype))
-        full = goal == "output" or layer.inputs <= compensated_inputs(config.rounding, stored.bits)
-        held += layer.groups * layer.inputs**2 * _MOMENT_BYTES if full else 0
-        found[node.name] = LayerInput(source.name, layer, full and held <= MOST_MOMENT_BYTES)
+        for index, (source, layer) in products(node).items():
+            weight = weights.get((node.name or "", index))
+            if weight is None or source.name not in tensors:
+                continue
+            goal = concrete(config.objective, layer.inputs, code_type(weight.stored, weight.qtype))
+            full = goal == "output" or layer.inputs <= compensated_inputs(config.rounding, weight.stored.bits)
+            held += layer.groups * layer.inputs**2 * _MOMENT_BYTES if full else 0
+            found[weight.node, index] = LayerInput(source.name, layer, full and held <= MOST_MOMENT_BYTES)
     return found

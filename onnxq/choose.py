@@ -20,7 +20,7 @@ from onnxq.config import Config
 from onnxq.emit import WeightKey, weight_key
 from onnxq.errors import DataError, ModelError, NumericsError, one_line
 from onnxq.formats import WeightFormat
-from onnxq.graph.linear_layer import LinearLayer, linear_layer
+from onnxq.graph.linear_layer import Product, products
 from onnxq.graph.query import array, nodes, values_by_name
 from onnxq.numerics import INT32, PerBlock, PerTensor, Quantized, QuantParams, params
 from onnxq.plan.types import Bias, Own, Plan, Point, Storage, Weight
@@ -154,7 +154,7 @@ def weight_jobs(
 
     Without ``tensors`` no room is left for biases: for a look at what a weight would be.
     """
-    layers = {n.name or "": linear_layer(n) for n in nodes(model) if n.name in statistics.moments}
+    layers = {(n.name or "", i): layer for n in nodes(model) for i, (_, layer) in products(n).items()}
     least = {} if tensors is None else _least_scales(plan, values, tensors)
     uses: dict[WeightKey, list[Weight]] = {}
     for weight in plan.weights:
@@ -165,7 +165,8 @@ def weight_jobs(
         # A mean that no bias can put right counts as error.
         complete = {b.weight_node for b in biases} == {w.node for w in same}
         restore = config.restore if complete else _WITHOUT_BIAS[config.restore]
-        seen = {w.node: (layer, statistics.moments[w.node]) for w in same if (layer := layers.get(w.node)) is not None}
+        places = [(w.node, w.index) for w in same if (w.node, w.index) in statistics.moments]
+        seen = {place[0]: (layers[place], statistics.moments[place]) for place in places}
         room, data = least.get(key, np.float32(0)), _data(values, same[0].tensor)
         jobs.append(WeightJob(same[0], data, seen, biases, room, restore))
     return jobs
@@ -226,7 +227,7 @@ class WeightJob:
 
     use: Weight
     data: F32
-    seen: Mapping[str, tuple[LinearLayer, Moments]]
+    seen: Mapping[str, tuple[Product, Moments]]
     biases: list[Bias]
     least: F32
     restore: str

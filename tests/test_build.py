@@ -232,7 +232,7 @@ def test_which_weights_are_rounded_together(tmp_path: Path, choices: dict[str, s
     proto = n.model({"x": ["n", 24]}, {"y": ["n", 8]})
     b = Builder(prepared(proto), Config(placement="all", **choices), TARGETS["x86-vnni"], feeds(proto), tmp_path)  # type: ignore[arg-type]
     b.build()
-    assert {name: m.full for name, m in b.statistics.moments.items()} == full
+    assert {node: m.full for (node, _), m in b.statistics.moments.items()} == full
 
 
 def test_eight_bits_rounded_together_lose_less_at_the_outputs(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.graph.linear_layer import LinearLayer
+from onnxq.graph.linear_layer import Product
 from onnxq.ranges.moments import Moments, MomentSums
 from onnxq.scratch import Scratch
 
@@ -27,7 +27,7 @@ class LayerInput:
     """A layer whose inputs are watched: the tensor it reads, how it reads it, and whether all second moments count."""
 
     tensor: str
-    layer: LinearLayer
+    layer: Product
     full: bool
 
 

@@ -28,10 +28,10 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Statistics:
-    """What was seen: the histogram of each tensor, the moments of the inputs of each layer by its node's name."""
+    """What was seen: the histogram of each tensor, and by node and input the moments of what each weight multiplies."""
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
-    moments: dict[str, Moments] = field(default_factory=dict)
+    moments: dict[tuple[str, int], Moments] = field(default_factory=dict)
 
 
 def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator[dict[str, npt.NDArray[Any]]]:
@@ -57,7 +57,7 @@ def run_observers(
     tensors: Sequence[str],
     feeds: Feeds,
     *,
-    layers: Mapping[str, LayerInput] | None = None,
+    layers: Mapping[tuple[str, int], LayerInput] | None = None,
     scratch: Scratch | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
@@ -71,23 +71,23 @@ def run_observers(
     data.
     """
     histograms: dict[str, Histogram | None] = dict.fromkeys(tensors)
-    read_by: dict[str, LayerInputs] = {}
-    readers: dict[str, list[str]] = {}
+    read_by: dict[tuple[str, int], LayerInputs] = {}
+    readers: dict[str, list[tuple[str, int]]] = {}
     layers, scratch = layers or {}, scratch or Scratch()
-    for name, read in layers.items():
-        readers.setdefault(read.tensor, []).append(name)
+    for place, read in layers.items():
+        readers.setdefault(read.tensor, []).append(place)
     done = 0
     for done, arrays in enumerate(values_of(model, tensors, feeds), start=1):
         for tensor, array in arrays.items():
             if np.issubdtype(array.dtype, np.floating):
                 histograms[tensor] = merge(histograms[tensor], observe(array, tensor=tensor))
-                for name in readers.get(tensor, ()) if array.size else ():
-                    read_by.setdefault(name, LayerInputs(layers[name], scratch)).add(array)
+                for place in readers.get(tensor, ()) if array.size else ():
+                    read_by.setdefault(place, LayerInputs(layers[place], scratch)).add(array)
         if progress is not None:
             progress(done)
     if done == 0:
         raise DataError("the calibration data holds no sample: give at least one")
     return Statistics(
         {tensor: h for tensor, h in histograms.items() if h is not None},
-        {name: seen.moments() for name, seen in read_by.items()},
+        {place: seen.moments() for place, seen in read_by.items()},
     )

@@ -1,7 +1,8 @@
-"""Conv, Gemm and MatMul as products of matrices: what their weight is multiplied with, and the weight as a matrix.
+"""Layers as products of matrices: what their weights are multiplied with, and the weights as matrices.
 
 ``y[g] = x[g] W[g]^T`` with ``x[g]: [R, n]``, one row for each output position (a row of the activation, or the patch
-under a convolution's kernel), and ``W[g]: [C, n]``, one row for each output channel of group g.
+under a convolution's kernel), and ``W[g]: [C, n]``, one row for each output channel of group g. The groups of a
+recurrent layer are its directions, its channels are rows of gates.
 """
 
 from __future__ import annotations
@@ -132,6 +133,64 @@ def linear_layer(node: ir.Node) -> LinearLayer | None:
         pads=tuple(attribute(node, "pads", [0] * 2 * len(kernel))),
         auto_pad=str(attribute(node, "auto_pad", "NOTSET")),
     )
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """One of the two weights of a recurrent layer, ``[directions, rows of gates, n]``.
+
+    ``states``: whether it is multiplied with states, which are seen as what the layer writes, ``[T, directions, N, n]``
+    (all of them but the last are read again). Else with inputs, ``[T, N, n]``.
+    """
+
+    weight_shape: tuple[int, ...]
+    states: bool
+
+    @property
+    def groups(self) -> int:
+        return self.weight_shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """n: inputs of one row of gates."""
+        return self.weight_shape[2]
+
+    def matrix(self, weight: Array) -> Array:
+        """``weight`` as ``[g, C, n]``, which it is."""
+        return weight
+
+    def tensor(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The opposite of ``matrix``."""
+        return matrix
+
+    def sampler(self, shape: tuple[int, ...], *, limit: int | None = None) -> Callable[[Array], Array]:
+        """Takes ``[g, R, n]`` from inputs or states of ``shape``, ``limit`` of them at most."""
+        rows = math.prod(shape[:-1]) // (self.groups if self.states else 1)
+        chosen = _spread(rows, limit)
+        if not self.states:
+            return lambda x: np.broadcast_to(
+                x.reshape(-1, x.shape[-1])[chosen], (self.groups, len(chosen), self.inputs)
+            )
+        return lambda y: np.moveaxis(y, 1, 0).reshape(self.groups, -1, self.inputs)[:, chosen]
+
+
+Product = LinearLayer | Recurrence
+
+
+def products(node: ir.Node) -> dict[int, tuple[ir.Value, Product]]:
+    """By input, the constant weights of ``node``: the tensor that each is multiplied with, and how."""
+    layer, x = linear_layer(node), node.inputs[0] if node.inputs else None
+    if layer is not None:
+        return {1: (x, layer)} if x is not None else {}
+    if node.domain or node.op_type not in ("LSTM", "GRU", "RNN") or attribute(node, "layout", 0):
+        return {}
+    found: dict[int, tuple[ir.Value, Product]] = {}
+    # (The candidate gate of a GRU reads states times the reset gate: alike enough to say which of them count.)
+    for index, source in ((1, x), (2, node.outputs[0])):
+        weight = constant(node.inputs[index])
+        if weight is not None and source is not None and source.name:
+            found[index] = (source, Recurrence(tuple(weight.shape.numpy()), states=index == 2))
+    return found
 
 
 def _spread(count: int, limit: int | None) -> npt.NDArray[np.intp]:

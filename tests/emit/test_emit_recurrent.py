@@ -231,3 +231,18 @@ def test_the_outlook_counts_it_among_integers() -> None:
     assert (row.nodes, row.integer, row.left_float) == (1, 1, 0)
     assert outlook.integer_bytes == 4 * 2 * 4 * UNITS * (INPUTS + UNITS)
     assert outlook.left == ()
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_weights_are_rounded_by_what_they_multiply(direction: str) -> None:
+    """Inputs and states are alike from step to step: codes that make up for each other lose less at the outputs."""
+    proto = recurrent(direction, extras="b", outputs="y")
+    rng = np.random.default_rng(3)
+    mix = rng.standard_normal((INPUTS // 8, INPUTS)).astype(np.float32) / 2
+    data = [{"x": (rng.standard_normal((6, BATCH, INPUTS // 8)) @ mix).astype(np.float32)} for _ in range(60)]
+    config = {"weights": "int3", "first_last": "int3", "min_agreement": 0.0, "guard_sqnr": -100.0}
+    together, nearest = (
+        onnxq.quantize(proto, data, config=Config(rounding=rounding, **config)).report.sqnr_db
+        for rounding in ("auto", "nearest")
+    )
+    assert together > nearest + 3.0
