@@ -100,7 +100,7 @@ class Config:
     | `min_sqnr`          | dB; a result below it is reported as failed; with ``weights = "auto"`` bits are given |
     |                     | by sensitivity, so that it is reached                                                |
     | `adapt`             | weights adapted to the noise before them: ``none``, ``fast``, ``iterative``, ``full``  |
-    | `adapt_seconds`     | its longest time (0: nine minutes for ``iterative``, no limit for ``full``)          |
+    | `adapt_seconds`     | its longest time (0: seven minutes for ``iterative``, no limit for ``full``)         |
     | `labels`            | name of the array in the data that holds class indices; then ``full`` trains on them  |
     | `resume`            | goes on with an adaptation that was interrupted                                      |
     | `tune_seconds`      | time given to finding the fastest placement by measuring on this machine (0: none)   |

@@ -52,7 +52,7 @@ _PARTS = 3
 _STEPS = 160
 _FULL_STEPS = 1500
 # Seconds for iterative where nobody said how long: its training gains what it does in the first of them.
-_ITERATIVE_SECONDS = 540.0
+_ITERATIVE_SECONDS = 420.0
 _RATES = (1e-3, 3e-3)
 # New inputs for each sample, more than enough for the steps that there is time for, and what they may take together.
 _GENERATED = 8

@@ -110,7 +110,7 @@ def quantize(
     adapt_budget: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="The longest that --adapt may take, as 90s or 10m (default: 9m for iterative)."
+            metavar="TIME", help="The longest that --adapt may take, as 90s or 10m (default: 7m for iterative)."
         ),
     ] = None,
     labels: Annotated[

@@ -21,6 +21,7 @@ from onnxq.emit.packed import expanded
 from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
 from onnxq.emit.recurrent import Gates, gates, integer_lstm
 from onnxq.emit.short_names import shorten
+from onnxq.emit.sums import spell_sums
 from onnxq.errors import ModelError
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import is_op, replace_value
@@ -81,6 +82,8 @@ def emit(
         if weight.storage is Storage.FUSED:
             fuse_matmul(writer, weight.node, biases_of.get(weight.node))
     writer.drop_unused_initializers()
+    if steer:
+        spell_sums(writer.model)
     if any(w.stored.packed for w in plan.weights):
         shorten(writer.model, known)
     return writer.model

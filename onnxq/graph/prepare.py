@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.graph.copying import copy_model
+from onnxq.graph.passes.einsum import spell_einsum
 from onnxq.graph.passes.exporter_traces import drop_exporter_traces
 from onnxq.graph.passes.fixed_shapes import fix_shapes
 from onnxq.graph.passes.fold_affine import fold_affine
@@ -28,6 +29,7 @@ from onnxq.graph.passes.pad_channels import pad_channels
 from onnxq.graph.passes.pointwise import move_pointwise
 from onnxq.graph.passes.shapes import forget_shapes, infer_shapes, recall_shapes
 from onnxq.graph.passes.share_constants import share_constants
+from onnxq.graph.passes.unfuse import unfuse
 from onnxq.graph.passes.unused import remove_unused
 
 _ROUNDS = 16
@@ -61,6 +63,8 @@ def prepare(model: ir.Model, *, native: bool = False) -> Prepared:
     lift_constants(work)
     remove_passthrough(work)
     infer_shapes(work)
+    if unfuse(work) + spell_einsum(work):
+        infer_shapes(work)
     notes += fit_opset(work, NATIVE if native else LOWEST)
     unique_names(work)
     for turn in range(_ROUNDS):  # each pass may give the others more to do; this many rounds serve every model seen
