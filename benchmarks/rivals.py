@@ -8,6 +8,7 @@ random weights: on 32 inputs) and timed in interleaved rounds. The results of mo
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import latency
 import networks
 import numpy as np
 
+import onnxq
 from onnxq.measure import benchmark
 from onnxq.measure.size import model_size
 from onnxq.numerics import agreement, centred, sqnr_db
@@ -63,6 +65,8 @@ def main() -> None:
         return
     tools = harness.chosen(options.tools, list(TOOLS))
     pythons = {tool: install(tool) for tool in tools}
+    # What is installed has its bytecode; a working copy may not have, and would be compiled anew at every run.
+    compileall.compile_dir(Path(onnxq.__file__).parent, quiet=1)
     if options.install:
         return
     rows = json.loads(path.read_text())["models"] if path.exists() else []
