@@ -187,12 +187,11 @@ def touches(model: ir.Model, node: str, tensors: set[str]) -> bool:
 def fit_tensors(model: ir.Model, plan: Plan) -> list[str]:
     """What weights are multiplied with that are fitted to it though no point of ``plan`` says so.
 
-    Those of few bits, even in float, and those of LSTM on integers.
+    Those of few bits, even in float, and those of layers that measure their ranges at run time.
     """
-    fitted = {
-        (w.node, w.index) for w in plan.weights if (w.stored.packed and not w.storage.computes) or w.node in plan.layers
-    }
-    found = [v for n in nodes(model) for i, (v, _) in products(n).items() if (n.name or "", i) in fitted]
+    few = {(w.node, w.index) for w in plan.weights if w.stored.packed and not w.storage.computes}
+    dynamic = {(w.node, w.index) for w in plan.weights if w.storage is Storage.DYNAMIC}
+    found = [v for n in nodes(model) for i, (v, _) in products(n).items() if (n.name or "", i) in few | dynamic]
     return [v.name for v in found if v.name and not v.is_initializer()]
 
 
