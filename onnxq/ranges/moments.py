@@ -82,15 +82,21 @@ class Moments:
 class MomentSums:
     """Adds up the ``Moments`` of rows that come some at a time; the array of second moments is made by ``zeros``.
 
-    Products are taken in float32 and added up in float64: some rows are few enough for that.
+    Products are taken in float32 and added up in float64: some rows are few enough for that, once the mean of the first
+    of them is taken away. (Where means are hundreds of times as large as what changes, as of pictures that are nearly
+    black, float32 products of whole numbers would leave nothing of the covariance.)
     """
 
     def __init__(self, *, full: bool, zeros: Callable[[tuple[int, ...]], F64] = np.zeros) -> None:
         self._full, self._zeros = full, zeros
         self._sum: Moments | None = None
+        self._shift: F32 | None = None
+        self._done = False
 
     def add(self, rows: F32) -> None:
         """Take in ``rows: [g, R, n]``, R inputs of each group."""
+        if self._done:
+            raise NumericsError("moments that have been asked for take no more rows")
         groups, count, n = rows.shape
         if self._sum is None:
             second = self._zeros((groups, n, n) if self._full else (groups, n))
@@ -99,12 +105,24 @@ class MomentSums:
             self._sum = replace(self._sum, count=self._sum.count + count)
         self._sum.total[...] += rows.sum(axis=1, dtype=np.float64)
         if self._full:
+            if self._shift is None:
+                self._shift = (self._sum.total / count).astype(np.float32)
+            rows = rows - self._shift[:, None, :]
             self._sum.second[...] += np.matmul(rows.transpose(0, 2, 1), rows)
         else:
             self._sum.second[...] += np.einsum("grn,grn->gn", rows, rows, dtype=np.float64)
 
     def moments(self) -> Moments:
-        """Those of all rows that came, at least one; adding more changes them."""
+        """Those of all rows that came, at least one; nothing can be added afterwards."""
         if self._sum is None:
             raise NumericsError("moments are those of at least one input")
+        if self._shift is not None:
+            # Products of x are those of x - c, and c t^T + (t - count c) c^T, with t the sum of x.
+            total, second, c = self._sum.total, self._sum.second, self._shift.astype(np.float64)
+            rest = total - self._sum.count * c
+            for rows in range(0, second.shape[1], _ROWS):
+                part = slice(rows, rows + _ROWS)
+                second[:, part] += c[:, part, None] * total[:, None, :] + rest[:, part, None] * c[:, None, :]
+            self._shift = None
+        self._done = True
         return self._sum
