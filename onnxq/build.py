@@ -189,9 +189,9 @@ def fit_tensors(model: ir.Model, plan: Plan) -> list[str]:
 
     Those of few bits, even in float, and those of layers that measure their ranges at run time.
     """
-    few = {(w.node, w.index) for w in plan.weights if w.stored.packed and not w.storage.computes}
-    dynamic = {(w.node, w.index) for w in plan.weights if w.storage is Storage.DYNAMIC}
-    found = [v for n in nodes(model) for i, (v, _) in products(n).items() if (n.name or "", i) in few | dynamic]
+    unseen = [w for w in plan.weights if not w.storage.computes]
+    fitted = {(w.node, w.index) for w in unseen if w.stored.packed or w.storage is Storage.DYNAMIC}
+    found = [v for n in nodes(model) for i, (v, _) in products(n).items() if (n.name or "", i) in fitted]
     return [v.name for v in found if v.name and not v.is_initializer()]
 
 

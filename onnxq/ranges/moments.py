@@ -73,9 +73,7 @@ class Moments:
             return self.squares(centred=centred)[:, :, None] * np.eye(self.total.shape[1])
         raw: F64 = self.second / self.count
         if centred:
-            for rows in range(0, raw.shape[1], _ROWS):  # the product as a whole would be another such matrix
-                part = slice(rows, rows + _ROWS)
-                raw[:, part] -= self.mean[:, part, None] * self.mean[:, None, :]
+            _add_outer(raw, -self.mean, self.mean)
         return raw
 
 
@@ -120,9 +118,15 @@ class MomentSums:
             # Products of x are those of x - c, and c t^T + (t - count c) c^T, with t the sum of x.
             total, second, c = self._sum.total, self._sum.second, self._shift.astype(np.float64)
             rest = total - self._sum.count * c
-            for rows in range(0, second.shape[1], _ROWS):
-                part = slice(rows, rows + _ROWS)
-                second[:, part] += c[:, part, None] * total[:, None, :] + rest[:, part, None] * c[:, None, :]
+            _add_outer(second, c, total)
+            _add_outer(second, rest, c)
             self._shift = None
         self._done = True
         return self._sum
+
+
+def _add_outer(matrix: F64, left: F64, right: F64) -> None:
+    """Adds ``left right^T``, of ``[g, n]`` both, in place; the product as a whole would be another such matrix."""
+    for row in range(0, matrix.shape[1], _ROWS):
+        part = slice(row, row + _ROWS)
+        matrix[:, part] += left[:, part, None] * right[:, None, :]

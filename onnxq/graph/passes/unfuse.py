@@ -126,26 +126,24 @@ def _parameters(node: ir.Node, activation: str) -> list[float] | None:
 
 def _convolution(node: ir.Node) -> bool:
     """``FusedConv(x, w, b, z) = activation(Conv(x, w, b) + z)``."""
-    activation = text(node, "activation", "")
-    parameters = _parameters(node, activation) if activation else []
-    if parameters is None:
-        return False
-    spelling = _Spelling(node)
     own = _attributes(node, "auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
-    y = spelling("Conv", *node.inputs[:3], part="conv", **own)
-    if (addend := _input(node, 3)) is not None:
-        y = spelling("Add", y, addend, part="sum")
-    return spelling.done(_activated(spelling, y, activation, parameters) if activation else y)
+    return _with_activation(node, "Conv", own, addend=_input(node, 3))
 
 
 def _gemm(node: ir.Node) -> bool:
+    return _with_activation(node, "Gemm", _attributes(node, "alpha", "beta", "transA", "transB"))
+
+
+def _with_activation(node: ir.Node, op: str, own: dict[str, Any], addend: ir.Value | None = None) -> bool:
+    """``op`` of the first three inputs, ``addend`` on top, and the activation."""
     activation = text(node, "activation", "")
     parameters = _parameters(node, activation) if activation else []
     if parameters is None:
         return False
     spelling = _Spelling(node)
-    own = _attributes(node, "alpha", "beta", "transA", "transB")
-    y = spelling("Gemm", *node.inputs, part="gemm", **own)
+    y = spelling(op, *node.inputs[:3], part=op.lower(), **own)
+    if addend is not None:
+        y = spelling("Add", y, addend, part="sum")
     return spelling.done(_activated(spelling, y, activation, parameters) if activation else y)
 
 
