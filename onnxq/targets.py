@@ -17,12 +17,16 @@ from onnxq.numerics import INT7_NARROW, INT8_NARROW, UINT8, QType
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of CPU: the integer types that its kernels compute fast and exactly."""
+    """A kind of CPU: the integer types that its kernels compute fast and exactly.
+
+    ``direct_convolution``: whether convolutions of few channels have a kernel that does without copying patches.
+    """
 
     name: str
     activations: QType
     weights: QType
     why: str
+    direct_convolution: bool = True
 
 
 TARGETS: dict[str, Target] = {
@@ -36,7 +40,13 @@ TARGETS: dict[str, Target] = {
             INT7_NARROW,
             "vpmaddubsw adds two u8*s8 products in 16 bits: with 7-bit weights the sum cannot saturate",
         ),
-        Target("arm64", UINT8, INT8_NARROW, "u8 activations with s8 weights run on NEON, dot-product and i8mm kernels"),
+        Target(
+            "arm64",
+            UINT8,
+            INT8_NARROW,
+            "u8 activations with s8 weights run on NEON, dot-product and i8mm kernels",
+            direct_convolution=False,
+        ),
     )
 }
 

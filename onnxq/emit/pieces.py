@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,7 +115,7 @@ class Pieces:
         return value
 
     def node(
-        self, op: str, inputs: Iterable[ir.Value | None], name: str, *, place: Place, **attributes: int
+        self, op: str, inputs: Iterable[ir.Value | None], name: str, *, place: Place, **attributes: int | Sequence[int]
     ) -> ir.Value:
         """The output of a new node ``op`` at ``place``; ``name`` is the output's."""
         name = self.fresh(name)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.emit.enlarged import repeat_codes, repeated
 from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.gates import gate_as_sum, read_by_gates
 from onnxq.emit.held import clipped, float_pooling
@@ -22,12 +23,14 @@ from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
 from onnxq.emit.recurrent import Gates, gates, integer_lstm
 from onnxq.emit.short_names import shorten
 from onnxq.emit.sums import spell_sums
+from onnxq.emit.widened import widen_input, widened
 from onnxq.errors import ModelError
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import is_op, replace_value
 from onnxq.graph.query import array, attribute
 from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Point, Storage, Weight
+from onnxq.plan.units import read
 from onnxq.scratch import Scratch
 
 F32 = npt.NDArray[np.float32]
@@ -73,10 +76,17 @@ def emit(
     for constant in plan.constants:
         writer.constant(constant)
     gates = read_by_gates(writer, plan.integer) if steer else {}
+    narrow = {w.node: read(writer.nodes[w.node])[0].name or "" for w in plan.weights if w.spare}
+    enlarging = repeated(writer, plan.integer) if steer else {}
     for point in plan.points:
         writer.point(point)
     for name, tensor in gates.items():
         gate_as_sum(writer, name, tensor, writer.tensor_params(tensor))
+    for weight in plan.weights:
+        if weight.spare:
+            widen_input(writer, weight.node, weight.spare, writer.tensor_params(narrow[weight.node]))
+    for name, how in enlarging.items():
+        repeat_codes(writer, name, how)
     biases_of = {b.weight_node: b for b in plan.biases if b.storage is Storage.FUSED}
     for weight in plan.weights:
         if weight.storage is Storage.FUSED:
@@ -119,7 +129,7 @@ class _Writer(Pieces):
         chosen = quantized.params
         graph = graph_of(node)
         spelled = Storage.INTEGER if weight.storage.computes else weight.storage
-        key = (id(graph), weight_key(weight), spelled, weight.shift)
+        key = (id(graph), weight_key(weight), spelled, weight.shift, weight.spare)
         if weight.storage is Storage.GATHERED:
             self._gather(node, weight, quantized)
             return
@@ -136,7 +146,7 @@ class _Writer(Pieces):
             chosen = self._shifted(weight)
             codes = expanded(
                 self,
-                quantized.codes,
+                widened(quantized.codes, weight.spare) if weight.spare else quantized.codes,
                 weight.stored,
                 weight.granularity,
                 weight.tensor,

@@ -24,7 +24,7 @@ from onnxq.graph.query import array, constant, is_float, nodes
 from onnxq.plan import ops
 from onnxq.plan.stored import stored_formats
 from onnxq.plan.types import KeptFloat, Own, Plan, Point, SharedWith, Skipped, Source, Storage
-from onnxq.plan.units import ends_in_activation, read, written
+from onnxq.plan.units import ends_in_activation, maker_of, read, written
 from onnxq.plan.weights import anchor_weights, biases, fused_products, operands, stored_weights
 from onnxq.targets import Target
 
@@ -82,7 +82,7 @@ def make_plan(
     chosen = {**anchors, **integer}
     points = _points(model, chosen, anchors, target)
     fused = fused_products(anchors, points) if config.operators == "onnxruntime" else frozenset()
-    weights = [w for k, n in anchors.items() for w in anchor_weights(n, target, formats[k], fused, products)]
+    weights = [w for k, n in anchors.items() for w in anchor_weights(n, target, formats[k], fused, products, chosen)]
     stored = stored_weights(
         model,
         anchors,
@@ -168,7 +168,7 @@ def _channels_last(node: ir.Node, chosen: Collection[int]) -> bool:
     x = node.inputs[0]
     if x is None or not _from_convolution(x, chosen):
         return False
-    maker = _maker(x)
+    maker = maker_of(x)
     if maker is not None and maker.op_type == "Conv":
         return True
     pending, seen = [node], {id(node)}
@@ -186,7 +186,7 @@ def _from_convolution(value: ir.Value, chosen: Collection[int]) -> bool:
     """Whether the layout of an integer convolution comes with ``value``."""
     pending, seen = [value], {id(value)}
     while pending:
-        maker = _maker(pending.pop())
+        maker = maker_of(pending.pop())
         if maker is None or id(maker) not in chosen:
             continue
         if maker.op_type == "Conv":
@@ -196,14 +196,6 @@ def _from_convolution(value: ir.Value, chosen: Collection[int]) -> bool:
             seen.update(id(v) for v in new)
             pending += new
     return False
-
-
-def _maker(value: ir.Value) -> ir.Node | None:
-    """What computes ``value``, activations that quantizers absorb left out."""
-    node = value.producer()
-    while node is not None and ops.absorbed_ceiling(node) is not None and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return node
 
 
 def _data_use(node: ir.Node, index: int) -> bool:

@@ -80,3 +80,11 @@ def read(node: ir.Node) -> list[ir.Value]:
     slots = [0] if ops.weight_slot(node) is not None else ops.data_inputs(node)
     values = (node.inputs[i] for i in slots)
     return [v for v in values if v is not None and constant(v) is None]
+
+
+def maker_of(value: ir.Value) -> ir.Node | None:
+    """What computes ``value``, activations that quantizers absorb left out."""
+    node = value.producer()
+    while node is not None and ops.absorbed_ceiling(node) is not None and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node

@@ -12,7 +12,7 @@ from onnxq.graph.query import attribute, constant, is_float, nodes
 from onnxq.numerics import UINT4, Granularity, PerAxis, PerBlock
 from onnxq.plan import ops
 from onnxq.plan.types import Bias, Constant, KeptFloat, Point, Storage, Weight
-from onnxq.plan.units import bias_add, settled_output
+from onnxq.plan.units import bias_add, maker_of, settled_output
 from onnxq.targets import Target
 
 # Symmetric codes reach from -127 to 127 at most: one lower they still fit.
@@ -39,8 +39,14 @@ def fused_products(anchors: Mapping[str, ir.Node], points: Sequence[Point]) -> f
 
 
 def anchor_weights(
-    node: ir.Node, target: Target, stored: WeightFormat, fused: Collection[str], steered: Collection[str]
+    node: ir.Node,
+    target: Target,
+    stored: WeightFormat,
+    fused: Collection[str],
+    steered: Collection[str],
+    chosen: Collection[str],
 ) -> list[Weight]:
+    """The weight of ``node`` on integers; ``fused``, ``steered``, ``chosen``: names, the last of all on integers."""
     slot = ops.weight_slot(node)
     assert slot is not None
     value = node.inputs[slot.index]
@@ -50,7 +56,16 @@ def anchor_weights(
     granularity = PerAxis(slot.axis % len(weight.shape))
     storage = Storage.FUSED if node.name in fused else Storage.INTEGER
     shift = _SHIFT if node.name in steered and node.op_type == "Conv" else 0
-    return [Weight(value.name or "", node.name or "", slot.index, target.weights, granularity, storage, stored, shift)]
+    name, of = node.name or "", value.name or ""
+    spare = 0 if shift or stored.packed else _spare(node, target, chosen)
+    return [Weight(of, name, slot.index, target.weights, granularity, storage, stored, shift, spare)]
+
+
+def _spare(node: ir.Node, target: Target, chosen: Collection[str]) -> int:
+    """``ops.spare_channels`` where ``node`` reads what is quantized for it: other codes are laid out already."""
+    source = None if node.inputs[0] is None else maker_of(node.inputs[0])
+    quantized_here = source is None or (source.name or "") not in chosen
+    return ops.spare_channels(node) if quantized_here and target.direct_convolution else 0
 
 
 def biases(node: ir.Node) -> list[Bias]:

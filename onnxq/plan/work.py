@@ -27,25 +27,29 @@ _COPIES = frozenset({"Transpose", "Slice", "Split", "DepthToSpace"})
 class Work:
     """A kernel's name in the cost table and its sizes there; an empty name costs nothing.
 
-    ``direct``: whether onnxruntime's direct int8 convolution can do it.
+    ``direct``: whether onnxruntime's direct int8 convolution can do it. ``integer``: names and sizes of what it is
+    spelled as on integers, where that is something else.
     """
 
     kernel: str
     sizes: tuple[float, ...]
     direct: bool = True
+    integer: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     def cost(self, table: CostTable, number: str) -> float:
         """Microseconds on ``float`` or ``int8``; 0 for views."""
         return table.cost(self.kernel, number, *self.sizes) if self.kernel else 0.0
 
     def on_integers(self, table: CostTable) -> float:
-        """Microseconds of the integer kernel that it gets."""
+        """Microseconds of the integer kernels that it gets."""
+        if self.integer:
+            return sum(table.cost(kernel, "int8", *sizes) for kernel, sizes in self.integer)
         products = self.steered(table) or (not self.direct and (self.kernel, "int8-gemm") in table.grids)
         return self.cost(table, "int8-gemm" if products else "int8")
 
     def steered(self, table: CostTable) -> bool:
         """Whether the integer convolution is faster by matrix products than by onnxruntime's direct kernel."""
-        other = self.direct and (self.kernel, "int8-gemm") in table.grids
+        other = self.direct and not self.integer and (self.kernel, "int8-gemm") in table.grids
         return other and self.cost(table, "int8-gemm") < _STEERED * self.cost(table, "int8")
 
 
@@ -75,6 +79,9 @@ def work_of(node: ir.Node, shapes: Shapes) -> Work | None:
         return Work(node.op_type, (math.prod(given),))
     if node.op_type == "HardSigmoid":  # on integers it is an Add; in float it costs no less than one
         return Work("Add", (math.prod(out),))
+    if node.op_type == "Resize" and node.inputs[0] is not None and in_layout(node.inputs[0], shapes):
+        # Two Concats, of columns and of rows: half as many elements and all. See ``emit.enlarged``.
+        return Work(node.op_type, (math.prod(out),), integer=(("Concat", (0.75 * math.prod(out),)),))
     if node.op_type in ("Add", "Mul", "Sigmoid", "LeakyRelu", "MaxPool", "Resize"):
         return Work(node.op_type, (math.prod(out),))
     if node.op_type == "Concat":  # it was measured with two operands; its size is that of one
@@ -93,9 +100,13 @@ def _convolution(node: ir.Node, out: tuple[int, ...]) -> Work | None:
         return Work("conv.depthwise", (channels, area, pixels), direct=channels % MULTIPLE == 0)
     if group > 1:
         return Work("conv.grouped", (inner * area, channels, pixels))
+    if spare := ops.spare_channels(node):
+        wide = ("conv.spatial", ((inner + spare) * area, channels, pixels))
+        return Work("conv.few", (inner * area, channels, pixels), integer=(wide,))
     if inner < _FEW_CHANNELS:
         return Work("conv.few", (inner * area, channels, pixels))
-    return Work("conv.pointwise" if area == 1 else "conv.spatial", (inner * area, channels, pixels))
+    direct = inner % 4 == 0 and channels % 4 == 0 and channels >= 16
+    return Work("conv.pointwise" if area == 1 else "conv.spatial", (inner * area, channels, pixels), direct)
 
 
 def fused_in_float(node: ir.Node) -> bool:

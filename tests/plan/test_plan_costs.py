@@ -63,7 +63,7 @@ def test_something_ships_and_serves_conversions_everywhere() -> None:
 CONVOLUTIONS = [
     ({"cin": 16, "cout": 32, "k": 1}, "conv.pointwise", (16, 32, 64)),
     ({"cin": 16, "cout": 32, "k": 3}, "conv.spatial", (144, 32, 64)),
-    ({"cin": 3, "cout": 32, "k": 3}, "conv.few", (27, 32, 64)),
+    ({"cin": 3, "cout": 32, "k": 9}, "conv.few", (243, 32, 64)),
     ({"cin": 16, "cout": 16, "k": 5, "group": 16}, "conv.depthwise", (16, 25, 64)),
     ({"cin": 16, "cout": 32, "k": 3, "group": 2}, "conv.grouped", (72, 32, 64)),
 ]
@@ -77,6 +77,27 @@ def test_the_work_of_a_convolution(how, kernel, sizes) -> None:
     (conv,) = nodes(model)
     assert work_of(conv, {"y": (1, how["cout"], 8, 8)}) == Work(kernel, sizes)
     assert work_of(conv, {}) is None
+
+
+def test_what_is_spelled_otherwise_on_integers_costs_what_that_does() -> None:
+    n = Net()
+    n("Resize", n.conv("x", 3, 16, name="conv"), "", n.const("twice", [1, 1, 2, 2]), name="enlarge", out="y")
+    model = prepared(n.model({"x": [1, 3, 8, 8]}, {"y": [1, 16, 16, 16]}))
+    conv, enlarge = (work_of(n, {"conv_out": (1, 16, 8, 8), "y": (1, 16, 16, 16)}) for n in nodes(model))
+    assert conv == Work("conv.few", (27, 16, 64), integer=(("conv.spatial", (36, 16, 64)),))
+    assert enlarge == Work("Resize", (4096,), integer=(("Concat", (3072,)),))
+    flat = Grid((("size", (1.0, 9999.0)),), np.full(2, 7.0))
+    assert enlarge.on_integers(CostTable("t", {("Concat", "int8"): flat})) == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize(("cin", "cout", "direct"), [(16, 16, True), (16, 8, False), (18, 32, False), (16, 18, False)])
+def test_a_convolution_whose_channels_the_direct_kernel_does_not_take(cin: int, cout: int, direct: bool) -> None:
+    n = Net()
+    n.conv("x", cin, cout, name="conv", out="y")
+    (node,) = nodes(prepared(n.model({"x": [1, cin, 8, 8]}, {"y": [1, cout, 8, 8]})))
+    work = work_of(node, {"y": (1, cout, 8, 8)})
+    assert work is not None
+    assert work.direct == direct
 
 
 def test_the_work_of_products_and_of_nodes_without_weights() -> None:
