@@ -28,20 +28,25 @@ class Work:
     """A kernel's name in the cost table and its sizes there; an empty name costs nothing.
 
     ``direct``: whether onnxruntime's direct int8 convolution can do it. ``integer``: names and sizes of what it is
-    spelled as on integers, where that is something else.
+    spelled as on integers, where that is something else. ``otherwise``: what comes nearest in a table without it.
     """
 
     kernel: str
     sizes: tuple[float, ...]
     direct: bool = True
     integer: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    otherwise: Work | None = None
 
     def cost(self, table: CostTable, number: str) -> float:
         """Microseconds on ``float`` or ``int8``; 0 for views."""
+        if self.otherwise is not None and (self.kernel, number) not in table.grids:
+            return self.otherwise.cost(table, number)
         return table.cost(self.kernel, number, *self.sizes) if self.kernel else 0.0
 
     def on_integers(self, table: CostTable) -> float:
         """Microseconds of the integer kernels that it gets."""
+        if self.otherwise is not None and (self.kernel, "int8") not in table.grids:
+            return self.otherwise.on_integers(table)
         if self.integer:
             return sum(table.cost(kernel, "int8", *sizes) for kernel, sizes in self.integer)
         products = self.steered(table) or (not self.direct and (self.kernel, "int8-gemm") in table.grids)
@@ -102,7 +107,8 @@ def _convolution(node: ir.Node, out: tuple[int, ...]) -> Work | None:
         return Work("conv.grouped", (inner * area, channels, pixels))
     if spare := ops.spare_channels(node):
         wide = ("conv.spatial", ((inner + spare) * area, channels, pixels))
-        return Work("conv.few", (inner * area, channels, pixels), integer=(wide,))
+        otherwise = Work("conv.few", (inner * area, channels, pixels), integer=(wide,))
+        return Work("conv.widened", (inner, area, channels, pixels), otherwise=otherwise)
     if inner < _FEW_CHANNELS:
         return Work("conv.few", (inner * area, channels, pixels))
     direct = inner % 4 == 0 and channels % 4 == 0 and channels >= 16

@@ -84,10 +84,25 @@ def test_what_is_spelled_otherwise_on_integers_costs_what_that_does() -> None:
     n("Resize", n.conv("x", 3, 16, name="conv"), "", n.const("twice", [1, 1, 2, 2]), name="enlarge", out="y")
     model = prepared(n.model({"x": [1, 3, 8, 8]}, {"y": [1, 16, 16, 16]}))
     conv, enlarge = (work_of(n, {"conv_out": (1, 16, 8, 8), "y": (1, 16, 16, 16)}) for n in nodes(model))
-    assert conv == Work("conv.few", (27, 16, 64), integer=(("conv.spatial", (36, 16, 64)),))
+    otherwise = Work("conv.few", (27, 16, 64), integer=(("conv.spatial", (36, 16, 64)),))
+    assert conv == Work("conv.widened", (3, 9, 16, 64), otherwise=otherwise)
     assert enlarge == Work("Resize", (4096,), integer=(("Concat", (3072,)),))
     flat = Grid((("size", (1.0, 9999.0)),), np.full(2, 7.0))
     assert enlarge.on_integers(CostTable("t", {("Concat", "int8"): flat})) == pytest.approx(7.0)
+    grids = {
+        (kernel, number): Grid(tuple((str(i), (1.0, 9e5)) for i in range(sizes)), np.full([2] * sizes, us))
+        for kernel, sizes, number, us in [
+            ("conv.few", 3, "float", 4.0),
+            ("conv.few", 3, "int8", 5.0),
+            ("conv.spatial", 3, "int8", 3.0),
+            ("conv.widened", 4, "float", 2.0),
+            ("conv.widened", 4, "int8", 1.0),
+        ]
+    }
+    own = CostTable("t", grids)
+    assert (conv.cost(own, "float"), conv.on_integers(own)) == pytest.approx((2.0, 1.0))
+    older = CostTable("t", {k: g for k, g in grids.items() if k[0] != "conv.widened"})
+    assert (conv.cost(older, "float"), conv.on_integers(older)) == pytest.approx((4.0, 3.0))
 
 
 @pytest.mark.parametrize(("cin", "cout", "direct"), [(16, 16, True), (16, 8, False), (18, 32, False), (16, 18, False)])
