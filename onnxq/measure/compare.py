@@ -5,13 +5,15 @@ Rules, all decided by type and shape alone:
 | output                                   | SQNR | row mean removed too | agreement: share of ...                   |
 |------------------------------------------|------|----------------------|-------------------------------------------|
 | float, rank 2 or 3, last axis >= 2       | yes  | yes                  | rows with the same arg-max (first of ties) |
+| the same of rank 3, independent scores   | yes  | yes                  | rows that decide, with the same decision  |
 | float, rank >= 2, last axis 1            | yes  | no                   | values on the same side of a threshold    |
 | other float (maps, vectors, scalars)     | yes  | no                   | none                                      |
 | integer, bool, string                    | no   | no                   | equal elements                            |
 
 The threshold of a single column is 0.5 if all values of the float model lie in [0, 1] (a probability), else 0 (a
-logit). A rank-3 output that holds no classes on its last axis (boxes, features) gets an arg-max like any other: read it
-with that in mind.
+logit). Independent scores are values in [0, 1] whose rows do not sum to 1, as detectors give for thousands of places: a
+row decides for its largest entry if that is above 0.5, and counts if it decides in either model. A rank-3 output that
+holds no classes on its last axis (boxes, features) gets an arg-max like any other: read it with that in mind.
 """
 
 from __future__ import annotations
@@ -49,10 +51,10 @@ class OutputComparison:
     centred_sqnr_db: float | None
     max_abs_error: float | None
     agreement: float | None
-    agreement_rule: str  # "arg-max", "above 0.5", "above 0", "equal", "mixed" or ""
+    agreement_rule: str  # "arg-max", "arg-max above 0.5", "above 0.5", "above 0", "equal", "mixed" or ""
     rows: int
     rank: int  # dimensions
-    probability: bool  # whether all floats of the float model lie in [0, 1]
+    probability: bool  # whether all floats of the float model lie in [0, 1], and where classes are, rows sum to 1
     problem: str | None
 
     @property
@@ -135,6 +137,10 @@ def compare(
     return Comparison(label(float_model), label(quantized_model), count, outputs, accuracy)
 
 
+_DECIDES = 0.5  # the score from which on a row of independent scores is taken for its class
+_SUM_TOLERANCE = 1e-3
+
+
 @dataclass
 class _Sums:
     """What is known of one output so far."""
@@ -149,6 +155,8 @@ class _Sums:
     rank: int = 0
     same_side: list[int] = field(default_factory=lambda: [0, 0])  # of 0.5, of 0
     probability: bool = True
+    distribution: bool = True  # whether all rows of the float model sum to 1
+    decided: list[int] = field(default_factory=lambda: [0, 0])  # rows that decide: alike, all
     rule: str = ""
     problem: str | None = None
 
@@ -184,11 +192,21 @@ class _Sums:
             self.centred = (self.centred or Noise()) + noise(centred(reference[good]), centred(test[good]))
             same, rows = agreement(reference, test)
             self.same, self.rows = self.same + same, self.rows + rows
+            self.distribution &= bool((np.abs(reference.sum(axis=-1, dtype=np.float64) - 1.0) < _SUM_TOLERANCE).all())
+            if self.probability and not self.distribution:
+                self._decide(reference, test)
         elif last == 1:
             self._follow("threshold")
             for i, threshold in enumerate((0.5, 0.0)):
                 self.same_side[i] += int(np.count_nonzero((reference > threshold) == (test > threshold)))
             self.rows += reference.size
+
+    def _decide(self, reference: Array, test: Array) -> None:
+        """Counts the rows whose largest entry is above 0.5 in either model, and those alike in that and in which."""
+        above = [a.max(axis=-1) > _DECIDES for a in (reference, test)]
+        alike = above[0] & above[1] & (reference.argmax(axis=-1) == test.argmax(axis=-1))
+        self.decided[0] += int(np.count_nonzero(alike))
+        self.decided[1] += int(np.count_nonzero(above[0] | above[1]))
 
     def _follow(self, rule: str) -> None:
         """Note the rule in use; an axis of dynamic length that asks for two of them gets no agreement at all."""
@@ -198,7 +216,10 @@ class _Sums:
         self.problem = self.problem or problem
 
     def result(self) -> OutputComparison:
-        rule, same = self.rule, self.same
+        rule, same, rows = self.rule, self.same, self.rows
+        probability = self.probability and (rule != "arg-max" or self.distribution)
+        if rule == "arg-max" and self.rank == 3 and self.probability and not probability:
+            rule, (same, rows) = "arg-max above 0.5", self.decided
         if rule == "threshold":
             rule, same = ("above 0.5", self.same_side[0]) if self.probability else ("above 0", self.same_side[1])
         return OutputComparison(
@@ -207,10 +228,10 @@ class _Sums:
             None if self.raw is None else self.raw.sqnr_db,
             None if self.centred is None else self.centred.sqnr_db,
             self.max_abs,
-            same / self.rows if self.rows and rule != "mixed" else None,
+            same / rows if rows and rule != "mixed" else None,
             rule,
-            self.rows,
+            rows,
             self.rank,
-            self.probability,
+            probability,
             self.problem,
         )
