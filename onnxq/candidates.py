@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,8 @@ from onnxq.equalize import Equalized, equalized
 from onnxq.errors import ConfigError
 from onnxq.graph.query import nodes
 from onnxq.graph.signature import Signature, signature
-from onnxq.guard import Verdict, summary
-from onnxq.measure.latency import LatencyReport
+from onnxq.guard import End, Verdict, summary
+from onnxq.measure.latency import LatencyReport, benchmark
 from onnxq.measure.report import Adaptation, LayerBits
 from onnxq.mixed import summary as summary_of_bits
 from onnxq.mixed import with_bits
@@ -42,6 +42,9 @@ Progress: TypeAlias = Callable[[str, int, "int | None"], None]
 _FEW_SAMPLES = 8
 # Held-out feeds that are timed.
 _TIMED_FEEDS = 4
+# Fewer layers that are given back are no reason to look for another way; and how long two ways are timed.
+_FEW_GIVEN_BACK = 0.05
+_TIMED_S = 2.0
 # Bytes of a metadata entry beside its text.
 _ENTRY = 32
 # Samples that show how large channels are: the fewest, the most, and the elements of activations that they may have.
@@ -99,8 +102,8 @@ def with_data(job: Job, feed: Feed) -> Outcome:
     target = target_of(config)
     placement = place(job.prepared, config, target, calibration.limit(1), job.folder)
     # Where kernels are simulated or weights adapted, accuracy is what is asked for.
-    between = config.equalize == "all" or (config.equalize == "auto" and (config.simulated or check is not None))
-    equal = _equalized(job, placement, calibration, between=between)
+    costly = config.equalize == "all" or (config.equalize == "auto" and (config.simulated or check is not None))
+    equal = _equalized(job, placement, calibration, costly=costly)
     builder = Builder(
         equal.model,
         config,
@@ -135,15 +138,16 @@ def with_data(job: Job, feed: Feed) -> Outcome:
         notes += adaptation.notes
     job.tell("verify", 0, None)
 
-    verdict = trial.verdict(first)
+    tries, verdict = [(equal, builder, first)], trial.verdict(first)
     if not verdict.good and check is None and (harder := _harder(job, builder, calibration)) is not None:
         other, anew = harder
         second = anew.build()
         found = trial.verdict(second)
         if found.good or found.sqnr_db > verdict.sqnr_db:
-            equal, builder, first = other, anew, second
+            tries = [(other, anew, second), *([] if found.good else tries)]
+    equal, builder, end = _repaired(job, trial, tries, timed)
+    best, verdict, given_back = end
     notes += equal.notes
-    best, verdict, given_back = trial.repaired(first, builder, partial(job.tell, "repair"))
     if given_back:
         notes.append(summary(best.plan, given_back))
     if ignored := [name for name in feed.ignored if name != config.labels]:
@@ -190,6 +194,28 @@ def _split(feed: Feed, config: Config) -> tuple[Feed, Feed | None, Feed, list[st
     return fitted, check, held_out, notes
 
 
+def _repaired(
+    job: Job, trial: Trial, tries: Sequence[tuple[Equalized, Builder, Built]], timed: Feed
+) -> tuple[Equalized, Builder, End]:
+    """What is best of ``tries``, the more promising first, once each has had as many layers given back as it takes.
+
+    Where both end well the faster one is: what makes channels alike costs time, and so do layers in float.
+    """
+    ends: list[tuple[Equalized, Builder, End]] = []
+    for equal, builder, built in tries:
+        end = trial.repaired(built, builder, partial(job.tell, "repair"), serving=equal.gates)
+        ends.append((equal, builder, end))
+        if end[1].good and len(end[2]) <= _FEW_GIVEN_BACK * len(built.plan.layers):
+            break
+    if len(ends) == 1:
+        return ends[0]
+    (_, _, (one, said, _)), (_, _, (two, said_too, _)) = ends
+    if not (said.good and said_too.good):
+        return max(ends, key=lambda e: (e[2][1].good, e[2][1].agreement, e[2][1].sqnr_db))
+    report = benchmark([one.handed, two.handed], timed, seconds=_TIMED_S, memory=False)
+    return ends[report.rows[1].ratio_high < 1.0]
+
+
 def _fixed(equal: Equalized) -> dict[str, KeptFloat]:
     """What equalizing added stays float: it makes ready what is rounded behind it."""
     return {name: KeptFloat(why) for name, why in equal.added.items()}
@@ -204,15 +230,15 @@ def _harder(job: Job, builder: Builder, feed: Feed) -> tuple[Equalized, Builder]
     config = builder.config
     if config.activations != "uint8" or job.config.weights == AUTO:
         return None
-    equal = _equalized(job, builder.placement, feed, between=config.equalize != "none")
+    equal = _equalized(job, builder.placement, feed, costly=config.equalize != "none")
     rounding = "compensated" if config.rounding == "auto" else config.rounding
-    if not equal.added and (rounding == config.rounding or not config.guarded):
+    if not equal.costs and (rounding == config.rounding or not config.guarded):
         return None
     anew = builder.of_another(equal.model, _fixed(equal))
     return equal, replace(anew, config=replace(config, rounding=rounding))
 
 
-def _equalized(job: Job, placement: Placement, feed: Feed, *, between: bool) -> Equalized:
+def _equalized(job: Job, placement: Placement, feed: Feed, *, costly: bool) -> Equalized:
     """The prepared model with channels equalized for the plan that ``placement`` leads to."""
     config, model = job.config, job.prepared
     if config.equalize == "none":
@@ -231,7 +257,7 @@ def _equalized(job: Job, placement: Placement, feed: Feed, *, between: bool) -> 
         method=config.activation_range,
         feeds_hint=few.len_hint,
         untouched=untouched,
-        between=between,
+        costly=costly,
         scratch=job.scratch,
     )
 

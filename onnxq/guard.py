@@ -7,10 +7,10 @@ independent sources adds up, so the top of that list is where giving up speed bu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from onnxq.runtime.session import open_session, open_to_look, run
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Build = Callable[[Mapping[str, KeptFloat]], Built]
+End: TypeAlias = "tuple[Built, Verdict, tuple[str, ...]]"  # of repairing: what is left of it, names of what went back
 
 # Above this many dB an entry that is no longer the largest of its row was as good as tied: such rows are no evidence,
 # and for outputs that are features rather than scores the largest entry means nothing anyway. (Probabilities are
@@ -107,24 +108,30 @@ def repair(
     verdict_of: Callable[[Built], Verdict],
     noise_alone: Callable[[Mapping[str, KeptFloat]], float],
     *,
+    serving: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Built, Verdict, tuple[str, ...]]:
+) -> End:
     """The candidate with the fewest float layers that is good, its verdict, and the names of the layers given back.
 
     ``verdict`` is that of ``first``. A layer given back first keeps its weights as int8, since it is mostly activations
     that 8 bits are too few for; if that is good for no number of layers, they get their float weights back too. Where
     nothing is good, the best one by (agreement, SQNR). ``noise_alone`` gives the relative noise energy at the outputs
-    of a draft with the given nodes kept float.
+    of a draft with the given nodes kept float. A layer that only serves another one goes with that: ``serving``, by its
+    name, that of the other.
     """
-    if verdict.good or not first.plan.layers:
+    serving = serving or {}
+    layers = [name for name in first.plan.layers if name not in serving]
+    if verdict.good or not layers:
         return first, verdict, ()
-    ranking = _ranking(first, noise_alone, progress)
+    ranking = _ranking(first, layers, noise_alone, progress)
     tried: dict[tuple[int, Storage | None], tuple[Built, Verdict]] = {(0, None): (first, verdict)}
 
     def attempt(count: int, weight: Storage | None) -> bool:
         if (count, weight) not in tried:
             back = KeptFloat("given back to float: it cost too much accuracy", weight)
-            candidate = build({**first.kept_float, **dict.fromkeys(ranking[:count], back)})
+            given = set(ranking[:count])
+            given.update(layer for layer, served in serving.items() if served in given)
+            candidate = build({**first.kept_float, **dict.fromkeys(sorted(given), back)})
             tried[count, weight] = (candidate, verdict_of(candidate))
         return tried[count, weight][1].good
 
@@ -153,14 +160,14 @@ def _fewest(limit: int, good: Callable[[int], bool]) -> int | None:
 
 def _ranking(
     first: Built,
+    layers: Sequence[str],
     noise_alone: Callable[[Mapping[str, KeptFloat]], float],
     progress: Callable[[int, int], None] | None,
 ) -> list[str]:
-    """The layers of ``first``, the noisiest one first."""
+    """The ``layers`` of ``first``, the noisiest one first: each in turn is all that is on integers."""
     noise: dict[str, float] = {}
-    layers = first.plan.layers
     for done, name in enumerate(layers, start=1):
-        others = {n: KeptFloat("quantized alone") for n in layers if n != name}
+        others = {n: KeptFloat("quantized alone") for n in first.plan.layers if n != name}
         noise[name] = noise_alone({**first.kept_float, **others})
         if progress is not None:
             progress(done, len(layers))

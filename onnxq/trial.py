@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from onnxq.build import Builder, Built
 from onnxq.calibrate.feeds import Feed
 from onnxq.config import Config
-from onnxq.guard import References, Verdict, judge, references, repair
+from onnxq.guard import End, References, Verdict, judge, references, repair
 from onnxq.ranges.registry import find_method
 
 # The most held-out feeds that a judgement runs, and the fewer that rank layers (one run a layer).
@@ -53,15 +53,24 @@ class Trial:
         return second if self._held_out(second[1]).sqnr_db > self._held_out(first[1]).sqnr_db else first
 
     def repaired(
-        self, first: Built, builder: Builder, progress: Callable[[int, int], None]
-    ) -> tuple[Built, Verdict, tuple[str, ...]]:
-        """``first`` with as few layers given back to float as it takes, its verdict, and their names."""
+        self,
+        first: Built,
+        builder: Builder,
+        progress: Callable[[int, int], None],
+        *,
+        serving: Mapping[str, str] | None = None,
+    ) -> End:
+        """``first`` with as few layers given back to float as it takes, its verdict, and their names.
+
+        ``serving``: by layer that only serves another one, the name of that.
+        """
         return repair(
             first,
             self._as_asked(self.verdict(first)),
             builder.build,
             lambda built: self._as_asked(self.verdict(built)),
             lambda kept: self._ranked.noise_once(builder.draft(kept).handed),
+            serving=serving,
             progress=progress,
         )
 

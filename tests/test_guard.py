@@ -257,3 +257,22 @@ def test_every_pair_of_choices_has_one_verdict() -> None:
     for agreement, level in product((0.0, 1.0), (-100.0, 100.0)):
         config = Config(min_agreement=agreement, guard_sqnr=level)
         assert judge(scaled(1.0), scaled(1.01), [feed], config).good == (level < 0)
+
+
+def test_what_serves_a_layer_goes_back_with_it_and_is_not_ranked() -> None:
+    bench = Bench({"a": 5.0, "gate of a": 9.0, "b": 3.0, "gate of b": 0.5, "c": 1.0}, 5.0)
+    first = fake(tuple(bench.noise))
+    alone: list[frozenset[str]] = []
+
+    def noise_alone(kept: Mapping[str, KeptFloat]) -> float:
+        alone.append(frozenset(bench.noise) - frozenset(kept))
+        return bench.noise_alone(kept)
+
+    serving = {"gate of a": "a", "gate of b": "b"}
+    built, found, given_back = repair(
+        first, bench.verdict_of(first), bench.build, bench.verdict_of, noise_alone, serving=serving
+    )
+    assert alone == [{"a"}, {"b"}, {"c"}]
+    assert given_back == ("a",)
+    assert found.good
+    assert built.plan.anchors == ("b", "gate of b", "c")

@@ -30,6 +30,9 @@ _ROWS_OF_A_FEED = (128, 16)
 # Less is gained by chance; and what pays for a pass over the tensor.
 _WORTH_IT = 0.97
 _WORTH_A_PASS = 0.5
+# A depthwise convolution of few channels takes several times as long as the Add in whose place it comes.
+_WORTH_A_SLOW_PASS = 0.1
+_FEW_CHANNELS = 64
 # The part of all noise that pays for the nodes that carry channels past a layer.
 _WORTH_NODES = 0.1
 
@@ -43,13 +46,17 @@ class Equalized:
     | `model` | computes what the model did; names of nodes and tensors are as they were                 |
     | `steps` | by tensor, what its channels were multiplied by, as ``factors.to_steps`` tells it, base64 |
     | `notes` | lines for the report, where something was changed                                        |
-    | `added` | names of the nodes that were added, and what they are there for                          |
+    | `added` | names of nodes that were added and must stay float, and what they are there for          |
+    | `gates` | by added layer that only serves another one, the name of that                            |
+    | `costs` | whether it computes more than the model did                                              |
     """
 
     model: ir.Model
     steps: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     added: Mapping[str, str] = field(default_factory=dict)
+    gates: Mapping[str, str] = field(default_factory=dict)
+    costs: bool = False
 
 
 @dataclass
@@ -76,7 +83,7 @@ def equalized(
     method: str,
     feeds_hint: int | None = None,
     untouched: Collection[str] = (),
-    between: bool = False,
+    costly: bool = False,
     scratch: Scratch | None = None,
 ) -> Equalized:
     """The prepared ``model`` with channels equalized where that makes less noise; the model itself where nowhere.
@@ -88,13 +95,13 @@ def equalized(
         method: for ranges of activations.
         feeds_hint: the number of feeds, where it is known.
         untouched: names of nodes that must keep their weights.
-        between: whether nodes may be added where that halves the noise of what reads a tensor.
+        costly: whether more may be computed where that halves the noise of what reads a tensor.
         scratch: holds the new weights.
 
     Raises ``RuntimeFailure`` where the model does not run on the feeds.
     """
     copy = copy_model(model)
-    sites = [site for site in find_sites(copy, between=between) if _counts(site, plan, untouched)]
+    sites = [site for site in find_sites(copy, costly=costly) if _counts(site, plan, untouched)]
     if not sites:
         return Equalized(model)
     most, fewest = _ROWS_OF_A_FEED
@@ -108,7 +115,7 @@ def equalized(
             continue  # an error, which observing ranges will find with the name of the first such tensor
         reads = [_read(r, plan, rows[r.tensor]) for r in site.readers]
         factors, relative = best_factors(reads, method=method)
-        if relative >= (_WORTH_A_PASS if site.between else _WORTH_IT):
+        if relative >= _worth(site):
             factors, relative = np.ones(site.channels), 1.0
         noise = trial(reads, factors, method)
         every.append(_Found(site, reads, factors, -10.0 * np.log10(relative), noise))
@@ -123,7 +130,15 @@ def equalized(
             set_aside((*found.site.writers, *(reader.node for reader in found.site.readers)), scratch)
         steps[found.site.tensor] = b64encode(to_steps(found.factors).tobytes()).decode()
     remove_unused(copy)
-    return Equalized(copy, steps, _notes(changed), added)
+    gates = {f.site.gate.scaled: f.site.writers[0].name or "" for f in changed if f.site.gate is not None}
+    return Equalized(copy, steps, _notes(changed), added, gates, any(found.site.costs for found in changed))
+
+
+def _worth(site: Site) -> float:
+    """The noise, relative to that without factors, that factors for ``site`` must get below."""
+    if not site.costs:
+        return _WORTH_IT
+    return _WORTH_A_SLOW_PASS if site.gate is not None and site.channels < _FEW_CHANNELS else _WORTH_A_PASS
 
 
 def _take_out(every: Sequence[_Found], method: str) -> None:
@@ -142,10 +157,16 @@ def _take_out(every: Sequence[_Found], method: str) -> None:
 
 def _notes(changed: Sequence[_Found]) -> tuple[str, ...]:
     """Lines for the report."""
-    kinds: dict[str, list[float]] = {"": [], " by a multiplication in front": [], "; the largest stay float": []}
-    free, in_front, apart = kinds.values()
+    kinds: dict[str, list[float]] = {
+        "": [],
+        " by a multiplication in front": [],
+        " through their activation function": [],
+        "; the largest stay float": [],
+    }
+    free, in_front, gated, apart = kinds.values()
     for found in changed:
-        (apart if found.taken else in_front if found.site.between else free).append(found.gain_db)
+        priced = in_front if found.site.between else gated
+        (apart if found.taken else priced if found.site.costs else free).append(found.gain_db)
     return tuple(
         f"channels of {'1 tensor' if len(gains) == 1 else f'{len(gains)} tensors'} equalized{how}: "
         f"{np.mean(gains):.1f} dB less noise in what reads them"
@@ -157,7 +178,7 @@ def _notes(changed: Sequence[_Found]) -> tuple[str, ...]:
 def equalized_as(model: ir.Model, steps: Mapping[str, str]) -> ir.Model:
     """A copy of the prepared ``model`` with channels multiplied as an earlier call found best (``Equalized.steps``)."""
     copy = copy_model(model)
-    for site in find_sites(copy, between=True):
+    for site in find_sites(copy, costly=True):
         if site.tensor in steps:
             site.scale(from_steps(np.frombuffer(b64decode(steps[site.tensor]), np.int8)))
     remove_unused(copy)
@@ -167,7 +188,8 @@ def equalized_as(model: ir.Model, steps: Mapping[str, str]) -> ir.Model:
 def _counts(site: Site, plan: Plan, untouched: Collection[str]) -> bool:
     """Whether anything that reads the site is quantized, and nothing of it must stay as it is.
 
-    A node is only added where activations are converted to integers in any case.
+    A node is only added where activations are converted to integers in any case, and a gate only changed where it
+    computes with integers.
     """
     readers = {reader.node.name or "" for reader in site.readers}
     if site.between:
@@ -176,6 +198,8 @@ def _counts(site: Site, plan: Plan, untouched: Collection[str]) -> bool:
         converted = any(p.tensor == site.tensor and isinstance(p.source, Own) for p in plan.points)
         if not converted or (writer is not None and writer.name in plan.integer):
             return False
+    if site.gate is not None and not {site.gate.function.name, site.gate.product.name} <= set(plan.integer):
+        return False
     if readers & set(untouched) or any(node.name in untouched for node in site.writers):
         return False
     return any(weight.node in readers for weight in plan.weights)

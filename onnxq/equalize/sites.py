@@ -2,7 +2,8 @@
 
 Where what writes a tensor can multiply, factors cost nothing when the model runs. Elsewhere (a residual stream that
 others read too, a GELU) a Mul on the way to the linear readers does it, which costs one pass over the tensor. There
-channels may also be taken out (``equalize.outliers``): their factor is 0.
+channels may also be taken out (``equalize.outliers``): their factor is 0. HardSwish and SiLU let factors through at the
+price of a pass too (``equalize.gates``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.equalize.gates import Gate, gate_behind, rescale
 from onnxq.equalize.outliers import take_out
 from onnxq.graph.edit import (
     float_constant,
@@ -27,6 +29,7 @@ from onnxq.graph.edit import (
     sole_consumer,
 )
 from onnxq.graph.passes.linear import fold_after, fold_before, linear_ending_at, read_linear
+from onnxq.graph.query import trailing_ones
 
 Array = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -73,7 +76,8 @@ class Site:
 
     ``tensor``: where the factors come in; ``axis``: of its channels, 1 or -1. ``layer``: the node at whose output a
     linear layer ends that writes it, or None where ``constants``, as (node, input), multiply its channels. With neither
-    a Mul between it and its ``readers``, which are not all that read it, is to do so.
+    a Mul between it and its ``readers``, which are not all that read it, is to do so. ``gate``: what lies between the
+    ``layer`` and all ``readers`` and has to be changed too; ``shifts``, as (node, input): what is added behind it.
     """
 
     tensor: str
@@ -81,6 +85,8 @@ class Site:
     layer: ir.Node | None
     constants: tuple[tuple[ir.Node, int], ...]
     readers: tuple[Reader, ...]
+    gate: Gate | None = None
+    shifts: tuple[tuple[ir.Node, int], ...] = ()
 
     @property
     def channels(self) -> int:
@@ -95,14 +101,19 @@ class Site:
 
     @property
     def between(self) -> bool:
-        """Whether a node has to be added for the factors."""
+        """Whether a node has to be added between the tensor and its readers."""
         return self.layer is None and not self.constants
+
+    @property
+    def costs(self) -> bool:
+        """Whether factors make the model compute more."""
+        return self.between or self.gate is not None
 
     def scale(self, factors: F64) -> dict[str, str]:
         """Multiplies channels by ``factors: [channels]``; readers divide.
 
         Factors are positive; where a node is added they may be 0, and the channel goes past the readers in float.
-        Returns the names of the nodes that were added, and what they are there for.
+        Returns the names of nodes that were added and must stay float, and what they are there for.
         """
         zero = np.zeros(factors.size)
         kept = factors > 0
@@ -118,6 +129,14 @@ class Site:
             if value is not None and array is not None:
                 scaled = (array * factors).astype(np.float32)
                 set_input(node, index, new_constant(owner(node), scaled, name=f"{value.name}_equalized"))
+        if self.gate is not None:
+            rescale(self.gate, factors)
+        for node, index in self.shifts:
+            value, array = node.inputs[index], float_constant(node.inputs[index])
+            assert value is not None
+            assert array is not None
+            scaled = (array.reshape(-1) * factors).astype(np.float32).reshape(-1, *[1] * _places(node.outputs[0]))
+            set_input(node, index, new_constant(owner(node), scaled, name=f"{value.name}_equalized"))
         return added | (self._multiplied(factors) if self.between else {})
 
     def _multiplied(self, factors: F64) -> dict[str, str]:
@@ -133,10 +152,10 @@ class Site:
         return {node.name or "": "makes channels alike before they are rounded"}
 
 
-def find_sites(model: ir.Model, *, between: bool = False) -> list[Site]:
+def find_sites(model: ir.Model, *, costly: bool = False) -> list[Site]:
     """All sites of the main graph of a prepared ``model``, in its order; weights that several nodes share stay.
 
-    With ``between`` also those that need a node added, after the others.
+    With ``costly`` also those that make the model compute more (``Site.costs``).
     """
     found = []
     for node in model.graph:
@@ -147,7 +166,12 @@ def find_sites(model: ir.Model, *, between: bool = False) -> list[Site]:
         readers = _readers(value, axis) if channels else None
         if readers and all(reader.channels == channels for reader in readers):
             found.append(Site(value.name or "", axis, layer, constants, tuple(readers)))
-    if between:
+        elif costly and layer is not None and axis == 1 and (gate := gate_behind(value)) is not None:
+            shifts: list[tuple[ir.Node, int]] = []
+            readers = _readers(gate.product.outputs[0], axis, shifts)
+            if readers and all(reader.channels == channels for reader in readers):
+                found.append(Site(value.name or "", axis, layer, (), tuple(readers), gate, tuple(shifts)))
+    if costly:
         taken = {site.tensor for site in found} | {reader.tensor for site in found for reader in site.readers}
         values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
         found += [site for v in values if v.name and v.name not in taken and (site := _between(v)) is not None]
@@ -202,17 +226,25 @@ def _vectors(places: tuple[tuple[ir.Node, int], ...]) -> int:
     return sizes.pop() if len(sizes) == 1 and not sizes & {0, 1} else 0
 
 
-def _readers(value: ir.Value, axis: int) -> list[Reader] | None:
-    """All that reads ``value``, or homogeneous operators on it; None unless that is only linear layers."""
+def _readers(value: ir.Value, axis: int, shifts: list[tuple[ir.Node, int]] | None = None) -> list[Reader] | None:
+    """All that reads ``value``, or homogeneous operators on it; None unless that is only linear layers.
+
+    What is added for each channel on the way goes into ``shifts``, if there is such a list.
+    """
     found: list[Reader] = []
     if value.is_graph_output() or not tuple(value.uses()):
         return None
     for use in value.uses():
         node = use.node
-        if use.idx != 0:
+        if is_op(node, "Mul") and axis == 1 and _is_gate_of(node.inputs[1 - use.idx], value):
+            behind = _readers(node.outputs[0], axis, shifts)
+        elif shifts is not None and axis == 1 and is_op(node, "Add") and _is_shift(node.inputs[1 - use.idx], value):
+            shifts.append((node, 1 - use.idx))
+            behind = _readers(node.outputs[0], axis, shifts)
+        elif use.idx != 0:
             return None
-        if is_op(node, *_ELEMENTWISE) or (is_op(node, *_POOLING) and axis == 1 and len(node.outputs) == 1):
-            behind = _readers(node.outputs[0], axis)
+        elif is_op(node, *_ELEMENTWISE) or (is_op(node, *_POOLING) and axis == 1 and len(node.outputs) == 1):
+            behind = _readers(node.outputs[0], axis, shifts)
         elif is_op(node, "Flatten") and axis == 1 and _is_pooled(value) and integer(node, "axis", 1) == 1:
             behind = _readers(node.outputs[0], -1)
         else:
@@ -235,6 +267,28 @@ def _alone(node: ir.Node) -> bool:
     """Whether the weight of the linear ``node`` is read by nothing else: scaled for one, it would be stored twice."""
     weight = node.inputs[1]
     return weight is not None and len(tuple(weight.uses())) == 1
+
+
+def _is_gate_of(value: ir.Value | None, other: ir.Value) -> bool:
+    """Whether ``value`` is a factor for each channel of the map ``other``: squeeze and excite.
+
+    Its own path back to ``other`` begins with a pooling, which is among the readers of ``other`` by itself.
+    """
+    return value is not None and value is not other and _places(other) > 0 and trailing_ones(value, _places(other))
+
+
+def _is_shift(value: ir.Value | None, other: ir.Value) -> bool:
+    """Whether ``value`` is a constant for each channel, or one for all, of the map ``other``."""
+    array, places = float_constant(value), _places(other)
+    if array is None or places < 1 or array.ndim > places + 2:
+        return False
+    channels = array.shape[-places - 1] if array.ndim > places else 1
+    return array.dtype == np.float32 and array.size == channels and np.abs(array).max(initial=0.0) < _LIMIT
+
+
+def _places(value: ir.Value) -> int:
+    """Axes of a map [N, C, ...] behind its channels."""
+    return (rank(value) or 0) - 2
 
 
 def _is_pooled(value: ir.Value) -> bool:

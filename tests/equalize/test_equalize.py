@@ -346,13 +346,13 @@ def post_norm() -> ir.Model:
 def test_what_others_read_too_is_scaled_in_front_of_its_layers() -> None:
     graph = post_norm()
     assert find_sites(graph) == []
-    sites = {site.tensor: [r.node.name for r in site.readers] for site in find_sites(graph, between=True)}
+    sites = {site.tensor: [r.node.name for r in site.readers] for site in find_sites(graph, costly=True)}
     assert sites == {"n": ["MatMul_a", "MatMul_z"], "s": ["MatMul_c"]}
 
 
 def test_no_tensor_is_scaled_twice() -> None:
     for graph in (convolutions(), transformer(), transformer(epsilon=True)):
-        plain, more = find_sites(graph), find_sites(graph, between=True)
+        plain, more = find_sites(graph), find_sites(graph, costly=True)
         assert [s.tensor for s in more[: len(plain)]] == [s.tensor for s in plain]
         read = [r.tensor for s in plain for r in s.readers]
         assert not {s.tensor for s in more[len(plain) :]} & {*read, *(s.tensor for s in plain)}
@@ -361,7 +361,7 @@ def test_no_tensor_is_scaled_twice() -> None:
 def test_a_multiplication_in_front_leaves_what_is_computed_and_others_bit_for_bit() -> None:
     graph = post_norm()
     scaled = ir.serde.deserialize_model(ir.serde.serialize_model(graph))
-    added = [site.scale(np.exp(RNG.standard_normal(site.channels))) for site in find_sites(scaled, between=True)]
+    added = [site.scale(np.exp(RNG.standard_normal(site.channels))) for site in find_sites(scaled, costly=True)]
     assert [list(names) for names in added] == [["n_equalized"], ["s_equalized"]]
     for feed in feeds(graph, 3):
         assert equivalent(graph, scaled, feed) < 1e-5
@@ -371,9 +371,9 @@ def test_a_multiplication_in_front_leaves_what_is_computed_and_others_bit_for_bi
 
 def test_a_graph_input_can_be_scaled_in_front_too() -> None:
     graph = model([node("MatMul", "x w", "y")], ("batch", 6, 8), {"w": rand(8, 4)})
-    (site,) = find_sites(graph, between=True)
+    (site,) = find_sites(graph, costly=True)
     scaled = ir.serde.deserialize_model(ir.serde.serialize_model(graph))
-    (site,) = find_sites(scaled, between=True)
+    (site,) = find_sites(scaled, costly=True)
     site.scale(np.exp(RNG.standard_normal(8)))
     (feed,) = feeds(graph, 1)
     assert equivalent(graph, scaled, feed) < 1e-5
@@ -384,14 +384,14 @@ def test_multiplications_are_added_where_they_halve_the_noise_and_integers_are_m
     given = feeds(graph)
     plan = make_plan(graph, Config(placement="all"), TARGET)
     assert equalized(graph, plan, given, method="mse").model is graph
-    found = equalized(graph, plan, given, method="mse", between=True)
+    found = equalized(graph, plan, given, method="mse", costly=True)
     assert list(found.added) == ["n_equalized"]  # a Sigmoid's channels are alike
     assert "1 tensor equalized by a multiplication in front" in found.notes[0]
     again = equalized_as(graph, found.steps)
     assert ir.serde.serialize_model(again) == ir.serde.serialize_model(found.model)
     weights_only = make_plan(graph, Config(placement="all", weights="int4:16", activations="none"), TARGET)
-    assert equalized(graph, weights_only, given, method="mse", between=True).model is graph
-    assert equalized(graph, plan, given, method="mse", between=True, untouched={"MatMul_z"}).added == {}
+    assert equalized(graph, weights_only, given, method="mse", costly=True).model is graph
+    assert equalized(graph, plan, given, method="mse", costly=True, untouched={"MatMul_z"}).added == {}
 
 
 def noise_of_post_norm(**choices: object) -> tuple[float, Result]:

@@ -36,7 +36,7 @@ def test_what_is_computed_stays(layer: str) -> None:
     constants = {"w": rand(16, 8), "v": rand(16, 8), "b": rand(8)}
     graph = model([node("Sigmoid", "x", "s"), *LAYERS[layer]], ("batch", 6, 16), constants)
     changed = ir.serde.deserialize_model(ir.serde.serialize_model(graph))
-    (site,) = find_sites(changed, between=True)
+    (site,) = find_sites(changed, costly=True)
     added = site.scale(some_factors(16))
     present = {n.name for n in changed.graph}
     assert set(added) <= present
@@ -55,7 +55,7 @@ def test_nodes_stay_in_an_order_that_can_run() -> None:
     source = early.inputs[0]
     early.replace_input_with(0, None)
     early.replace_input_with(0, source)
-    (site,) = find_sites(changed, between=True)
+    (site,) = find_sites(changed, costly=True)
     assert [r.node.name for r in site.readers] == ["MatMul_n", "MatMul_m"]
     site.scale(some_factors(16))
     onnx.checker.check_model(ir.to_proto(changed))
@@ -66,7 +66,7 @@ def test_what_a_gemm_computes_stays(attributes: dict[str, float], shape: tuple[i
     nodes = [node("Sigmoid", "x", "s"), node("Gemm", "s w b", "y", **attributes)]
     graph = model(nodes, ("batch", 16), {"w": rand(*shape), "b": rand(8)})
     changed = ir.serde.deserialize_model(ir.serde.serialize_model(graph))
-    (site,) = find_sites(changed, between=True)
+    (site,) = find_sites(changed, costly=True)
     site.scale(some_factors(16))
     for feed in feeds(graph, 3):
         assert equivalent(graph, changed, feed) < 1e-5
@@ -131,7 +131,7 @@ def quantized(**choices: object) -> Result:
 def test_taken_out_where_it_is_worth_the_nodes() -> None:
     graph = massive()
     plan = make_plan(graph, Config(placement="all"), TARGET)
-    found = equalized(graph, plan, marked(32), method="mse", between=True)
+    found = equalized(graph, plan, marked(32), method="mse", costly=True)
     assert "carries channels that integers are too coarse for" in found.added.values()
     assert "the largest stay float" in found.notes[-1]
     again = equalized_as(graph, found.steps)

@@ -275,3 +275,24 @@ def test_folds_inside_a_loop_body():
     constants = {"w": rand(2, 2, 1), "n": np.array(3), "true": np.array(True), **bn_constants(2)}
     prepared = check(make([loop], {"x": (1, 2, 5)}, ["z"], constants), {"x": rand(1, 2, 5)})
     assert ops(prepared.model) == ["Conv", "Identity", "Loop"]
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("shift", [rand(1), rand(3, 1, 1)], ids=["one", "each"])
+def test_a_scale_folds_past_the_shift_that_padding_keeps(groups, shift):
+    constants = {"w": rand(6, 3 // groups, 3, 3), "a": np.array([0.4], np.float32), "b": shift}
+    nodes = [
+        node("Mul", "a x", "m"),
+        node("Add", "m b", "s"),
+        node("Conv", "s w", "y", group=groups, pads=[1] * 4),
+    ]
+    prepared = check(make(nodes, {"x": (1, 3, 5, 5)}, ["y"], constants), {"x": rand(1, 3, 5, 5)})
+    assert ops(prepared.model) == ["Add", "Conv"]
+
+
+@pytest.mark.parametrize("scale", [np.zeros(1, np.float32), np.array([1e-38], np.float32), rand(3, 1, 1)])
+def test_a_scale_stays_where_the_shift_would_overflow_or_grow(scale):
+    constants = {"w": rand(6, 3, 3, 3), "a": scale, "b": np.array([1e4], np.float32)}
+    nodes = [node("Mul", "x a", "m"), node("Add", "m b", "s"), node("Conv", "s w", "y", pads=[1] * 4)]
+    prepared = check(make(nodes, {"x": (1, 3, 5, 5)}, ["y"], constants), {"x": rand(1, 3, 5, 5)})
+    assert ops(prepared.model) == ["Add", "Conv", "Mul"]

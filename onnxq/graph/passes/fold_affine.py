@@ -6,7 +6,19 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import Array, bypass, can_bypass, float_constant, is_op, label, rank, sole_consumer
+from onnxq.graph.edit import (
+    Array,
+    bypass,
+    can_bypass,
+    float_constant,
+    is_op,
+    label,
+    new_constant,
+    owner,
+    rank,
+    set_input,
+    sole_consumer,
+)
 from onnxq.graph.passes.affine import Affine, read_affine
 from onnxq.graph.passes.float_fusions import completes_fusion
 from onnxq.graph.passes.linear import Linear, fold_after, fold_before, linear_before, read_linear
@@ -20,8 +32,9 @@ def fold_affine(model: ir.Model) -> int:
 
     That is BatchNormalization in inference and Add, Sub, Mul, Div by constants, next to Conv, ConvTranspose, Gemm and
     MatMul with constant weights, where nothing else reads the value between the two. Before a padded Conv only a
-    multiplication folds: what is padded is zero, and zero it must stay. Arithmetic in float64; weights shared with
-    other nodes are copied. What ends a GELU or a layer normalisation stays (``float_fusions``).
+    multiplication folds: what is padded is zero, and zero it must stay. One that lies in front of the shift folds past
+    it: ``x a + b`` is ``(x + b / a) a``. Arithmetic in float64; weights shared with other nodes are copied. What ends a
+    GELU or a layer normalisation stays (``float_fusions``).
     """
     count = 0
     for graph in all_graphs(model):
@@ -29,7 +42,7 @@ def fold_affine(model: ir.Model) -> int:
             affine = read_affine(node)
             if affine is None or completes_fusion(node):
                 continue
-            if _into_previous(node, affine) or _into_next(node, affine):
+            if _into_previous(node, affine) or _into_next(node, affine) or _past_shift(node, affine):
                 count += 1
     return count
 
@@ -69,20 +82,51 @@ def affine_index(node: ir.Node, affine: Affine) -> int:
 
 
 def _into_next(node: ir.Node, affine: Affine) -> bool:
-    output = node.outputs[0]
-    consumer = sole_consumer(output)
-    if consumer is None or not consumer.inputs or consumer.inputs[0] is not output:
-        return False
-    linear = read_linear(consumer)
+    linear = _linear_behind(node)
     if linear is None:
         return False
-    axis, width = (-1, rank(output)) if is_op(consumer, "Gemm", "MatMul") else (1, linear.weight.ndim)
-    channels = linear.inner_channels
-    flat = affine.per_channel(channels=channels, axis=axis, rank=width)
+    flat = _for_inputs(affine, linear, node.outputs[0])
     if flat is None or not fold_before(linear, *flat, label=label(node)):
         return False
     bypass(node, keep=affine.source)
     return True
+
+
+def _past_shift(node: ir.Node, affine: Affine) -> bool:
+    """Folds a multiplication of which only the shift ``node`` keeps it from the linear layer behind."""
+    linear, before = _linear_behind(node), affine.source.producer()
+    scaling = None if before is None else read_affine(before)
+    if linear is None or before is None or scaling is None or not is_op(node, "Add"):
+        return False
+    if scaling.axis1 or np.any(scaling.shift) or not np.all(scaling.scale) or sole_consumer(affine.source) is not node:
+        return False
+    flat = _for_inputs(scaling, linear, node.outputs[0])
+    with np.errstate(over="ignore"):
+        moved = (affine.shift / scaling.scale).astype(np.float32)
+    if flat is None or moved.shape != affine.shift.shape or not np.isfinite(moved).all():
+        return False
+    if not fold_before(linear, *flat, label=label(before)):
+        return False
+    index = 1 - affine_index(node, affine)
+    set_input(node, index, new_constant(owner(node), moved, name=f"{label(node)}_shift"))
+    bypass(before, keep=scaling.source)
+    return True
+
+
+def _linear_behind(node: ir.Node) -> Linear | None:
+    """The linear layer that alone reads what ``node`` writes, as its input."""
+    output = node.outputs[0]
+    consumer = sole_consumer(output)
+    if consumer is None or not consumer.inputs or consumer.inputs[0] is not output:
+        return None
+    return read_linear(consumer)
+
+
+def _for_inputs(affine: Affine, linear: Linear, value: ir.Value) -> tuple[Array, Array] | None:
+    """(scale, shift) of ``affine`` for each channel that ``linear`` reads of ``value``."""
+    gemm = is_op(linear.node, "Gemm", "MatMul")
+    axis, width = (-1, rank(value)) if gemm else (1, linear.weight.ndim)
+    return affine.per_channel(channels=linear.inner_channels, axis=axis, rank=width)
 
 
 def _rank(linear: Linear) -> int | None:
