@@ -258,6 +258,7 @@ def _equalized(job: Job, placement: Placement, feed: Feed, *, costly: bool) -> E
         feeds_hint=few.len_hint,
         untouched=untouched,
         costly=costly,
+        simulated=config.simulated,
         scratch=job.scratch,
     )
 

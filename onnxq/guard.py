@@ -114,44 +114,58 @@ def repair(
     """The candidate with the fewest float layers that is good, its verdict, and the names of the layers given back.
 
     ``verdict`` is that of ``first``. A layer given back first keeps its weights as int8, since it is mostly activations
-    that 8 bits are too few for; if that is good for no number of layers, they get their float weights back too. Where
-    nothing is good, the best one by (agreement, SQNR). ``noise_alone`` gives the relative noise energy at the outputs
-    of a draft with the given nodes kept float. A layer that only serves another one goes with that: ``serving``, by its
-    name, that of the other.
+    that 8 bits are too few for; if that is good for no number of layers, they get their float weights back too, and
+    then the nodes that compute in float with stored weights. Where nothing is good, the best one by (agreement, SQNR).
+    ``noise_alone`` gives the relative noise energy at the outputs of a draft with the given nodes kept float. A layer
+    that only serves another one goes with that: ``serving``, by its name, that of the other.
     """
     serving = serving or {}
     layers = [name for name in first.plan.layers if name not in serving]
-    if verdict.good or not layers:
+    stored = list(dict.fromkeys(w.node for w in first.plan.weights if w.node not in first.plan.layers))
+    if verdict.good or not (layers or stored):
         return first, verdict, ()
     ranking = _ranking(first, layers, noise_alone, progress)
-    tried: dict[tuple[int, Storage | None], tuple[Built, Verdict]] = {(0, None): (first, verdict)}
+    tried: dict[tuple[int, Storage | None], tuple[Built, Verdict]] = {(0, Storage.PACKED): (first, verdict)}
 
     def attempt(count: int, weight: Storage | None) -> bool:
         if (count, weight) not in tried:
-            back = KeptFloat("given back to float: it cost too much accuracy", weight)
             given = set(ranking[:count])
             given.update(layer for layer, served in serving.items() if served in given)
+            back = KeptFloat("given back to float: it cost too much accuracy", weight)
             candidate = build({**first.kept_float, **dict.fromkeys(sorted(given), back)})
             tried[count, weight] = (candidate, verdict_of(candidate))
         return tried[count, weight][1].good
 
-    for weight in (Storage.PACKED, None):
-        count = _fewest(len(ranking), lambda n, weight=weight: attempt(n, weight))  # type: ignore[misc]
-        if count is not None:
-            return (*tried[count, weight], tuple(ranking[:count]))
-    best = max(tried, key=lambda key: (tried[key][1].agreement, tried[key][1].sqnr_db))
-    return (*tried[best], tuple(ranking[: best[0]]))
+    def fewest(least: int, weight: Storage | None) -> int | None:
+        return _fewest(least, len(ranking), lambda count: attempt(count, weight))
+
+    weight: Storage | None = Storage.PACKED
+    count = fewest(0, weight)
+    if count is None:
+        weight = None
+        count = fewest(0, weight)
+    if count is None and stored:
+        ranking += _ranking(first, stored, noise_alone, progress, among=(*first.plan.layers, *stored))
+        count = fewest(len(layers), None)
+    if count is None:
+        count, weight = max(tried, key=lambda key: (tried[key][1].agreement, tried[key][1].sqnr_db))
+    return (*tried[count, weight], tuple(ranking[:count]))
 
 
-def _fewest(limit: int, good: Callable[[int], bool]) -> int | None:
-    """The smallest number from 1 to ``limit`` that is ``good``, by doubling and halving; None if ``limit`` is not."""
-    high = 1
-    while high < limit and not good(high):
-        high *= 2
-    high = min(high, limit)
+def _fewest(least: int, limit: int, good: Callable[[int], bool]) -> int | None:
+    """The smallest number above ``least`` and up to ``limit`` that is ``good``, by doubling and halving; None if none.
+
+    What is good for a number is taken to be so for all above it.
+    """
+    if limit <= least:
+        return None
+    step = 1
+    while least + step < limit and not good(least + step):
+        step *= 2
+    high = min(least + step, limit)
     if not good(high):
         return None
-    low = high // 2
+    low = least + step // 2
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if good(middle) else (middle, high)
@@ -163,11 +177,12 @@ def _ranking(
     layers: Sequence[str],
     noise_alone: Callable[[Mapping[str, KeptFloat]], float],
     progress: Callable[[int, int], None] | None,
+    among: Sequence[str] | None = None,
 ) -> list[str]:
-    """The ``layers`` of ``first``, the noisiest one first: each in turn is all that is on integers."""
+    """The ``layers`` of ``first``, the noisiest one first: each in turn is all that is rounded ``among`` all layers."""
     noise: dict[str, float] = {}
     for done, name in enumerate(layers, start=1):
-        others = {n: KeptFloat("quantized alone") for n in first.plan.layers if n != name}
+        others = {n: KeptFloat("quantized alone") for n in among or first.plan.layers if n != name}
         noise[name] = noise_alone({**first.kept_float, **others})
         if progress is not None:
             progress(done, len(layers))

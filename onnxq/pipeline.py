@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -125,8 +126,29 @@ def quantize(
             outcome = without_data(job, feed_options)
         else:
             outcome = with_data(job, open_feed(data, signature(original).inputs, options=feed_options))
-        outcome = _never_slower(job, outcome)
+        outcome = _never_slower(job, _never_larger(job, outcome))
         return _result(job, outcome, (*prepared.notes, *outcome.notes))
+
+
+def _never_larger(job: Job, outcome: Outcome) -> Outcome:
+    """``outcome``; where nothing computes with integers and the file would not be smaller, the model in float."""
+    built = outcome.built
+    if built.plan.layers or not built.plan.weights:
+        return outcome
+    if model_size(built.handed).file_bytes < model_size(job.reference).file_bytes:
+        return outcome
+    reason = KeptFloat("storing its weight as integers does not make the file smaller")
+    note = "nothing can be gained: no layer is left that integers would speed up, and the file would not be smaller"
+    return _rebuilt(job, outcome, [w.node for w in built.plan.weights], reason, note)
+
+
+def _rebuilt(job: Job, outcome: Outcome, names: Iterable[str], reason: KeptFloat, note: str) -> Outcome:
+    """``outcome`` with the nodes called ``names`` kept float for ``reason`` too, judged anew and not yet timed."""
+    built = outcome.builder.build({**outcome.built.kept_float, **dict.fromkeys(names, reason)})
+    verdict = None
+    if outcome.held_out is not None:
+        verdict = judge(job.reference, built.handed, outcome.held_out.limit(JUDGED_FEEDS), job.config)
+    return replace(outcome, built=built, verdict=verdict, notes=(*outcome.notes, note), latency=None)
 
 
 def _never_slower(job: Job, outcome: Outcome) -> Outcome:
@@ -138,12 +160,8 @@ def _never_slower(job: Job, outcome: Outcome) -> Outcome:
     if not _slower(outcome) or not outcome.built.plan.layers or job.config.simulated:
         return outcome
     reason = KeptFloat("its integer kernel made the model slower than float on this machine", Storage.PACKED)
-    built = outcome.builder.build({**outcome.built.kept_float, **dict.fromkeys(outcome.built.plan.layers, reason)})
-    verdict = None
-    if outcome.held_out is not None:
-        verdict = judge(job.reference, built.handed, outcome.held_out.limit(JUDGED_FEEDS), job.config)
     note = "integer kernels made this model slower on this machine: weights are stored as int8, the computing is float"
-    return _timed(job, replace(outcome, built=built, verdict=verdict, notes=(*outcome.notes, note), latency=None))
+    return _timed(job, _rebuilt(job, outcome, outcome.built.plan.layers, reason, note))
 
 
 def _timed(job: Job, outcome: Outcome) -> Outcome:
@@ -164,7 +182,11 @@ def _slower(outcome: Outcome) -> bool:
 
 def _result(job: Job, outcome: Outcome, notes: tuple[str, ...]) -> Result:
     built = outcome.built
-    if not built.plan.layers and any(k.reason == NOT_WORTH_IT for k in built.kept_float.values()):
+    if (
+        not built.plan.layers
+        and built.plan.weights
+        and any(k.reason == NOT_WORTH_IT for k in built.kept_float.values())
+    ):
         notes = (*notes, NOTHING_PAYS)
     unused = tuple(f"rule '{rule}' matched no node" for rule in built.plan.unused_rules)
     config = outcome.builder.config

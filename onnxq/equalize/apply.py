@@ -84,6 +84,7 @@ def equalized(
     feeds_hint: int | None = None,
     untouched: Collection[str] = (),
     costly: bool = False,
+    simulated: bool = False,
     scratch: Scratch | None = None,
 ) -> Equalized:
     """The prepared ``model`` with channels equalized where that makes less noise; the model itself where nowhere.
@@ -96,6 +97,7 @@ def equalized(
         feeds_hint: the number of feeds, where it is known.
         untouched: names of nodes that must keep their weights.
         costly: whether more may be computed where that halves the noise of what reads a tensor.
+        simulated: whether speed does not count, since activations are only simulated: then any gain is worth it.
         scratch: holds the new weights.
 
     Raises ``RuntimeFailure`` where the model does not run on the feeds.
@@ -115,7 +117,7 @@ def equalized(
             continue  # an error, which observing ranges will find with the name of the first such tensor
         reads = [_read(r, plan, rows[r.tensor]) for r in site.readers]
         factors, relative = best_factors(reads, method=method)
-        if relative >= _worth(site):
+        if relative >= (_WORTH_IT if simulated else _worth(site)):
             factors, relative = np.ones(site.channels), 1.0
         noise = trial(reads, factors, method)
         every.append(_Found(site, reads, factors, -10.0 * np.log10(relative), noise))
