@@ -82,6 +82,10 @@ def main() -> None:
     options = parser.parse_args()
     for part in harness.chosen(options.parts or None, list(parts)):
         header, rows, results = parts[part](options)
+        if options.models and part in ("accuracy", "files"):  # the others are kept
+            path = harness.RESULTS / f"int4_{part}.json"
+            earlier = json.loads(path.read_text()) if path.exists() else {}
+            results = {key: {**earlier.get(key, {}), **found} for key, found in results.items()}
         path = harness.write(f"int4_{part}", vars(options), results)
         print(f"\n{harness.markdown(header, rows)}\n\nwritten: {path.relative_to(harness.ROOT)}", flush=True)
 

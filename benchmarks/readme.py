@@ -394,9 +394,10 @@ def rivals_by_model(data: dict[str, Any]) -> str:
     for row in data["models"]:
         cells = []
         for tool in tools:
-            found = row["tools"].get(tool, {})
-            speed = found.get("latency", {}).get("ratio")
-            cells.append("fails" if speed is None else f"{found['sqnr_db']:.1f}, {1 / speed:.2f}")
+            found = row["tools"].get(tool)
+            speed = None if found is None else found.get("latency", {}).get("ratio")
+            missing = "-" if found is None else "fails"  # not run, or run without success
+            cells.append(missing if found is None or speed is None else f"{found['sqnr_db']:.1f}, {1 / speed:.2f}")
         rows.append([row["model"].removeprefix("net:"), *cells])
     return markdown(["model: SQNR dB, times float", *tools], rows)
 

@@ -139,7 +139,8 @@ def _never_larger(job: Job, outcome: Outcome) -> Outcome:
         return outcome
     reason = KeptFloat("storing its weight as integers does not make the file smaller")
     note = "nothing can be gained: no layer is left that integers would speed up, and the file would not be smaller"
-    return _rebuilt(job, outcome, [w.node for w in built.plan.weights], reason, note)
+    found = _rebuilt(job, outcome, [w.node for w in built.plan.weights], reason, note)
+    return outcome if found.built.plan.weights else found  # what a rule wants stored is stored
 
 
 def _rebuilt(job: Job, outcome: Outcome, names: Iterable[str], reason: KeptFloat, note: str) -> Outcome:

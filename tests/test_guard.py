@@ -23,7 +23,8 @@ from onnxq.config import Config
 from onnxq.guard import Verdict, _contradicts, judge, repair, summary
 from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
-from onnxq.plan import KeptFloat, Plan
+from onnxq.numerics import INT8_NARROW, PerAxis
+from onnxq.plan import KeptFloat, Plan, Storage, Weight
 
 # -- the binomial rule ------------------------------------------------------------------------------------------------
 
@@ -276,3 +277,37 @@ def test_what_serves_a_layer_goes_back_with_it_and_is_not_ranked() -> None:
     assert given_back == ("a",)
     assert found.good
     assert built.plan.anchors == ("b", "gate of b", "c")
+
+
+def stored(node: str) -> Weight:
+    return Weight(f"{node} weight", node, 1, INT8_NARROW, PerAxis(0), Storage.PACKED)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"), [(6.0, ("a", "b", "y")), (2.0, ("a", "b", "y", "z")), (8.0, ("a", "b"))]
+)
+def test_stored_weights_go_back_where_layers_do_not_help(allowed: float, expected: tuple[str, ...]) -> None:
+    """Layers a and b, and x, y and z that compute in float with stored weights."""
+    noise = {"a": 3.0, "b": 2.0, "x": 1.0, "y": 5.0, "z": 2.0}
+
+    def build(kept: Mapping[str, KeptFloat]) -> Built:
+        # A layer that goes back with its weight stored makes as much noise as before: here it is weights that make it.
+        left = [n for n in noise if n not in kept or kept[n].weight is not None]
+        plan = Plan(
+            anchors=tuple(n for n in ("a", "b") if n not in kept), weights=tuple(stored(n) for n in left), integer=()
+        )
+        return Built(plan, Parameters({}, {}, {}), None, b"", KernelMap("m", "extended", "0", ()), (), kept)  # type: ignore[arg-type]
+
+    def total(built: Built) -> float:
+        return sum(noise[w.node] for w in built.plan.weights)
+
+    def verdict_of(built: Built) -> Verdict:
+        return verdict(total(built) <= allowed, -10 * math.log10(max(total(built), 1e-9)))
+
+    first = build({})
+    built, found, given_back = repair(
+        first, verdict_of(first), build, verdict_of, lambda kept: total(build({n: KeptFloat("") for n in kept}))
+    )
+    assert found.good
+    assert given_back == expected
+    assert total(built) <= allowed
