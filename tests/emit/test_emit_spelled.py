@@ -213,10 +213,23 @@ def test_one_weight_with_and_without_spare_channels() -> None:
     same_numbers(e, plainly(e), feeds(proto, 3))
 
 
-def test_neither_for_packed_weights_nor_steered_ones_nor_where_no_such_kernel_is() -> None:
-    packed = Config(weights="int4", first_last="int4")
+@pytest.mark.parametrize("weights", ["int4", "int3", "int6"])
+def test_packed_weights_are_padded_too(weights: str) -> None:
+    proto = first(3)
+    e = emitted(proto, config=Config(weights=weights, first_last=weights))
+    assert weight_of(e, "first").spare == 1
+    same_numbers(e, plainly(e), feeds(proto, 3))
+    assert [k.op for k in kernel_map(e.content).nodes].count("QLinearConv") == 2
+
+
+@pytest.mark.parametrize("weights", ["int4:32", "codebook4"])
+def test_not_what_has_blocks_or_levels_of_its_own(weights: str) -> None:
+    config = Config(weights=weights, first_last=weights)
+    assert weight_of(emitted(first(3), config=config), "first").spare == 0
+
+
+def test_not_steered_convolutions_nor_where_no_such_kernel_is() -> None:
     steered = Config(rules=(Rule("first", "int8-gemm"),))
-    assert weight_of(emitted(first(3), config=packed), "first").spare == 0
     assert weight_of(emitted(first(3), config=steered), "first").spare == 0
     spare = {name: weight_of(emitted(first(3), target=resolve_target(name)), "first").spare for name in TARGETS}
     assert spare == {"x86-vnni": 1, "x86-amx": 1, "x86-avx2": 1, "arm64": 0}
