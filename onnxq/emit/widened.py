@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
-from onnxq.emit.pieces import Before, Pieces, graph_of
+from onnxq.emit.pieces import Before, Pieces, Place, graph_of
 from onnxq.errors import ModelError
 from onnxq.graph.edit import is_op
 from onnxq.numerics import QuantParams
@@ -19,7 +20,15 @@ from onnxq.numerics import QuantParams
 
 def widened(codes: npt.NDArray[np.integer], spare: int) -> npt.NDArray[np.integer]:
     """The weight ``codes`` [C_out, C_in, ...], whose zero point is 0, with ``spare`` input channels of zeros more."""
-    return np.pad(codes, [(0, 0), (0, spare)] + [(0, 0)] * (codes.ndim - 2))
+    return np.pad(codes, [(0, 0), (0, spare)] + [(0, 0)] * (codes.ndim - 2)) if spare else codes
+
+
+def widen_weight(pieces: Pieces, codes: ir.Value, spare: int, name: str, *, place: Place) -> ir.Value:
+    """The same of ``codes`` that only the runtime knows, int8: it folds the Pad when it loads the model."""
+    graph = graph_of(place.node)
+    ends = pieces.initializer(graph, f"{name}_spare_channels", np.array([0, 0, 0, 0, 0, spare, 0, 0]))
+    zero = pieces.initializer(graph, f"{name}_spare", np.zeros((), np.int8))
+    return pieces.node("Pad", [codes, ends, zero], f"{name}_widened", place=place)
 
 
 def widen_input(pieces: Pieces, name: str, spare: int, params: QuantParams) -> None:

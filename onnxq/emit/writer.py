@@ -23,7 +23,7 @@ from onnxq.emit.pieces import After, Before, Pieces, graph_of, home_of
 from onnxq.emit.recurrent import Gates, gates, integer_lstm
 from onnxq.emit.short_names import shorten
 from onnxq.emit.sums import spell_sums
-from onnxq.emit.widened import widen_input, widened
+from onnxq.emit.widened import widen_input, widen_weight, widened
 from onnxq.errors import ModelError
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import is_op, replace_value
@@ -144,9 +144,11 @@ class _Writer(Pieces):
             return
         if key not in self.made:
             chosen = self._shifted(weight)
+            # Blocks would begin elsewhere with more channels, and 0 need not be in a codebook: they grow unpacked.
+            late = bool(weight.stored.block or weight.stored.codebook)
             codes = expanded(
                 self,
-                widened(quantized.codes, weight.spare) if weight.spare else quantized.codes,
+                widened(quantized.codes, 0 if late else weight.spare),
                 weight.stored,
                 weight.granularity,
                 weight.tensor,
@@ -154,6 +156,8 @@ class _Writer(Pieces):
                 shift=weight.shift,
                 native=self._native,
             )
+            if late and weight.spare:
+                codes = widen_weight(self, codes, weight.spare, weight.tensor, place=Before(node))
             if weight.storage is Storage.PACKED:
                 scale = chosen.granularity.expand(chosen.scale, quantized.codes.shape)
                 if chosen.scale.ndim == scale.ndim:  # one block along the last axis: broadcasting does the rest

@@ -57,8 +57,7 @@ def anchor_weights(
     storage = Storage.FUSED if node.name in fused else Storage.INTEGER
     shift = _SHIFT if node.name in steered and node.op_type == "Conv" else 0
     name, of = node.name or "", value.name or ""
-    # Blocks would begin elsewhere, and 0 need not be in a codebook.
-    spare = 0 if shift or stored.block or stored.codebook else _spare(node, target, chosen)
+    spare = 0 if shift else _spare(node, target, chosen)
     return [Weight(of, name, slot.index, target.weights, granularity, storage, stored, shift, spare)]
 
 

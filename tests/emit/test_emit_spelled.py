@@ -213,19 +213,13 @@ def test_one_weight_with_and_without_spare_channels() -> None:
     same_numbers(e, plainly(e), feeds(proto, 3))
 
 
-@pytest.mark.parametrize("weights", ["int4", "int3", "int6"])
+@pytest.mark.parametrize("weights", ["int4", "int3", "int6", "int4:32", "codebook4"])
 def test_packed_weights_are_padded_too(weights: str) -> None:
     proto = first(3)
     e = emitted(proto, config=Config(weights=weights, first_last=weights))
     assert weight_of(e, "first").spare == 1
     same_numbers(e, plainly(e), feeds(proto, 3))
     assert [k.op for k in kernel_map(e.content).nodes].count("QLinearConv") == 2
-
-
-@pytest.mark.parametrize("weights", ["int4:32", "codebook4"])
-def test_not_what_has_blocks_or_levels_of_its_own(weights: str) -> None:
-    config = Config(weights=weights, first_last=weights)
-    assert weight_of(emitted(first(3), config=config), "first").spare == 0
 
 
 def test_not_steered_convolutions_nor_where_no_such_kernel_is() -> None:
