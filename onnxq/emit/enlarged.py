@@ -98,15 +98,11 @@ def repeat_codes(pieces: Pieces, name: str, how: Repeated) -> None:
     Raises ``ModelError`` where it is not between these.
     """
     node = pieces.nodes[name]
-    real, readers = node.inputs[0], [use.node for use in node.outputs[0].uses()]
-    dequantizer = None if real is None else real.producer()
-    between = dequantizer is not None and is_op(dequantizer, "DequantizeLinear")
-    if not between or len(readers) != 1 or not is_op(readers[0], "QuantizeLinear"):
+    dequantizer, codes = pieces.dequantized(node)
+    readers = [use.node for use in node.outputs[0].uses()]
+    if len(readers) != 1 or not is_op(readers[0], "QuantizeLinear"):
         raise ModelError(f"'{name}' is not between quantizers; the plan does not belong to this model")
-    assert dequantizer is not None
-    assert real is not None
-    graph, codes, place = graph_of(node), dequantizer.inputs[0], Before(node)
-    assert codes is not None
+    graph, place = graph_of(node), Before(node)
     maps = pieces.node("Transpose", [codes], f"{name}_channels_last", place=place, perm=_CHANNELS_LAST)
     if how.columns > 1:
         maps = pieces.node("Concat", [maps] * how.columns, f"{name}_columns", place=place, axis=3)
@@ -118,8 +114,7 @@ def repeat_codes(pieces: Pieces, name: str, how: Repeated) -> None:
     new = pieces.node("Transpose", [maps], f"{name}_codes", place=place, perm=_CHANNELS_FIRST)
     replace_value(readers[0].outputs[0], new)
     graph.remove([readers[0], node], safe=True)
-    if not real.uses() and not real.is_graph_output():
-        graph_of(dequantizer).remove(dequantizer, safe=True)
+    pieces.drop_idle(dequantizer)
 
 
 def _shape(pieces: Pieces, codes: ir.Value, how: Repeated, name: str, place: Before) -> ir.Value:

@@ -14,7 +14,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.emit.pieces import Before, Pieces, graph_of
-from onnxq.errors import ModelError
 from onnxq.graph.edit import is_op, replace_value
 from onnxq.graph.query import attribute
 from onnxq.numerics import QuantParams
@@ -32,11 +31,8 @@ def gate_as_sum(pieces: Pieces, name: str, tensor: str, params: QuantParams) -> 
     The new node has the name of the old one. Raises ``ModelError`` where the input is not dequantized.
     """
     gate = pieces.nodes[name]
-    graph, real = graph_of(gate), gate.inputs[0]
-    dequantizer = None if real is None else real.producer()
-    x_codes = None if dequantizer is None or dequantizer.op_type != "DequantizeLinear" else dequantizer.inputs[0]
-    if dequantizer is None or x_codes is None:
-        raise ModelError(f"the input of '{name}' is not dequantized; the plan does not belong to this model")
+    graph = graph_of(gate)
+    dequantizer, x_codes = pieces.dequantized(gate)
     alpha, beta = (np.float32(attribute(gate, key, value)) for key, value in (("alpha", 0.2), ("beta", 0.5)))
     scaled = replace(params, scale=np.asarray(params.scale * alpha, np.float32))
     x = pieces.dequantize(x_codes, scaled, f"{tensor}_times_{alpha:.4g}", place=Before(gate))
@@ -53,6 +49,5 @@ def gate_as_sum(pieces: Pieces, name: str, tensor: str, params: QuantParams) -> 
     replace_value(old, new)
     pieces.take_over(old, new)
     graph.remove(gate, safe=True)
-    if not dequantizer.outputs[0].uses() and not dequantizer.outputs[0].is_graph_output():
-        graph_of(dequantizer).remove(dequantizer, safe=True)
+    pieces.drop_idle(dequantizer)
     pieces.nodes[name] = total

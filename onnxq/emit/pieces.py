@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.errors import ModelError
 from onnxq.graph.query import nodes, values_by_name
 from onnxq.numerics import INT32, PerAxis, QuantParams
 from onnxq.scratch import Scratch
@@ -87,6 +88,20 @@ class Pieces:
         inputs = [codes, scale] if zero is None else [codes, scale, zero]
         axis = {"axis": chosen.granularity.axis} if isinstance(chosen.granularity, PerAxis) else {}
         return self.node("DequantizeLinear", inputs, f"{name}_dequantized", place=place, **axis)
+
+    def dequantized(self, node: ir.Node) -> tuple[ir.Node, ir.Value]:
+        """The DequantizeLinear in front of ``node``, and its codes. Raises ``ModelError`` where there is none."""
+        real = node.inputs[0]
+        maker = None if real is None else real.producer()
+        codes = maker.inputs[0] if maker is not None and maker.op_type == "DequantizeLinear" else None
+        if maker is None or codes is None:
+            raise ModelError(f"the input of '{node.name}' is not dequantized; the plan does not belong to this model")
+        return maker, codes
+
+    def drop_idle(self, node: ir.Node) -> None:
+        """Removes ``node`` where nothing reads its output any more."""
+        if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+            graph_of(node).remove(node, safe=True)
 
     def parameters(self, graph: ir.Graph, chosen: QuantParams, name: str) -> tuple[ir.Value, ir.Value | None]:
         """Scale and zero point as constants of ``graph``, made once for each tensor; no zero point for int32.

@@ -13,8 +13,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.emit.pieces import Before, Pieces, Place, graph_of
-from onnxq.errors import ModelError
-from onnxq.graph.edit import is_op
 from onnxq.numerics import QuantParams
 
 
@@ -25,10 +23,7 @@ def widened(codes: npt.NDArray[np.integer], spare: int) -> npt.NDArray[np.intege
 
 def widen_weight(pieces: Pieces, codes: ir.Value, spare: int, name: str, *, place: Place) -> ir.Value:
     """The same of ``codes`` that only the runtime knows, int8: it folds the Pad when it loads the model."""
-    graph = graph_of(place.node)
-    ends = pieces.initializer(graph, f"{name}_spare_channels", np.array([0, 0, 0, 0, 0, spare, 0, 0]))
-    zero = pieces.initializer(graph, f"{name}_spare", np.zeros((), np.int8))
-    return pieces.node("Pad", [codes, ends, zero], f"{name}_widened", place=place)
+    return _padded(pieces, codes, spare, np.zeros((), np.int8), name, place)
 
 
 def widen_input(pieces: Pieces, name: str, spare: int, params: QuantParams) -> None:
@@ -37,14 +32,17 @@ def widen_input(pieces: Pieces, name: str, spare: int, params: QuantParams) -> N
     Raises ``ModelError`` where the input is not dequantized.
     """
     node = pieces.nodes[name]
-    real = node.inputs[0]
-    dequantizer = None if real is None else real.producer()
-    if real is None or dequantizer is None or not is_op(dequantizer, "DequantizeLinear"):
-        raise ModelError(f"the input of '{name}' is not dequantized; the plan does not belong to this model")
-    codes, place, graph = dequantizer.inputs[0], Before(node), graph_of(node)
-    counts = pieces.initializer(graph, f"{name}_spare_channels", np.array([0, 0, 0, 0, 0, spare, 0, 0]))
-    zero = pieces.initializer(graph, f"{name}_spare", np.asarray(params.zero_point))
-    wide = pieces.node("Pad", [codes, counts, zero], f"{name}_widened", place=place)
-    node.replace_input_with(0, pieces.dequantize(wide, params, f"{name}_input", place=place))
-    if not real.uses() and not real.is_graph_output():
-        graph_of(dequantizer).remove(dequantizer, safe=True)
+    dequantizer, codes = pieces.dequantized(node)
+    wide = _padded(pieces, codes, spare, np.asarray(params.zero_point), name, Before(node))
+    node.replace_input_with(0, pieces.dequantize(wide, params, f"{name}_input", place=Before(node)))
+    pieces.drop_idle(dequantizer)
+
+
+def _padded(
+    pieces: Pieces, codes: ir.Value, spare: int, zero: npt.NDArray[np.integer], name: str, place: Place
+) -> ir.Value:
+    """``codes`` [N, C, H, W] with ``spare`` channels of ``zero`` behind the others."""
+    graph = graph_of(place.node)
+    ends = pieces.initializer(graph, f"{name}_spare_channels", np.array([0, 0, 0, 0, 0, spare, 0, 0]))
+    filling = pieces.initializer(graph, f"{name}_spare", zero)
+    return pieces.node("Pad", [codes, ends, filling], f"{name}_widened", place=place)
