@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.adapt.directions import forward_only, is_forward, recurrent_obstacle
 from onnxq.graph.edit import new_constant, owner, set_input
 from onnxq.graph.passes.unused import remove_unused
 from onnxq.graph.query import attribute, nodes
@@ -37,7 +38,7 @@ _FLAT = frozenset(
 )
 # fmt: on
 # Outputs that the gradient of an operator reads, beside the first one.
-_OPTIONAL = {"LayerNormalization": ("mean", "inverse")}
+_OPTIONAL = {"LayerNormalization": ("mean", "inverse"), "LSTM": ("hidden", "cell"), "GRU": ("hidden",)}
 
 
 def differentiable(model: ir.Model) -> None:
@@ -47,6 +48,9 @@ def differentiable(model: ir.Model) -> None:
             continue
         if node.op_type in _REWRITES:
             take_over(node.outputs[0], _REWRITES[node.op_type](node), model)
+        elif node.op_type in ("LSTM", "GRU") and not is_forward(node) and recurrent_obstacle(node) is None:
+            for old, new in forward_only(node).items():
+                take_over(old, new, model)
     remove_unused(model)
     for node in list(nodes(model)):  # gradients that read the optional inputs and outputs
         if node.op_type == "LayerNormalization" and (len(node.inputs) < 3 or node.inputs[2] is None):
@@ -62,14 +66,8 @@ def differentiable(model: ir.Model) -> None:
 
 
 def obstacle(model: ir.Model) -> str | None:
-    """Why onnxruntime-training can do nothing with ``model``, in words; None where it can.
-
-    It exchanges every recurrent node for a kernel of its own, even where no gradient is wanted.
-    """
-    for node in nodes(model):
-        if node.op_type in ("LSTM", "GRU", "RNN") and str(attribute(node, "direction", "forward")) != "forward":
-            return f"onnxruntime-training runs no {node.op_type} that goes both ways or backwards ('{node.name}')"
-    return None
+    """Why onnxruntime-training can do nothing with ``model``, in words; None where it can."""
+    return next((wall for node in nodes(model) if (wall := recurrent_obstacle(node)) is not None), None)
 
 
 def with_gradient(model: ir.Model) -> set[str]:
@@ -77,7 +75,7 @@ def with_gradient(model: ir.Model) -> set[str]:
     clear: dict[int, bool] = {}
     found = set()
     for node in reversed(list(model.graph)):
-        smooth = node.op_type in _SMOOTH and node.domain in ("", MICROSOFT)
+        smooth = (node.op_type in _SMOOTH and node.domain in ("", MICROSOFT)) or is_forward(node)
         if node.op_type == "Pad" and attribute(node, "mode", "constant") != "constant":
             smooth = False
         good = True
@@ -89,7 +87,7 @@ def with_gradient(model: ir.Model) -> set[str]:
                 found.add(output.name)
         clear[id(node)] = good and smooth
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        if value.name and all(clear.get(id(u.node), False) for u in value.uses()):
+        if value.name and all(u.node.op_type in _FLAT or clear.get(id(u.node), False) for u in value.uses()):
             found.add(value.name)
     return found
 

@@ -16,8 +16,8 @@ from onnxq.adapt.simulation import norm_places, simulated
 from onnxq.adapt.training_graph import Place, target_name, training_graph
 from onnxq.choose import Parameters
 from onnxq.emit import weight_key
-from onnxq.numerics import PerAxis, Quantized, QuantParams, params
-from onnxq.plan import Plan, Weight
+from onnxq.numerics import Quantized, QuantParams, params
+from onnxq.plan import Plan, Storage, Weight
 from onnxq.ranges.fit import code_type
 
 F32 = npt.NDArray[np.float32]
@@ -44,11 +44,11 @@ def adapt_jointly(
 ) -> tuple[Parameters, Trained | None]:
     """``parameters`` trained on the samples ``fit``, the best on ``check``; None where no gradient reaches a weight.
 
-    What is trained: weights with one scale a channel, read by one node, in uniform codes; their scales; biases; scales
-    and shifts of layer normalisations; and the scales of activations. ``frozen`` are nodes whose weights and biases
-    stay, and with them the normalisations in front of the last of them.
+    What is trained: weights read by one node, in uniform codes, that are computed with as they are stored, and their
+    scales; biases; scales and shifts of layer normalisations; and the scales of activations. ``frozen`` are nodes whose
+    weights and biases stay, and with them the normalisations in front of the last of them.
     """
-    movable = _movable(plan, frozen)
+    movable = _movable(plan, parameters, frozen)
     free = [(b.node, b.index) for b in plan.biases if b.weight_node not in frozen]
     free += _norms(model, frozen)
     scores = {name: samples.score(name) for name in samples.outputs}
@@ -111,21 +111,25 @@ def _learned(plan: Plan, parameters: Parameters) -> dict[str, str]:
     return {tensor: root for tensor, root in of.items() if root not in fixed}
 
 
-def _movable(plan: Plan, frozen: Collection[str]) -> dict[Place, Weight]:
-    """The weights that can be trained if gradients reach them."""
+def _movable(plan: Plan, parameters: Parameters, frozen: Collection[str]) -> dict[Place, Weight]:
+    """The weights that can be trained if gradients reach them: those that are computed with as they are stored."""
     keys = [weight_key(w) for w in plan.weights]
     return {
         (w.node, w.index): w
         for w, key in zip(plan.weights, keys, strict=True)
         if keys.count(key) == 1
-        and isinstance(w.granularity, PerAxis)
-        and not (w.stored.codebook or w.stored.block)
+        and parameters.weights[key].params.granularity == w.granularity
+        and w.storage is not Storage.GATHERED  # a batch reads few rows of a table
+        and not w.stored.codebook
+        and (w.storage is Storage.BLOCKS or not w.stored.block)
         and w.node not in frozen
     }
 
 
 def _in_codes(weight: Weight, computed: QuantParams) -> QuantParams:
     """The parameters with the codes that are stored, fewer than kernels compute with."""
+    if weight.storage is Storage.BLOCKS:
+        return computed
     qtype = code_type(weight.stored, computed.qtype)
     return params(qtype, computed.scale, granularity=computed.granularity)
 

@@ -27,7 +27,7 @@ from onnxq.adapt.samples import AnswerKind
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import new_constant, owner
 from onnxq.graph.query import array, nodes
-from onnxq.numerics import PerAxis, QuantParams
+from onnxq.numerics import PerBlock, QuantParams
 
 F32 = npt.NDArray[np.float32]
 Place = tuple[str, int]  # a node and the index of one of its inputs
@@ -78,7 +78,6 @@ def training_graph(
     """
     model = copy_model(simulation)
     steps = soften(model, learned or {})
-    differentiable(model)
     by_name = {n.name or "": n for n in nodes(model)}
     latents = {place: _latent(by_name[place[0]], place[1], q) for place, q in weights.items()}
     named = {}
@@ -86,6 +85,7 @@ def training_graph(
         value = by_name[node].inputs[index]
         assert value is not None
         named[node, index] = value.name or ""
+    differentiable(model)
     outputs = [o for o in model.graph.outputs if o.name in scores]
     targets = [new_input(model, target_name(o.name or ""), o) for o in outputs]
     parts = [(o, t, 1.0 / scores[o.name or ""]) for o, t in zip(outputs, targets, strict=True)]
@@ -150,21 +150,56 @@ def _soft(node: ir.Node, learned: Mapping[str, str], steps: dict[str, str]) -> i
 
 
 def _latent(node: ir.Node, index: int, params: QuantParams) -> Latent:
-    """Puts a quantizer with a trained scale between a weight and its reader."""
+    """Puts a quantizer with trained scales between a weight and its reader."""
     values = node.inputs[index]
     assert values is not None
     assert values.name
-    assert isinstance(params.granularity, PerAxis)
-    name, qtype = values.name, params.qtype
-    shape = [1] * len(values.shape or ())
-    shape[params.granularity.axis] = -1
-    start = np.asarray(params.scale, np.float32).reshape(shape)
+    assert values.const_value is not None
+    name, qtype, shape = values.name, params.qtype, tuple(values.const_value.shape.numpy())
+    start = _broadcastable(params, np.asarray(params.scale, np.float32), shape)
     log_scale = new_constant(owner(node), np.zeros_like(start), name=f"{name}_log_scale")
     factor = new_node(node, "Exp", [log_scale], f"{name}_log_scale")
     base = new_constant(owner(node), start, name=f"{name}_scale")
     scale = new_node(node, "Mul", [factor, base], f"{name}_scaled")
+    if isinstance(params.granularity, PerBlock) and start.shape[params.granularity.axis] > 1:
+        scale = _repeated(node, scale, params.granularity, start.shape, shape)
     ratio = new_node(node, "Div", [values, scale], name)
     one, zero = scalar(node, 1.0, f"{name}_one"), scalar(node, 0.0, f"{name}_zero")
-    codes = new_node(node, "FakeQuant", [ratio, one, zero], name, quant_min=int(qtype.qmin), quant_max=int(qtype.qmax))
+    ends = {"quant_min": int(qtype.qmin), "quant_max": int(qtype.qmax)}
+    if params.symmetric:
+        codes = new_node(node, "FakeQuant", [ratio, one, zero], name, **ends)
+    else:  # FakeQuant knows one zero point only; whole numbers may be added in front of it as well
+        zeros = params.granularity.expand(params.zero_point, shape).astype(np.float32)
+        moved = new_constant(owner(node), zeros, name=f"{name}_zeros")
+        above = new_node(node, "FakeQuant", [new_node(node, "Add", [ratio, moved], name), one, zero], name, **ends)
+        codes = new_node(node, "Sub", [above, moved], name)
     node.replace_input_with(index, new_node(node, "Mul", [codes, scale], name))
     return Latent(name, log_scale.name or "")
+
+
+def _broadcastable(params: QuantParams, values: F32, shape: tuple[int, ...]) -> F32:
+    """``values`` of the shape of the scale of ``params`` with as many axes as ``shape``; blocks are not repeated."""
+    if isinstance(params.granularity, PerBlock):
+        return values
+    return np.asarray(params.granularity.expand(values, shape), np.float32)
+
+
+def _repeated(
+    node: ir.Node, scale: ir.Value, blocks: PerBlock, have: tuple[int, ...], shape: tuple[int, ...]
+) -> ir.Value:
+    """The scales of blocks once for each weight of ``shape``."""
+    axis, name = blocks.axis % len(shape), scale.name or ""
+
+    def integers(values: Sequence[int], what: str) -> ir.Value:
+        return new_constant(owner(node), np.asarray(values, np.int64), name=f"{name}_{what}")
+
+    apart = (*have[: axis + 1], 1, *have[axis + 1 :])
+    wide = (*have[: axis + 1], blocks.size, *have[axis + 1 :])
+    whole = (*have[:axis], have[axis] * blocks.size, *have[axis + 1 :])
+    value = new_node(node, "Reshape", [scale, integers(apart, "apart")], f"{name}_apart")
+    value = new_node(node, "Expand", [value, integers(wide, "wide")], name)
+    value = new_node(node, "Reshape", [value, integers(whole, "whole")], f"{name}_whole")
+    if whole == shape:
+        return value  # the last block may have fewer
+    ends = [integers([n], what) for n, what in ((0, "start"), (shape[axis], "end"), (axis, "axis"))]
+    return new_node(node, "Slice", [value, *ends], name)
