@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxq.aligning import aligned
 from onnxq.calibrate.layer_inputs import LayerInput
 from onnxq.calibrate.observers import merge
 from onnxq.calibrate.runner import Feeds, Statistics, run_observers
@@ -149,7 +150,8 @@ class Builder:
             scratch=self.scratch,
         )
         self.parameters = parameters
-        tensors = joined(self.prepared, plan, parameters.tensors, self.statistics.histograms)
+        tensors = aligned(self.prepared, plan, parameters.tensors, self.statistics.histograms)
+        tensors = joined(self.prepared, plan, tensors, self.statistics.histograms)
         parameters = replace(parameters, tensors=tensors)
         model = emit(self.prepared, plan, **vars(parameters), scratch=self.scratch)
         return Draft(plan, parameters, model, hand_off(model, self.folder))

@@ -44,7 +44,7 @@ def joined(
             if root == result or root not in found or root not in histograms:
                 continue
             own, shared = found[root], found[result]
-            if own is shared or own.qtype != shared.qtype or not all(_fits(v, shared) for v in groups[root]):
+            if own is shared or own.qtype != shared.qtype or not all(fits(v, shared) for v in groups[root]):
                 continue
             seen = of_histogram(histograms[root])
             readers = sum(len(tuple(v.uses())) + v.is_graph_output() for v in groups[root])
@@ -54,7 +54,7 @@ def joined(
     return found
 
 
-def _fits(value: ir.Value, parameters: QuantParams) -> bool:
+def fits(value: ir.Value, parameters: QuantParams) -> bool:
     """Whether ``parameters`` still clip what the activation that makes ``value`` clips."""
     producer = value.producer()
     top = None if producer is None else highest(producer)

@@ -34,6 +34,7 @@ ORDER = [
     "emit",
     "choose",
     "joining",
+    "aligning",
     "measure",
     "placing",
     "equalize",

@@ -14,6 +14,7 @@ from onnxq.adapt.gradients import with_gradient
 from onnxq.adapt.samples import Samples
 from onnxq.adapt.simulation import norm_places, simulated
 from onnxq.adapt.training_graph import Place, target_name, training_graph
+from onnxq.aligning import tied
 from onnxq.choose import Parameters
 from onnxq.emit import weight_key
 from onnxq.numerics import Quantized, QuantParams, params
@@ -55,7 +56,7 @@ def adapt_jointly(
     chosen = {place: _in_codes(w, parameters.weights[weight_key(w)].params) for place, w in movable.items()}
     simulation = simulated(model, plan, parameters)
     graph = training_graph(
-        simulation, chosen, free, scores=scores, learned=_learned(plan, parameters), labels=samples.labels
+        simulation, chosen, free, scores=scores, learned=_learned(model, plan, parameters), labels=samples.labels
     )
     reached = with_gradient(graph.model)
     weighed = {place: latent for place, latent in graph.weights.items() if latent.values in reached}
@@ -96,11 +97,11 @@ def _norms(model: ir.Model, frozen: Collection[str]) -> list[Place]:
     return [place for place in norm_places(model) if order[place[0]] > last]
 
 
-def _learned(plan: Plan, parameters: Parameters) -> dict[str, str]:
+def _learned(model: ir.Model, plan: Plan, parameters: Parameters) -> dict[str, str]:
     """The points whose scale may be trained, each with the tensor whose scale it is.
 
     Tensors with the same parameters (see ``onnxq.joining``) keep to one scale. Where a Clip is absorbed it has a
-    ceiling, and stays.
+    ceiling, and stays; so does what must divide a constant (``onnxq.aligning``).
     """
     roots = plan.roots
     first: dict[int, str] = {}
@@ -108,6 +109,7 @@ def _learned(plan: Plan, parameters: Parameters) -> dict[str, str]:
         first.setdefault(id(parameters.tensors[root]), root)
     of = {tensor: first[id(parameters.tensors[root])] for tensor, root in roots.items()}
     fixed = {of[p.tensor] for p in plan.points if p.ceiling is not None}
+    fixed |= {of[tensor] for tensor in tied(model, plan, parameters.tensors)}
     return {tensor: root for tensor, root in of.items() if root not in fixed}
 
 

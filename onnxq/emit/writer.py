@@ -6,16 +6,17 @@ scalar scales of rank 0 and explicit zero points for activations, 1-D ones of eq
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.emit.aligned import constant_operand, pass_codes
 from onnxq.emit.enlarged import repeat_codes, repeated
 from onnxq.emit.fused import fuse_matmul
-from onnxq.emit.gates import gate_as_sum, read_by_gates
+from onnxq.emit.gates import gate_on_codes, read_by_gates
 from onnxq.emit.held import clipped, float_pooling
 from onnxq.emit.nbits import block_matmul
 from onnxq.emit.packed import expanded
@@ -28,7 +29,7 @@ from onnxq.errors import ModelError
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import is_op, replace_value
 from onnxq.graph.query import array, attribute
-from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params
+from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params, moved
 from onnxq.plan.types import Bias, Constant, Plan, Point, Storage, Weight
 from onnxq.plan.units import read
 from onnxq.scratch import Scratch
@@ -73,6 +74,7 @@ def emit(
         writer.normalisation(node, index)
     for weight in plan.weights:
         writer.weight(weight)
+    shifted = writer.shifted(plan.constants) if steer else []
     for constant in plan.constants:
         writer.constant(constant)
     gates = read_by_gates(writer, plan.integer) if steer else {}
@@ -80,8 +82,10 @@ def emit(
     enlarging = repeated(writer, plan.integer) if steer else {}
     for point in plan.points:
         writer.point(point)
-    for name, tensor in gates.items():
-        gate_as_sum(writer, name, tensor, writer.tensor_params(tensor))
+    for name, (tensor, own) in gates.items():
+        gate_on_codes(writer, name, tensor, writer.tensor_params(tensor), writer.tensor_params(own))
+    for name in shifted:
+        pass_codes(writer, name)
     for weight in plan.weights:
         if weight.spare:
             widen_input(writer, weight.node, weight.spare, writer.tensor_params(narrow[weight.node]))
@@ -300,6 +304,20 @@ class _Writer(Pieces):
             graph_of(node), f"{constant.tensor}_quantized", chosen.quantize(self._constant(constant.tensor))
         )
         node.replace_input_with(constant.index, self.dequantize(codes, chosen, constant.tensor, place=Before(node)))
+
+    def shifted(self, constants: Sequence[Constant]) -> list[str]:
+        """The nodes that add one of ``constants`` and change nothing of the codes."""
+        found = []
+        for constant in constants:
+            shift, node = constant_operand(self, constant.node, constant.index), self.nodes[constant.node]
+            if shift is None:
+                continue
+            tensors = [v.name or "" for v in (node.inputs[1 - constant.index], node.outputs[0]) if v is not None]
+            if all(tensor in self._roots for tensor in tensors):
+                before, after = (self.tensor_params(tensor) for tensor in tensors)
+                if after == moved(before, shift):
+                    found.append(constant.node)
+        return found
 
     def point(self, point: Point) -> None:
         value = self.values[point.tensor]

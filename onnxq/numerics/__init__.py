@@ -14,6 +14,7 @@ from onnxq.numerics.params import (
 )
 from onnxq.numerics.qtype import INT4, INT7_NARROW, INT8, INT8_NARROW, INT32, UINT4, UINT8, QType
 from onnxq.numerics.sampling import spread_step
+from onnxq.numerics.shifting import moved, whole_steps
 
 __all__ = [
     "INT4",
@@ -40,10 +41,12 @@ __all__ = [
     "bias_params",
     "centred",
     "from_range",
+    "moved",
     "noise",
     "params",
     "round_half_even",
     "spread_step",
     "sqnr_db",
     "sqnr_db_of",
+    "whole_steps",
 ]

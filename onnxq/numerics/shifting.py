@@ -1,0 +1,30 @@
+"""Adding a constant to codes by another zero point: ``s (q - z) + c = s (q - (z - c / s))`` where s divides c."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from onnxq.numerics.granularity import PerTensor
+from onnxq.numerics.params import QuantParams
+
+# How far from a whole number of steps a constant may be: float32 has seven digits.
+_WHOLE = 1e-3
+
+
+def whole_steps(distance: float, step: float) -> int | None:
+    """How often ``step`` goes into ``distance``; None where it does not divide it."""
+    count = distance / step
+    return round(count) if abs(count - round(count)) < _WHOLE else None
+
+
+def moved(params: QuantParams, shift: float) -> QuantParams | None:
+    """The parameters by which codes of ``x`` under ``params`` are those of ``x + shift``; None where there are none."""
+    if not isinstance(params.granularity, PerTensor):
+        return None
+    steps = whole_steps(shift, float(params.scale))
+    zero = None if steps is None else int(params.zero_point) - steps
+    if zero is None or not params.qtype.qmin <= zero <= params.qtype.qmax:
+        return None
+    return replace(params, zero_point=np.asarray(zero, params.qtype.storage))
