@@ -7,10 +7,10 @@ independent sources adds up, so the top of that list is where giving up speed bu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,9 @@ End: TypeAlias = "tuple[Built, Verdict, tuple[str, ...]]"  # of repairing: what 
 # scores, and most of their energy is in rows that nothing could change: there the agreement always counts.) By rank of
 # the output: a sequence of vectors is features as often as scores, and features serve at 20 dB.
 CLEAN_SQNR = {0: 30.0, 1: 30.0, 2: 30.0, 3: 20.0}
+
+# Noise of a sample by which two models are as good as equal, of the mean square of the output.
+_NEXT_TO_NOTHING = 1e-12
 
 # With fewer disagreements than chance explains at this level, the held-out data does not contradict the promise.
 _SIGNIFICANCE = 0.05
@@ -189,6 +192,17 @@ def _ranking(
     return sorted(noise, key=lambda n: -noise[n])
 
 
+class Lost(NamedTuple):
+    """``noise``: relative noise energy, the worst of the float outputs, row means removed from wide ones.
+
+    ``typical``: the mean over samples of the logarithm of their noise. A few samples with large errors can hold most of
+    the energy; what the others say is here.
+    """
+
+    noise: float
+    typical: float
+
+
 @dataclass(frozen=True)
 class References:
     """What the float model answers to a few feeds, kept to compare many drafts with."""
@@ -196,24 +210,42 @@ class References:
     feeds: tuple[Mapping[str, npt.NDArray[Any]], ...]
     outputs: tuple[list[npt.NDArray[Any]], ...]
 
-    def noise(self, model: bytes | Path) -> float:
-        """Relative noise energy of ``model``: the worst of its float outputs, row means removed from wide ones."""
-        session = open_session(model)
+    def measured(self, model: bytes | Path) -> Lost:
+        """What ``model`` loses on the feeds."""
         sums: dict[int, Noise] = {}
-        for feed, references in zip(self.feeds, self.outputs, strict=True):
-            for index, (reference, test) in enumerate(zip(references, run(session, feed), strict=True)):
-                if np.issubdtype(reference.dtype, np.floating) and reference.shape == test.shape:
-                    wide = reference.ndim > 1 and reference.shape[-1] > 1
-                    pair = (centred(reference), centred(test)) if wide else (reference, test)
-                    sums[index] = sums.get(index, Noise()) + noise(*pair)
-        return max((10.0 ** (-s.sqnr_db / 10.0) for s in sums.values()), default=0.0)
+        logs: dict[int, list[npt.NDArray[np.float64]]] = {}
+        for index, reference, test in self._pairs(model):
+            sums[index] = sums.get(index, Noise()) + noise(reference, test)
+            rows = np.square(test.astype(np.float64) - reference).reshape(len(reference) if reference.ndim else 1, -1)
+            least = _NEXT_TO_NOTHING * float(np.square(reference, dtype=np.float64).mean()) + np.finfo(np.float64).tiny
+            logs.setdefault(index, []).append(np.log(rows.mean(axis=1) + least))
+        typical = [float(np.concatenate(parts).mean()) for parts in logs.values()]
+        worst = max((10.0 ** (-s.sqnr_db / 10.0) for s in sums.values()), default=0.0)
+        return Lost(worst, sum(typical) / max(len(typical), 1))
 
-    def noise_once(self, model: bytes | Path) -> float:
-        """``noise`` of a model handed over for this alone: its files, if it has any, are removed."""
+    def measured_once(self, model: bytes | Path) -> Lost:
+        """``measured`` for a model handed over for this alone: its files, if it has any, are removed."""
         try:
-            return self.noise(model)
+            return self.measured(model)
         finally:
             discard(model)
+
+    def noise(self, model: bytes | Path) -> float:
+        """The relative noise energy of ``model``."""
+        return self.measured(model).noise
+
+    def noise_once(self, model: bytes | Path) -> float:
+        """``noise`` of a model handed over for this alone."""
+        return self.measured_once(model).noise
+
+    def _pairs(self, model: bytes | Path) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[Any]]]:
+        """By output and feed, what the float model answers and what ``model`` does, wide rows less their means."""
+        session = open_session(model)
+        for feed, references in zip(self.feeds, self.outputs, strict=True):
+            for index, (reference, test) in enumerate(zip(references, run(session, feed), strict=True)):
+                if np.issubdtype(reference.dtype, np.floating) and reference.shape == test.shape and reference.size:
+                    wide = reference.ndim > 1 and reference.shape[-1] > 1
+                    yield (index, centred(reference), centred(test)) if wide else (index, reference, test)
 
 
 def references(float_model: bytes | Path, feeds: Feeds) -> References:

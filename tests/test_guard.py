@@ -20,7 +20,7 @@ from onnxq import quantize
 from onnxq.build import Built
 from onnxq.choose import Parameters
 from onnxq.config import Config
-from onnxq.guard import Verdict, _contradicts, judge, repair, summary
+from onnxq.guard import Verdict, _contradicts, judge, references, repair, summary
 from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
 from onnxq.numerics import INT8_NARROW, PerAxis
@@ -225,6 +225,27 @@ def fragile(outlier: float) -> onnx.ModelProto:
     w[-1] = 0.0
     n("MatMul", wide, n.const("w2", w), name="fragile", out="y")
     return n.model({"x": ["n", 16]}, {"y": ["n", 10]})
+
+
+def test_what_is_lost_in_all_and_by_the_typical_sample() -> None:
+    """Nine samples lose little, the tenth much: the energy is that of the tenth, the typical logarithm that of nine."""
+    n = Net(1)
+    n("Identity", "x", name="same", out="y")
+    exact = n.model({"x": ["n", 4]}, {"y": ["n", 4]}).SerializeToString()
+    n = Net(1)
+    n("Mul", "x", n.const("gain", [1.0, 1.0, 1.0, 0.9]), name="rough", out="y")
+    rough = n.model({"x": ["n", 4]}, {"y": ["n", 4]}).SerializeToString()
+    x = np.ones((10, 4), np.float32)
+    x[:, 3] = 2.0
+    x[9] *= 50.0
+    halves = [{"x": x[:4]}, {"x": x[4:]}]
+    found = references(exact, halves).measured(rough)
+    reference, lost = (a - a.mean(axis=1, keepdims=True) for a in (x, x * [0, 0, 0, 0.1]))
+    assert found.noise == pytest.approx(np.square(lost).sum() / np.square(reference).sum(), rel=1e-4)
+    assert found.typical == pytest.approx(np.log(np.square(lost).mean(axis=1)).mean(), rel=1e-4)
+    same = references(exact, halves).measured(exact)
+    assert same.noise < 1e-12
+    assert same.typical < found.typical - 10
 
 
 def test_a_layer_with_outlier_activations_is_given_back(tmp_path: Path) -> None:

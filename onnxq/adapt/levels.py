@@ -38,7 +38,7 @@ from onnxq.choose import Parameters
 from onnxq.config import Config
 from onnxq.errors import RuntimeFailure
 from onnxq.graph.handoff import hand_off
-from onnxq.guard import references
+from onnxq.guard import Lost, references
 from onnxq.measure.report import Adaptation, Refit, Step
 from onnxq.plan import Plan
 from onnxq.runtime.session import open_session, run
@@ -249,10 +249,14 @@ class Adapter:
     def _offer(
         self, what: str, found: Parameters, begun: float, curve: tuple[tuple[int, float, float], ...] = ()
     ) -> bool:
-        """Takes ``found`` if it makes less noise than the best so far, or labels are more probable with it."""
+        """Takes ``found`` if it makes less noise than the best so far, or labels are more probable with it.
+
+        Less noise on all samples together, and on the typical one: where a few hold most of the energy, a step that
+        happens to suit those few would be taken at the cost of all others.
+        """
         after = self._loss_of(found)
-        better = after < self._loss
-        self.steps.append(Step(what, self._loss, after, better, time.monotonic() - begun, curve))
+        better = after.noise < self._loss.noise and after.typical <= self._loss.typical
+        self.steps.append(Step(what, self._loss.noise, after.noise, better, time.monotonic() - begun, curve))
         if better:
             self.best, self._loss = found, after
         return better
@@ -263,12 +267,12 @@ class Adapter:
         if problem is not None and problem not in self.notes:
             self.notes.append(problem)
 
-    def _loss_of(self, parameters: Parameters) -> float:
-        """Noise by energy, the worst output, rows less their means; with labels nats a label."""
+    def _loss_of(self, parameters: Parameters) -> Lost:
+        """What the samples kept aside lose; with labels nats a label, which say all there is to say."""
         model = simulated(self.model, self.plan, parameters)
         if self.labels is None:
-            return self._seen.noise_once(hand_off(model, self.folder))
-        return cross_entropy(self._outputs(model, self.check), self.labels.check)
+            return self._seen.measured_once(hand_off(model, self.folder))
+        return Lost(cross_entropy(self._outputs(model, self.check), self.labels.check), 0.0)
 
     def _outputs(self, model: ir.Model, feeds: Iterable[Feed]) -> list[dict[str, Array]]:
         session = open_session(hand_off(model, self.folder))

@@ -26,6 +26,7 @@ from onnxq.emit import emit
 from onnxq.errors import RuntimeFailure
 from onnxq.graph.copying import copy_model
 from onnxq.graph.io import serialize
+from onnxq.guard import Lost
 from onnxq.numerics import INT8_NARROW, PerAxis, params
 from onnxq.runtime.session import open_session
 
@@ -290,7 +291,7 @@ def test_every_level_helps_and_says_by_how_much(level: str, monkeypatch: pytest.
     assert result.report.sqnr_db > plain.report.sqnr_db + 0.5
     for earlier, later in zip(found.steps, found.steps[1:], strict=False):
         assert later.before == (earlier.after if earlier.kept else earlier.before)
-    assert all(step.kept == (step.after < step.before) for step in found.steps)
+    assert all(step.after < step.before for step in found.steps if step.kept)
     words = [step.what for step in found.steps]
     assert words[0] == "closed form"
     if level != "fast":
@@ -341,6 +342,21 @@ def test_normalisations_are_trained_too_unless_what_is_frozen_stands_behind_them
     before = plain.run(None, inputs)[0]
     assert np.abs(emitted - simulation).max() < 0.02 * np.abs(target).max()
     assert np.square(emitted - target).mean() < np.square(before - target).mean()
+
+
+@pytest.mark.parametrize(
+    ("lost", "kept"),
+    [(Lost(0.9, -0.1), True), (Lost(0.9, 0.1), False), (Lost(1.1, -0.1), False), (Lost(1.0, 0.0), False)],
+)
+def test_a_step_is_kept_where_all_together_and_the_typical_sample_gain(lost: Lost, kept: bool) -> None:
+    adapter = levels.Adapter.__new__(levels.Adapter)
+    before, found = object(), object()
+    adapter.steps, adapter.best, adapter._loss = [], before, Lost(1.0, 0.0)  # type: ignore[assignment]
+    adapter._loss_of = lambda _: lost  # type: ignore[method-assign]
+    assert adapter._offer("training", found, 0.0) is kept  # type: ignore[arg-type]
+    assert adapter.best is (found if kept else before)
+    assert adapter._loss == (lost if kept else Lost(1.0, 0.0))
+    assert adapter.steps[0].kept is kept
 
 
 def test_a_budget_of_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
