@@ -8,6 +8,7 @@ computed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil, floor
@@ -93,7 +94,8 @@ def tied(model: ir.Model, plan: Plan, tensors: Mapping[str, QuantParams]) -> fro
 def _ties(model: ir.Model, plan: Plan) -> list[_Tie]:
     """The sums with one number, and the gates, among the integer nodes of ``plan``."""
     integer, roots = set(plan.integer), plan.roots
-    alone = [of for of in roots.values() if list(roots.values()).count(of) == 1]
+    counts, whole = Counter(roots.values()), {p.tensor for p in plan.points if p.consumers is None}
+    alone = {tensor for tensor, root in roots.items() if tensor == root and counts[root] == 1} & whole
     found = []
     for node in nodes(model):
         if node.name not in integer or node.domain:
@@ -103,7 +105,7 @@ def _ties(model: ir.Model, plan: Plan) -> list[_Tie]:
             alpha, beta = slope_and_offset(node)
             if beta > 0:
                 found.append(_gate_tie(roots[x.name], y.name, alpha, beta))
-        elif node.op_type == "Add" and y.name in roots:
+        elif node.op_type == "Add" and y.name in whole:
             constants = [array(v) for v in node.inputs]
             number = next((c for c in constants if c is not None and c.size == 1), None)
             x = next((v for v, c in zip(node.inputs, constants, strict=True) if c is None), None)

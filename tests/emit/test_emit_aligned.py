@@ -161,6 +161,25 @@ def test_what_others_read_keeps_its_step() -> None:
     assert ran(better).count("QLinearAdd") == 1  # the shift; the gate has gone
 
 
+@pytest.mark.parametrize("shown", ["gate_out", "act_out", "moved_out"])
+def test_what_the_outside_reads_is_still_there(shown: str) -> None:
+    """A gate, a product and a sum that are outputs of the model too."""
+    n = Net(5)
+    x = n.conv("x", 3, 8, name="one")
+    names = {"gate_out": "g", "act_out": "a", "moved_out": "m"}
+    g = n("HardSigmoid", x, name="gate", out="g", alpha=1 / 6, beta=0.5)
+    y = n("Add", n("Mul", x, g, name="act", out="a"), n.const("shift", np.array([-0.75])), name="moved", out="m")
+    n.conv(y, 8, 4, name="two", out="y")
+    proto = n.model({"x": [1, 3, 9, 9]}, {"y": [1, 4, 9, 9], names[shown]: [1, 8, 9, 9]})
+    plain, better, _ = made(proto)
+    assert "QLinearAdd" in ran(plain)
+    for feed in feeds(proto, 3, seed=9, scale=3.0):
+        expected = simulate(better, feed)
+        assert sqnr(expected, session(better.content, optimized=False).run(None, feed)) >= 60.0
+        assert sqnr(expected, session(better.content).run(None, feed)) >= 33.0
+        assert sqnr(session(proto).run(None, feed), session(better.content).run(None, feed)) >= 25.0
+
+
 def test_training_does_not_pull_apart_what_is_tied() -> None:
     plain, better, _ = made(network())
     names = tied(better.prepared, better.plan, better.parameters.tensors)

@@ -14,9 +14,9 @@ from zoo import Net, embedding, feeds, gemm, lstm, mobilenet, residual, squeeze_
 
 import onnxq
 from onnxq.config import Config, Rule
+from onnxq.emit import weight_key
 from onnxq.emit.packed import expanded
 from onnxq.emit.pieces import Before, Pieces
-from onnxq.emit.writer import weight_key
 from onnxq.errors import ModelError
 from onnxq.formats import weight_format
 from onnxq.graph.io import serialize
