@@ -68,11 +68,20 @@ def anchor_obstacle(node: ir.Node) -> str | None:
     return None
 
 
+# Input channels that onnxruntime's direct int8 convolution takes at a time, and the fewest output channels.
+DIRECT_INPUTS, _DIRECT_OUTPUTS = 4, 16
+
+
+def direct(inputs: int, outputs: int) -> bool:
+    """Whether onnxruntime has a direct int8 kernel for a convolution without groups of so many channels."""
+    return inputs % DIRECT_INPUTS == 0 and outputs % 4 == 0 and outputs >= _DIRECT_OUTPUTS
+
+
 def spare_channels(conv: ir.Node) -> int:
     """How many input channels of zeros let ``conv`` run in onnxruntime's direct int8 kernel; 0: none, or none needed.
 
-    It takes input channels by fours and 16 output channels or more, by eights with AVX2. Patches that do not overlap
-    are no more work as a matrix product. Measured with 1 and 3 channels, kernels of 3 and 7: ``emit/widened.py``.
+    With AVX2 that takes output channels by eights. Patches that do not overlap are no more work as a matrix product.
+    Measured with 1 and 3 channels, kernels of 3 and 7: ``emit/widened.py``.
     """
     weight = constant(conv.inputs[1]) if not conv.domain and conv.op_type == "Conv" else None
     if weight is None or len(weight.shape) != 4 or attribute(conv, "group", 1) != 1:
@@ -80,7 +89,8 @@ def spare_channels(conv: ir.Node) -> int:
     outputs, inputs, *kernel = (int(d) for d in weight.shape.numpy())
     strides = attribute(conv, "strides", [1, 1])
     overlap = all(k > s for k, s in zip(kernel, strides, strict=True)) and max(kernel) <= _LARGEST_WIDENED
-    return 4 - inputs if overlap and 0 < inputs < 4 and outputs >= 16 and outputs % 8 == 0 else 0
+    fits = 0 < inputs < DIRECT_INPUTS and outputs % 8 == 0 and direct(DIRECT_INPUTS, outputs)
+    return DIRECT_INPUTS - inputs if overlap and fits else 0
 
 
 _LARGEST_WIDENED = 7

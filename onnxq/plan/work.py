@@ -16,8 +16,6 @@ from onnxq.plan.costs import CostTable
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
-# A direct convolution of fewer input channels than this is another kernel.
-_FEW_CHANNELS = 4
 # Only views: no kernel touches an element.
 _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _COPIES = frozenset({"Transpose", "Slice", "Split", "DepthToSpace"})
@@ -109,10 +107,10 @@ def _convolution(node: ir.Node, out: tuple[int, ...]) -> Work | None:
         wide = ("conv.spatial", ((inner + spare) * area, channels, pixels))
         otherwise = Work("conv.few", (inner * area, channels, pixels), integer=(wide,))
         return Work("conv.widened", (inner, area, channels, pixels), otherwise=otherwise)
-    if inner < _FEW_CHANNELS:
+    if inner < ops.DIRECT_INPUTS:
         return Work("conv.few", (inner * area, channels, pixels))
-    direct = inner % 4 == 0 and channels % 4 == 0 and channels >= 16
-    return Work("conv.pointwise" if area == 1 else "conv.spatial", (inner * area, channels, pixels), direct)
+    kernel_name = "conv.pointwise" if area == 1 else "conv.spatial"
+    return Work(kernel_name, (inner * area, channels, pixels), ops.direct(inner, channels))
 
 
 def fused_in_float(node: ir.Node) -> bool:
