@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -14,9 +13,11 @@ from onnxq.config import Config
 from onnxq.guard import End, References, Verdict, judge, references, repair
 from onnxq.ranges.registry import find_method
 
-# The most held-out feeds that a judgement runs, and the fewer that rank layers (one run a layer).
+# The most held-out feeds that a judgement runs, and the fewer that rank layers: each costs a run for every layer, and
+# where one has many activations it says much by itself.
 JUDGED_FEEDS = 64
-_RANKED_FEEDS = 8
+_RANKED_FEEDS = (2, 8)
+_RANKED_ELEMENTS = 1 << 26
 # Calibration samples that witness disagreement: at most so many, and of large models only what this many counted
 # elements of activations allow, for each costs a run of both models.
 _WITNESSES = 256
@@ -38,6 +39,7 @@ class Trial:
     witnesses: Feed | None
     _heard: WeakKeyDictionary[Built, Verdict] = field(default_factory=WeakKeyDictionary)
     _confirmed: WeakKeyDictionary[Built, bool] = field(default_factory=WeakKeyDictionary)
+    _ranked: References | None = None
 
     def verdict(self, built: Built) -> Verdict:
         """What is said of ``built``; its figures are those of the held-out samples alone."""
@@ -69,7 +71,7 @@ class Trial:
             self._as_asked(self.verdict(first)),
             builder.build,
             lambda built: self._as_asked(self.verdict(built)),
-            lambda kept: self._ranked.noise_once(builder.draft(kept).handed),
+            lambda kept: self._ranked_by(builder).noise_once(builder.draft(kept).handed),
             serving=serving,
             progress=progress,
         )
@@ -83,16 +85,24 @@ class Trial:
         """``verdict`` where nothing is to be given back for accuracy: then only what is broken counts."""
         return verdict if self.config.guarded else replace(verdict, good=not verdict.comparison.problems)
 
-    @cached_property
-    def _ranked(self) -> References:
-        return references(self.reference, self.held_out.limit(_RANKED_FEEDS))
+    def _ranked_by(self, builder: Builder) -> References:
+        """What layers are ranked by, the same for all candidates."""
+        if self._ranked is None:
+            fewest, most = _RANKED_FEEDS
+            count = int(min(most, max(fewest, _RANKED_ELEMENTS // max(1.0, _elements(builder)))))
+            self._ranked = references(self.reference, self.held_out.limit(count))
+        return self._ranked
+
+
+def _elements(builder: Builder) -> float:
+    """Activations that were counted for one feed."""
+    feeds = builder.feeds.len_hint if isinstance(builder.feeds, Feed) else None
+    return sum(h.total for h in builder.statistics.histograms.values()) / (feeds or JUDGED_FEEDS)
 
 
 def witnesses(builder: Builder) -> int:
     """How many calibration samples a model of this size can be judged on too."""
-    feeds = builder.feeds.len_hint if isinstance(builder.feeds, Feed) else None
-    seen = sum(h.total for h in builder.statistics.histograms.values()) / (feeds or JUDGED_FEEDS)
-    return int(min(_WITNESSES, max(1.0, _WITNESSED_ELEMENTS / max(seen, 1.0))))
+    return int(min(_WITNESSES, max(1.0, _WITNESSED_ELEMENTS / max(_elements(builder), 1.0))))
 
 
 def looking_ahead(builder: Builder, first: Built) -> tuple[Builder, Built] | None:

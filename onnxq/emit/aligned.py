@@ -1,27 +1,36 @@
-"""Adding a constant to codes by reading them with another zero point.
+"""Sums and products with one number are other parameters for the same codes.
 
 ``x + c`` with ``x = s (q - z)`` is ``s (q - (z - c / s))``: where the step divides the constant, the sum has the codes
 of ``x``, nothing is computed and nothing rounded. Padding of a convolution behind it is right as well, for onnxruntime
-pads with the zero point that it reads. (``onnxq.aligning`` makes steps divide.)
+pads with the zero point that it reads. ``x c`` is ``c s (q - z)``. (``onnxq.aligning`` chooses such parameters.)
 """
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError
 from onnxq.graph.edit import is_op, replace_value
+from onnxq.graph.query import array
+from onnxq.numerics import QuantParams, moved, scaled
 
 
-def constant_operand(pieces: Pieces, name: str, index: int) -> float | None:
-    """The number that the Add called ``name`` adds, its input ``index``; None where it is no Add or not one number."""
-    node = pieces.nodes[name]
-    value = node.inputs[index]
-    data = None if value is None or value.const_value is None else value.const_value.numpy()
-    return float(data.reshape(-1)[0]) if is_op(node, "Add") and data is not None and data.size == 1 else None
+def keeps_codes(node: ir.Node, index: int, before: QuantParams, after: QuantParams) -> bool:
+    """Whether ``node`` adds or multiplies one number, its input ``index``, and its codes stay what they are.
+
+    ``before`` and ``after``: the parameters of its other input and of its output.
+    """
+    number = array(node.inputs[index])
+    if number is None or number.size != 1:
+        return False
+    by = float(number.reshape(-1)[0])
+    follows = {"Add": moved, "Mul": scaled}.get(node.op_type)
+    return follows is not None and after == follows(before, by)
 
 
 def pass_codes(pieces: Pieces, name: str) -> None:
-    """Removes the Add called ``name``, between DequantizeLinear and QuantizeLinear: its readers read its input's codes.
+    """Removes the node called ``name``, between quantizers: what reads it gets the codes of its input.
 
     Raises ``ModelError`` where it is not between these.
     """

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.emit.aligned import constant_operand, pass_codes
+from onnxq.emit.aligned import keeps_codes, pass_codes
 from onnxq.emit.enlarged import repeat_codes, repeated
 from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.gates import gate_on_codes, read_by_gates
@@ -24,7 +24,7 @@ from onnxq.emit.sums import spell_sums
 from onnxq.emit.widened import widen_input
 from onnxq.graph.copying import copy_model
 from onnxq.graph.query import array, attribute
-from onnxq.numerics import PerAxis, Quantized, QuantParams, moved
+from onnxq.numerics import PerAxis, Quantized, QuantParams
 from onnxq.plan.types import Plan, Point, Storage
 from onnxq.plan.units import read
 from onnxq.scratch import Scratch
@@ -62,7 +62,7 @@ def emit(
         writer.normalisation(node, index)
     for weight in plan.weights:
         writer.weight(weight)
-    shifted = writer.shifted(plan) if steer else []
+    passing = writer.passing(plan) if steer else []
     for constant in plan.constants:
         writer.constant(constant)
     gates = read_by_gates(writer, plan.integer) if steer else {}
@@ -72,7 +72,7 @@ def emit(
         writer.point(point)
     for name, (tensor, own) in gates.items():
         gate_on_codes(writer, name, tensor, writer.tensor_params(tensor), writer.tensor_params(own))
-    for name in shifted:
+    for name in passing:
         pass_codes(writer, name)
     for weight in plan.weights:
         if weight.spare:
@@ -107,18 +107,16 @@ class _Writer(Operands):
         super().__init__(model, scratch, tensors, weights, biases, plan)
         self._pooling = float_pooling(model, plan.integer) if steer else frozenset()
 
-    def shifted(self, plan: Plan) -> list[str]:
-        """The nodes that add a constant, between tensors that are quantized, and change nothing of the codes."""
+    def passing(self, plan: Plan) -> list[str]:
+        """The nodes that add or multiply a constant, between tensors that are quantized, and keep the codes."""
         whole = {p.tensor for p in plan.points if p.consumers is None}
         found = []
         for constant in plan.constants:
-            shift, node = constant_operand(self, constant.node, constant.index), self.nodes[constant.node]
-            if shift is None:
-                continue
+            node = self.nodes[constant.node]
             tensors = [v.name or "" for v in (node.inputs[1 - constant.index], node.outputs[0]) if v is not None]
             if whole.issuperset(tensors):
                 before, after = (self.tensor_params(tensor) for tensor in tensors)
-                if after == moved(before, shift):
+                if keeps_codes(node, constant.index, before, after):
                     found.append(constant.node)
         return found
 

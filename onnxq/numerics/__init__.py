@@ -14,7 +14,7 @@ from onnxq.numerics.params import (
 )
 from onnxq.numerics.qtype import INT4, INT7_NARROW, INT8, INT8_NARROW, INT32, UINT4, UINT8, QType
 from onnxq.numerics.sampling import spread_step
-from onnxq.numerics.shifting import moved, whole_steps
+from onnxq.numerics.shifting import moved, scaled, whole_steps
 
 __all__ = [
     "INT4",
@@ -45,6 +45,7 @@ __all__ = [
     "noise",
     "params",
     "round_half_even",
+    "scaled",
     "spread_step",
     "sqnr_db",
     "sqnr_db_of",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxq.numerics.granularity import PerTensor
-from onnxq.numerics.params import QuantParams
+from onnxq.numerics.params import SMALLEST_SCALE, QuantParams
 
 # How far from a whole number of steps a constant may be: float32 has seven digits.
 _WHOLE = 1e-3
@@ -28,3 +28,10 @@ def moved(params: QuantParams, shift: float) -> QuantParams | None:
     if zero is None or not params.qtype.qmin <= zero <= params.qtype.qmax:
         return None
     return replace(params, zero_point=np.asarray(zero, params.qtype.storage))
+
+
+def scaled(params: QuantParams, factor: float) -> QuantParams | None:
+    """The parameters by which codes of ``x`` under ``params`` are those of ``x * factor``; None if there are none."""
+    scale = np.asarray(params.scale * np.float32(factor), np.float32)
+    usable = np.isfinite(scale).all() and (scale >= SMALLEST_SCALE).all()
+    return replace(params, scale=scale) if factor > 0 and usable else None

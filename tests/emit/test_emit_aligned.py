@@ -186,3 +186,21 @@ def test_training_does_not_pull_apart_what_is_tied() -> None:
     before, after = (set(_learned(e.prepared, e.plan, e.parameters).values()) for e in (plain, better))
     assert names & before
     assert not names & after
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_product_with_one_number_is_another_scale(first: bool) -> None:
+    """Also where others read the operand; not with a number below 0."""
+    n = Net(5)
+    x = n("Relu", n.conv("x", 3, 8, name="one"), name="act")
+    factor, below = n.const("factor", np.array([0.3])), n.const("below", np.array([-0.3]))
+    y = n("Mul", *((factor, x) if first else (x, factor)), name="scaled")
+    z = n("Mul", x, below, name="turned")
+    y = n("Add", n("Add", y, n.conv(x, 8, 8, k=1, name="beside"), name="sum"), z, name="total")
+    n.conv(y, 8, 4, name="two", out="y")
+    proto = n.model({"x": [1, 3, 9, 9]}, {"y": [1, 4, 9, 9]})
+    plain, better, _ = made(proto)
+    assert ran(plain).count("QLinearMul") == 2
+    assert ran(better).count("QLinearMul") == 1
+    for feed in feeds(proto, 3, seed=9, scale=3.0):
+        assert sqnr(simulate(better, feed), session(better.content, optimized=False).run(None, feed)) >= 60.0
