@@ -10,13 +10,16 @@ import argparse
 import json
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import harness
 import numpy as np
 
 import onnxq
+from onnxq.adapt.samples import joined
 from onnxq.numerics import centred, sqnr_db
 
 WIDTHS: dict[str, dict[str, Any]] = {
@@ -39,6 +42,17 @@ LEVELS: dict[str, dict[str, Any]] = {
     "full": {"adapt": "full"},
 }
 COUNTS = (32, 64, 128, 256, 512)
+# What `iterative` is without one of its parts: choices of the configuration, and what stands for names of its module.
+ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "iterative": ({}, {}),
+    "starts from min-max": ({"weight_range": "minmax", "activation_range": "minmax"}, {}),
+    "without the closed form": ({}, {"Adapter._closed_form": lambda *_: None}),
+    "channels rounded apart": ({}, {"output_costs": lambda *_, **__: {}}),
+    "no made-up inputs": ({}, {"Adapter._with_generated": lambda _, fit, aside: joined([aside, fit])}),
+    "one part": ({}, {"_PARTS": 1}),
+    "six parts": ({}, {"_PARTS": 6}),
+}
+ABLATED = (("keyword_spotter", "W3A8"), ("resnet", "W4A4"))
 
 
 def main() -> None:
@@ -49,6 +63,7 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", help=f"any of {', '.join(LEVELS)} (default: all but full)")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--counts", action="store_true", help="the ablation: numbers of calibration samples, for fast")
+    parser.add_argument("--ablations", action="store_true", help="the ablation: iterative without one of its parts")
     parser.add_argument("--plot", action="store_true", help="draw what was measured, and measure nothing")
     parser.add_argument("--name", default="adaptation", help="of the file in results/")
     options = parser.parse_args()
@@ -59,6 +74,18 @@ def main() -> None:
         return
     results: dict[str, Any] = known.get("models", {})
     counts: dict[str, Any] = known.get("counts", {})
+    ablations: dict[str, Any] = known.get("ablations", {})
+    everything = {"models": results, "counts": counts, "ablations": ablations}
+    if options.ablations:
+        for name, width in ABLATED:
+            if options.models is None or name in options.models:
+                judge = Judge(harness.TASKS[name], options.samples)
+                row = ablations.setdefault(f"{width} {name}", {})
+                for what in ABLATIONS:
+                    row[what] = ablated(judge, width, what, options.samples)
+                    print(width, name, what, {k: v for k, v in row[what].items() if k != "steps"}, flush=True)
+                    harness.write(options.name, vars(options), everything)
+        return
     for name in harness.chosen(options.models, list(harness.TASKS)):
         judge = Judge(harness.TASKS[name], options.samples)
         if options.counts:
@@ -78,8 +105,17 @@ def main() -> None:
                     )
                     row[level] = found or {"error": error}
                     print(name, width, level, {k: v for k, v in row[level].items() if k != "steps"}, flush=True)
-                    harness.write(options.name, vars(options), {"models": results, "counts": counts})
-        harness.write(options.name, vars(options), {"models": results, "counts": counts})
+                    harness.write(options.name, vars(options), everything)
+        harness.write(options.name, vars(options), everything)
+
+
+def ablated(judge: Judge, width: str, what: str, samples: int) -> dict[str, Any]:
+    """The figures of `iterative` at `width` without one of its parts."""
+    choices, others = ABLATIONS[what]
+    with ExitStack() as stack:
+        for name, value in others.items():
+            stack.enter_context(patch(f"onnxq.adapt.levels.{name}", value))
+        return judge.figures({**WIDTHS[width], **LEVELS["iterative"], **choices}, samples)
 
 
 SHOWN = ("min-max", "onnxq", "fast", "iterative")

@@ -171,6 +171,21 @@ def counted(data: dict[str, Any]) -> str:
     return markdown(["width and model", *(f"{n} samples, dB" for n in numbers)], rows)
 
 
+def ablated(data: dict[str, Any]) -> str:
+    """One line a variant: SQNR on the test set, and in brackets on the samples that judged its steps."""
+    runs = data["ablations"]
+    variants = list(dict.fromkeys(what for row in runs.values() for what in row))
+
+    def cell(found: dict[str, Any]) -> str:
+        if not found.get("steps"):
+            return "-"
+        last = found["steps"][-1]
+        return f"{found['sqnr_db']:.1f} ({last['after_db' if last['kept'] else 'before_db']:.1f})"
+
+    rows = [[what, *(cell(row.get(what, {})) for row in runs.values())] for what in variants]
+    return markdown(["", *(f"{name}, dB" for name in runs)], rows)
+
+
 def labelled(data: dict[str, Any]) -> str:
     """One line a model and what it was adapted with: labels and samples, noise and score."""
     rows = []
@@ -432,6 +447,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     "docs/adaptation.md": {
         "adaptation": ("adaptation", adaptation),
         "adaptation_counts": ("adaptation", counted),
+        "adaptation_ablations": ("adaptation", ablated),
         "cost_adapted": ("cost_adapted", cost_adapted),
         "labels": ("adaptation_labels", labelled),
     },
