@@ -173,7 +173,7 @@ def counted(data: dict[str, Any]) -> str:
 
 def ablated(data: dict[str, Any]) -> str:
     """One line a variant: SQNR on the test set, and in brackets on the samples that judged its steps."""
-    runs = data["ablations"]
+    runs = data.get("ablations", {})
     variants = list(dict.fromkeys(what for row in runs.values() for what in row))
 
     def cell(found: dict[str, Any]) -> str:
