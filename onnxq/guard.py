@@ -75,10 +75,11 @@ def judge(float_model: bytes | Path, quantized: bytes | Path, held_out: Feeds, c
 def promised(output: OutputComparison, config: Config) -> float:
     """The share of rows of ``output`` that must agree.
 
-    Where a sample has one row, that row is the decision. In a sequence most rows decide nothing by themselves (blanks
-    between characters, the inside of a word): three of them may change for one decision that may.
+    Where a sample has one row, that row is the decision. In a sequence many rows decide nothing by themselves (blanks
+    between characters, the inside of a word): two of them may change for one decision that may. (With three the text
+    recognition of PP-OCRv5 had 2.6 points more wrong characters than in float, with two 0.4.)
     """
-    rows_a_decision = 1 if output.rank <= 2 else 3
+    rows_a_decision = 1 if output.rank <= 2 else 2
     return 1.0 - rows_a_decision * (1.0 - config.min_agreement)
 
 
