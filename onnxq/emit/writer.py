@@ -53,7 +53,9 @@ def emit(
     only makes onnxruntime take another kernel is left out. Raises ``ModelError`` naming the tensor where a parameter is
     missing.
     """
-    writer = _Writer(copy_model(model), scratch, tensors, weights, biases, plan, steer)
+    writer = _Writer(copy_model(model), scratch, tensors, weights, biases, plan)
+    if steer:
+        writer.pooling = float_pooling(writer.model, plan.integer)
     known = frozenset(writer.names)
     # Biases first: a node that measures its input at run time is replaced together with its weight.
     for bias in plan.biases:
@@ -94,18 +96,7 @@ def emit(
 class _Writer(Operands):
     """``Operands`` with quantizers around activations."""
 
-    def __init__(
-        self,
-        model: ir.Model,
-        scratch: Scratch | None,
-        tensors: Mapping[str, QuantParams],
-        weights: Mapping[WeightKey, Quantized],
-        biases: Mapping[tuple[str, int], F32],
-        plan: Plan,
-        steer: bool,
-    ) -> None:
-        super().__init__(model, scratch, tensors, weights, biases, plan)
-        self._pooling = float_pooling(model, plan.integer) if steer else frozenset()
+    pooling: frozenset[str] = frozenset()  # what pooling in float writes, whose quantizer must stay behind it
 
     def passing(self, plan: Plan) -> list[str]:
         """The nodes that add or multiply a constant, between tensors that are quantized, and keep the codes."""
@@ -134,7 +125,7 @@ class _Writer(Operands):
             real = self.dequantize(codes, chosen, point.tensor, place=Before(first))
         else:
             source, maker = value, producer
-            if point.tensor in self._pooling:
+            if point.tensor in self.pooling:
                 source = clipped(self, value, chosen, place=After(producer))
                 maker = source.producer() or producer
             codes = self.quantize(source, chosen, point.tensor, place=After(maker))
