@@ -89,3 +89,14 @@ def cached_arrays(name: str, build: Callable[[], Mapping[str, Array]], *scripts:
 def percent(share: float) -> float:
     """A share as a percentage with two decimals."""
     return round(100.0 * share, 2)
+
+
+def label_figures(wanted: Array, got: Array, truth: Array) -> dict[str, float]:
+    """Agreement of the labels `got` with the float model's, and both models' share of right answers."""
+    kept = percent(float((wanted == got).mean()))
+    return {
+        "loss": round(100 - kept, 2),
+        "labels_kept": kept,
+        "right": percent(float((got == truth).mean())),
+        "right_float": percent(float((wanted == truth).mean())),
+    }

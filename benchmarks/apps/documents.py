@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apps import drawing
-from apps.base import Answers, Application, Array, cached_arrays, model_file, percent
+from apps.base import Answers, Application, Array, cached_arrays, label_figures, model_file, percent
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -84,13 +84,7 @@ def compare_orientations(reference: Answers, answers: Answers) -> dict[str, floa
     wanted, got, quarters = reference["classes"], answers["classes"], turned("test")[1]
     # Whether a class counts quarters to the left or to the right is for the float model to say.
     truth = max((quarters, -quarters % 4), key=lambda t: int((wanted == t).sum()))
-    kept = percent(float((wanted == got).mean()))
-    return {
-        "loss": round(100 - kept, 2),
-        "labels_kept": kept,
-        "right": percent(float((got == truth).mean())),
-        "right_float": percent(float((wanted == truth).mean())),
-    }
+    return label_figures(wanted, got, truth)
 
 
 def find_regions(session: InferenceSession) -> Answers:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apps import drawing
-from apps.base import Answers, Application, Array, cached_arrays, model_file, percent
+from apps.base import Answers, Application, Array, cached_arrays, label_figures, model_file, percent
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -111,13 +111,7 @@ def compare_directions(reference: Answers, answers: Answers) -> dict[str, float]
     """Agreement with the float model, and both models' share of right answers."""
     wanted, got = reference["scores"].argmax(1), answers["scores"].argmax(1)
     truth = crops("test")[1]
-    kept = percent(float((wanted == got).mean()))
-    return {
-        "loss": round(100 - kept, 2),
-        "labels_kept": kept,
-        "right": percent(float((got == truth).mean())),
-        "right_float": percent(float((wanted == truth).mean())),
-    }
+    return label_figures(wanted, got, truth)
 
 
 APPLICATIONS = (

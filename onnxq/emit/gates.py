@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxq.emit.pieces import Before, Pieces, graph_of
 from onnxq.graph.edit import is_op, replace_value
 from onnxq.graph.query import attribute
-from onnxq.numerics import QuantParams, moved, whole_steps
+from onnxq.numerics import QuantParams, moved, scaled, whole_steps
 
 
 def read_by_gates(pieces: Pieces, names: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -40,8 +40,8 @@ def gate_params(params: QuantParams, alpha: float, beta: float) -> QuantParams |
 
     None where 0 or 1 lie between two codes, or the code of 0 beyond the ends.
     """
-    scaled = replace(params, scale=np.asarray(params.scale * np.float32(alpha), np.float32))
-    return None if whole_steps(1.0, float(scaled.scale)) is None else moved(scaled, beta)
+    steeper = scaled(params, alpha)
+    return None if steeper is None or whole_steps(1.0, float(steeper.scale)) is None else moved(steeper, beta)
 
 
 def gate_on_codes(pieces: Pieces, name: str, tensor: str, params: QuantParams, own: QuantParams) -> None:
@@ -88,8 +88,8 @@ def gate_as_sum(pieces: Pieces, name: str, tensor: str, params: QuantParams) -> 
     graph = graph_of(gate)
     dequantizer, x_codes = pieces.dequantized(gate)
     alpha, beta = (np.float32(number) for number in slope_and_offset(gate))
-    scaled = replace(params, scale=np.asarray(params.scale * alpha, np.float32))
-    x = pieces.dequantize(x_codes, scaled, f"{tensor}_times_{alpha:.4g}", place=Before(gate))
+    steeper = replace(params, scale=np.asarray(params.scale * alpha, np.float32))
+    x = pieces.dequantize(x_codes, steeper, f"{tensor}_times_{alpha:.4g}", place=Before(gate))
     # The distance of two neighbouring codes is the constant: no rounding.
     storage, lowest = params.qtype.storage, params.qtype.qmin
     here, there = (lowest + 1, lowest) if beta < 0 else (lowest, lowest + int(beta > 0))

@@ -1,4 +1,7 @@
-"""Adding a constant to codes by another zero point: ``s (q - z) + c = s (q - (z - c / s))`` where s divides c."""
+"""Arithmetic with one constant by other parameters for the same codes.
+
+``s (q - z) + c = s (q - (z - c / s))`` where ``s`` divides ``c``, and ``c s (q - z) = (c s) (q - z)``.
+"""
 
 from __future__ import annotations
 
