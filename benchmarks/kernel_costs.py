@@ -5,8 +5,8 @@ least over repeats. What profiling adds to a node stays in: it makes conversions
 as networks have shown them to be. Outputs are cut to one element, so that no allocation of a large result is counted,
 and layout changes at the ends are not either. What has more work than `--largest` is scaled up from the size below.
 
-Writes `onnxq/plan/cost_tables/TARGET.json` for the kind of CPU that this machine is (`onnxq.targets`). Run it while the
-machine does nothing else.
+Writes `onnxq/kernels/cost_tables/TARGET.json` for the kind of CPU that this machine is (`onnxq.kernels.targets`). Run
+it while the machine does nothing else.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxq.kernels.costs import FORMAT
+from onnxq.kernels.targets import resolve_target
 from onnxq.measure.profile import kernel_times
-from onnxq.plan.costs import FORMAT
 from onnxq.runtime.session import Level
-from onnxq.targets import resolve_target
 
 OPSET = 17
-TABLES = harness.ROOT / "onnxq" / "plan" / "cost_tables"
+TABLES = harness.ROOT / "onnxq" / "kernels" / "cost_tables"
 NODES_A_MODEL = 24
 SHORTEST = 1.0  # microseconds: what the profile can tell
 SIDES = (1, 4, 8, 16, 32, 64, 128)

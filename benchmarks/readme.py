@@ -15,11 +15,11 @@ from typing import Any
 
 from starts import tables
 
-from onnxq.plan.costs import cost_table
+from onnxq.kernels.costs import cost_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-COSTS = ROOT / "onnxq" / "plan" / "cost_tables" / "x86-vnni"
+COSTS = ROOT / "onnxq" / "kernels" / "cost_tables" / "x86-vnni"
 
 Rows = list[list[str]]
 

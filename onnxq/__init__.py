@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from onnxq._version import __version__
 
 if TYPE_CHECKING:
+    from onnxq.analysis.evaluation import Evaluation, evaluate
+    from onnxq.analysis.inspection import Inspection, inspect
+    from onnxq.analysis.running import benchmark, run_model
     from onnxq.calibrate.feeds import Feed, FeedOptions, ImageOptions, open_feed
     from onnxq.config import Config, Rule, load_config
     from onnxq.errors import (
@@ -22,20 +25,17 @@ if TYPE_CHECKING:
         OutputError,
         RuntimeFailure,
     )
-    from onnxq.evaluation import Evaluation, evaluate
-    from onnxq.inspection import Inspection, inspect
     from onnxq.pipeline import Result, quantize
-    from onnxq.running import benchmark, run_model
 
 _HOME = {
     "Config": "config",
     "ConfigError": "errors",
     "DataError": "errors",
-    "Evaluation": "evaluation",
+    "Evaluation": "analysis.evaluation",
     "Feed": "calibrate.feeds",
     "FeedOptions": "calibrate.feeds",
     "ImageOptions": "calibrate.feeds",
-    "Inspection": "inspection",
+    "Inspection": "analysis.inspection",
     "ModelError": "errors",
     "NumericsError": "errors",
     "OnnxqError": "errors",
@@ -43,13 +43,13 @@ _HOME = {
     "Result": "pipeline",
     "Rule": "config",
     "RuntimeFailure": "errors",
-    "benchmark": "running",
-    "evaluate": "evaluation",
-    "inspect": "inspection",
+    "benchmark": "analysis.running",
+    "evaluate": "analysis.evaluation",
+    "inspect": "analysis.inspection",
     "load_config": "config",
     "open_feed": "calibrate.feeds",
     "quantize": "pipeline",
-    "run_model": "running",
+    "run_model": "analysis.running",
 }
 
 __all__ = [

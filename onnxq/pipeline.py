@@ -12,30 +12,30 @@ from typing import TYPE_CHECKING, TypeAlias
 import onnx_ir as ir
 
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
-from onnxq.candidates import Job, Outcome, Progress, thread_counts, with_data, without_data
 from onnxq.config import Config
 from onnxq.errors import ModelError
-from onnxq.graph.handoff import hand_off
+from onnxq.files.scratch import Scratch
 from onnxq.graph.io import load, save, serialize
 from onnxq.graph.kinds import METADATA_KEY, require_float32
 from onnxq.graph.prepare import prepare
-from onnxq.graph.query import nodes
+from onnxq.graph.runtime_model import to_runtime
 from onnxq.graph.signature import signature
-from onnxq.guard import judge
+from onnxq.kernels.targets import target_of
 from onnxq.measure.compare import Comparison
 from onnxq.measure.latency import NOTICEABLE, benchmark
-from onnxq.measure.report import Report
 from onnxq.measure.size import model_size
-from onnxq.notes import storage_notes
 from onnxq.plan import KeptFloat, Plan, Storage, make_plan
 from onnxq.plan.placement import NOT_WORTH_IT
 from onnxq.plan.planner import nothing_to_quantize
-from onnxq.provenance import metadata, provenance
+from onnxq.query import nodes
 from onnxq.ranges.registry import find_method
-from onnxq.scratch import Scratch
-from onnxq.targets import target_of
-from onnxq.trial import JUDGED_FEEDS
-from onnxq.tuned import as_config
+from onnxq.report.notes import storage_notes
+from onnxq.report.provenance import metadata, provenance
+from onnxq.report.report import Report
+from onnxq.search.candidates import Job, Outcome, Progress, thread_counts, with_data, without_data
+from onnxq.search.guard import judge
+from onnxq.search.remember import as_config
+from onnxq.search.trial import JUDGED_FEEDS
 
 if TYPE_CHECKING:
     import onnx
@@ -121,7 +121,7 @@ def quantize(
         raise ModelError(nothing_to_quantize(outline))
     with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        job = Job(prepared.model, original, hand_off(original, folder), folder, config, tell, Scratch(folder))
+        job = Job(prepared.model, original, to_runtime(original, folder), folder, config, tell, Scratch(folder))
         if data is None:
             outcome = without_data(job, feed_options)
         else:
@@ -135,7 +135,7 @@ def _never_larger(job: Job, outcome: Outcome) -> Outcome:
     built = outcome.built
     if built.plan.layers or not built.plan.weights:
         return outcome
-    if model_size(built.handed).file_bytes < model_size(job.reference).file_bytes:
+    if model_size(built.runtime_model).file_bytes < model_size(job.reference).file_bytes:
         return outcome
     reason = KeptFloat("storing its weight as integers does not make the file smaller")
     note = "nothing can be gained: no layer is left that integers would speed up, and the file would not be smaller"
@@ -148,7 +148,7 @@ def _rebuilt(job: Job, outcome: Outcome, names: Iterable[str], reason: KeptFloat
     built = outcome.builder.build({**outcome.built.kept_float, **dict.fromkeys(names, reason)})
     verdict = None
     if outcome.held_out is not None:
-        verdict = judge(job.reference, built.handed, outcome.held_out.limit(JUDGED_FEEDS), job.config)
+        verdict = judge(job.reference, built.runtime_model, outcome.held_out.limit(JUDGED_FEEDS), job.config)
     return replace(outcome, built=built, verdict=verdict, notes=(*outcome.notes, note), latency=None)
 
 
@@ -168,7 +168,7 @@ def _never_slower(job: Job, outcome: Outcome) -> Outcome:
 def _timed(job: Job, outcome: Outcome) -> Outcome:
     assert outcome.timed is not None
     report = benchmark(
-        [job.reference, outcome.built.handed],
+        [job.reference, outcome.built.runtime_model],
         list(outcome.timed),
         threads=thread_counts(),
         seconds=job.config.latency_seconds,
@@ -192,14 +192,14 @@ def _result(job: Job, outcome: Outcome, notes: tuple[str, ...]) -> Result:
     unused = tuple(f"rule '{rule}' matched no node" for rule in built.plan.unused_rules)
     config = outcome.builder.config
     built.model.metadata_props[METADATA_KEY] = metadata(config, outcome.made_from, built.plan, outcome.equalized)
-    final = hand_off(built.model, job.folder)
+    final = to_runtime(built.model, job.folder)
     report = Report(
         model_size(job.reference),
         model_size(final),
         comparison=None if outcome.verdict is None else outcome.verdict.comparison,
         latency=outcome.latency,
         kernels=built.kernels,
-        fates=built.fates,
+        assignments=built.assignments,
         reasons={s.node: s.reason for s in built.plan.skipped},
         notes=(*notes, *storage_notes(built.plan, job.config), *unused),
         warnings=outcome.warnings,

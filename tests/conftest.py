@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxq import placing
+from onnxq.plan import place as placing
 
 
 @pytest.fixture(autouse=True)

@@ -66,8 +66,8 @@ def test_every_command_has_help_with_examples() -> None:
 
 
 def test_help_names_only_what_exists() -> None:
+    from onnxq.kernels.targets import TARGETS
     from onnxq.ranges.registry import find_method
-    from onnxq.targets import TARGETS
 
     text = " ".join(call("quantize", "--help").stdout.replace("│", " ").split())
     for target in TARGETS:
@@ -236,7 +236,7 @@ def test_tuned_choices_are_written_and_give_the_same_model(
     ) -> LatencyReport:
         return LatencyReport(tuple(Latency("", n, 9, *[1.0] * 7) for n in threads for _ in models), (), False, 0)
 
-    monkeypatch.setattr("onnxq.tuning.benchmark", nothing_is_faster)
+    monkeypatch.setattr("onnxq.search.tune.benchmark", nothing_is_faster)
     first, again, choices = tmp_path / "a.onnx", tmp_path / "b.onnx", tmp_path / "tuned.toml"
     common = ("quantize", model, "--calib", data, "--latency", 0, "--exclude", "fc", "--quiet")
     done = call(*common, "--tune", 0.5, "--save-config", choices, "-o", first)
@@ -291,7 +291,7 @@ def test_a_bug_is_one_line_and_exit_1(model: Path, monkeypatch: pytest.MonkeyPat
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("what a pity")
 
-    monkeypatch.setattr("onnxq.inspection.inspect", broken)
+    monkeypatch.setattr("onnxq.analysis.inspection.inspect", broken)
     done = call("inspect", model)
     assert done.exit_code == 1
     assert len(done.stderr.splitlines()) == 1
@@ -303,7 +303,7 @@ def test_interrupted_is_130(model: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnxq.inspection.inspect", interrupted)
+    monkeypatch.setattr("onnxq.analysis.inspection.inspect", interrupted)
     done = call("inspect", model)
     assert done.exit_code == 130
     assert done.stderr == "error: interrupted\n"

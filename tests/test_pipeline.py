@@ -15,10 +15,11 @@ import pytest
 from zoo import Net, batchnorm_cnn, feeds, gemm, residual, sandwich_of_convs, silu, trained, transformer_mlp
 
 import onnxq
-from onnxq import Config, DataError, ModelError, Rule, RuntimeFailure, candidates, pipeline, quantize
+from onnxq import Config, DataError, ModelError, Rule, RuntimeFailure, pipeline, quantize
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.numerics import sqnr_db
 from onnxq.plan import Storage
+from onnxq.search import candidates
 
 # dB; eight bits throughout give 30 to 45 on these networks.
 CLOSE = 20.0
@@ -146,7 +147,7 @@ def test_excluded_nodes_compute_exactly_what_they_did() -> None:
     node = next(n for n in graph.node if n.name == "middle")
     for name in node.input[1:]:
         np.testing.assert_array_equal(stored[name], original[name])
-    assert {f.node: f.kernel for f in result.report.fates}["middle"] in ("Conv", "FusedConv")
+    assert {f.node: f.kernel for f in result.report.assignments}["middle"] in ("Conv", "FusedConv")
 
 
 def test_a_rule_that_matches_nothing_is_told() -> None:
@@ -216,7 +217,7 @@ def test_without_data_a_transformer_measures_ranges_at_run_time() -> None:
     result = quantize(proto)
     assert {w.storage for w in result.plan.weights} == {Storage.DYNAMIC}
     assert result.plan.points == ()
-    assert {f.kernel for f in result.report.fates} == {"DynamicQuantizeMatMul"}
+    assert {f.kernel for f in result.report.assignments} == {"DynamicQuantizeMatMul"}
     assert candidates.NO_DATA in result.report.warnings
     for scale in (0.1, 10.0):
         (feed,) = feeds(proto, 1, scale=scale)
@@ -286,7 +287,7 @@ def test_a_slower_model_only_stores_integers(monkeypatch: pytest.MonkeyPatch) ->
     assert not result.report.slower
     assert result.report.sqnr_db is not None
     assert result.report.sqnr_db > CLOSE
-    assert {f.kernel for f in result.report.fates} == {"Gemm"}
+    assert {f.kernel for f in result.report.assignments} == {"Gemm"}
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.05])  # 1.05: its interval reaches below 1, which is no proof
@@ -376,13 +377,13 @@ def test_old_opsets_come_out_within_13_to_20(opset: int) -> None:
     result = quantize(proto, data, config=Config(min_agreement=0.0))
     (imported,) = result.proto().opset_import
     assert 13 <= imported.version <= 20
-    assert {f.kernel for f in result.report.fates} == {"QLinearConv", "QGemm"}
+    assert {f.kernel for f in result.report.assignments} == {"QLinearConv", "QGemm"}
 
 
 def test_transformer_mlp_and_silu_from_end_to_end() -> None:
     for proto in (transformer_mlp(), silu()):
         data = feeds(proto, 12)
         result = quantize(proto, data, config=Config(min_agreement=0.0))
-        assert all(f.integer for f in result.report.fates)
+        assert all(f.integer for f in result.report.assignments)
         assert result.report.sqnr_db is not None
         assert result.report.sqnr_db > CLOSE

@@ -18,44 +18,31 @@ PACKAGE = Path(onnxq.__file__).parent
 ORDER = [
     "errors",
     "_version",
-    "cache",
-    "scratch",
-    "formats",
+    "config",
+    "files",
     "numerics",
     "runtime",
+    "query",
+    "kernels",
     "ranges",
-    "config",
-    "targets",
     "graph",
-    "plan",
-    "notes",
-    "provenance",
-    "calibrate",
-    "emit",
-    "choose",
-    "joining",
-    "aligning",
     "measure",
-    "placing",
+    "calibrate",
+    "plan",
+    "report",
+    "emit",
+    "parameters",
     "equalize",
     "build",
-    "guard",
-    "trial",
-    "mixed",
     "adapt",
-    "tuning",
-    "tuned",
-    "candidates",
+    "search",
     "pipeline",
-    "running",
-    "per_node",
-    "inspection",
-    "evaluation",
+    "analysis",
     "cli",
     "__main__",
 ]
 # Floors that know nothing of the model format and run nothing.
-NO_ONNX = ("errors", "numerics", "ranges", "config", "targets")
+NO_ONNX = ("errors", "config", "files", "numerics", "ranges")
 
 PUBLIC = {
     "Config",
@@ -194,7 +181,7 @@ def test_no_code_writes_down_the_ends_of_an_integer_type() -> None:
     wrong = [
         f"{name}:{node.lineno} {node.value}"
         for name, tree in modules()
-        if room(name) in ("ranges", "plan", "choose", "emit", "build", "guard", "candidates", "pipeline")
+        if room(name) in ("kernels", "ranges", "plan", "parameters", "emit", "build", "search", "pipeline")
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and type(node.value) is int and node.value in (127, 128, 255, 2**31 - 1)
     ]

@@ -20,13 +20,13 @@ import harness
 import numpy as np
 
 from onnxq.calibrate.observers import observe
-from onnxq.graph.handoff import hand_off
 from onnxq.graph.instrument import expose
 from onnxq.graph.io import load
 from onnxq.graph.linear_layer import linear_layer
 from onnxq.graph.prepare import prepare
-from onnxq.graph.query import array, nodes
+from onnxq.graph.runtime_model import to_runtime
 from onnxq.numerics import PerAxis, QType
+from onnxq.query import array, nodes
 from onnxq.ranges import METHODS, activation_params, optimal_companding, weight_params
 from onnxq.runtime.session import open_session, run
 from starts.learned import CompandedWeights, LsqActivations, LsqWeights
@@ -77,7 +77,7 @@ def task_of(model_name: str, index: int, title: str) -> Task:
     tensor = node.inputs[0].name
     with tempfile.TemporaryDirectory() as folder:
         shown, output_of = expose(model, [tensor])
-        session = open_session(hand_off(shown, Path(folder)))
+        session = open_session(to_runtime(shown, Path(folder)))
         feeds = harness.feeds(harness.cast(task.inputs("calib", SAMPLES), task.path), 16)
         rows = [
             layer.rows(run(session, feed, outputs=[output_of[tensor]])[0], limit=2 * ROWS * 16 // SAMPLES)[0]

@@ -14,9 +14,10 @@ from onnxq.calibrate.runner import run_observers
 from onnxq.config import Config
 from onnxq.graph.io import load
 from onnxq.graph.prepare import prepare
-from onnxq.graph.query import array, values_by_name
+from onnxq.kernels.targets import resolve_target
 from onnxq.numerics import PerAxis, PerTensor, QType
 from onnxq.plan import Plan, make_plan
+from onnxq.query import array, values_by_name
 from onnxq.ranges import (
     METHODS,
     activation_params,
@@ -27,7 +28,6 @@ from onnxq.ranges import (
 )
 from onnxq.ranges.error import tensor_error
 from onnxq.ranges.samples import of_histogram
-from onnxq.targets import resolve_target
 
 BITS = (2, 3, 4, 6, 8)
 ELEMENTS = 1 << 16

@@ -75,7 +75,7 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 def _all(weights: list[np.ndarray], qtype: QType, method: str) -> None:
-    """All weights, on all cores, as `onnxq.choose` does it."""
+    """All weights, on all cores, as `onnxq.parameters.choose` does it."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         list(pool.map(lambda w: weight_params(w, qtype=qtype, granularity=PerAxis(0), method=method), weights))
 

@@ -12,17 +12,17 @@ from typing import Any
 import harness
 import onnx_ir as ir
 
-from onnxq.build import fitted_layers
+from onnxq.build.builder import fitted_layers
 from onnxq.calibrate.runner import Statistics, run_observers
-from onnxq.choose import choose
 from onnxq.config import Config
 from onnxq.emit import emit
 from onnxq.graph.io import load, save
 from onnxq.graph.prepare import prepare
+from onnxq.kernels.targets import Target, resolve_target
 from onnxq.numerics import QType, agreement, centred, sqnr_db
+from onnxq.parameters.choose import choose
 from onnxq.plan import make_plan
 from onnxq.ranges import METHODS
-from onnxq.targets import Target, resolve_target
 
 PLAIN = {"objective": "tensor", "restore": "none", "rounding": "nearest"}
 # Ranges alone: one side by each method, the other at 8 bits with exact ranges.

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq._version import __version__
-from onnxq.cache import cache_folder, in_one_stroke
-from onnxq.choose import Parameters
 from onnxq.config import Config
-from onnxq.measure.report import Refit, Step
+from onnxq.files.cache import cache_folder, in_one_stroke
 from onnxq.numerics import Quantized, QuantParams
+from onnxq.parameters.choose import Parameters
+from onnxq.report.report import Refit, Step
 
 _KEPT = 4
 

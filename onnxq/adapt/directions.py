@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.edit import new_constant, owner
-from onnxq.graph.query import attribute
+from onnxq.query import attribute
 
 # Inputs of LSTM and GRU in their order: X, W, R, B, sequence_lens, initial_h; of LSTM also initial_c and P.
 _LENGTHS, _PEEPHOLES = 4, 7

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxq.adapt.directions import forward_only, is_forward, recurrent_obstacle
 from onnxq.graph.edit import new_constant, owner, set_input
 from onnxq.graph.passes.unused import remove_unused
-from onnxq.graph.query import attribute, nodes
+from onnxq.query import attribute, nodes
 
 MICROSOFT = "com.microsoft"
 LOSS = "onnxq_loss"

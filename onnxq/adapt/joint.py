@@ -14,10 +14,10 @@ from onnxq.adapt.gradients import with_gradient
 from onnxq.adapt.samples import Samples
 from onnxq.adapt.simulation import norm_places, simulated
 from onnxq.adapt.training_graph import Place, target_name, training_graph
-from onnxq.aligning import tied
-from onnxq.choose import Parameters
 from onnxq.emit import weight_key
 from onnxq.numerics import Quantized, QuantParams, params
+from onnxq.parameters.align import tied
+from onnxq.parameters.choose import Parameters
 from onnxq.plan import Plan, Storage, Weight
 from onnxq.ranges.fit import code_type
 
@@ -100,8 +100,8 @@ def _norms(model: ir.Model, frozen: Collection[str]) -> list[Place]:
 def _learned(model: ir.Model, plan: Plan, parameters: Parameters) -> dict[str, str]:
     """The points whose scale may be trained, each with the tensor whose scale it is.
 
-    Tensors with the same parameters (see ``onnxq.joining``) keep to one scale. Where a Clip is absorbed it has a
-    ceiling, and stays; so does what must divide a constant (``onnxq.aligning``).
+    Tensors with the same parameters (see ``onnxq.parameters.concat``) keep to one scale. Where a Clip is absorbed it
+    has a ceiling, and stays; so does what must divide a constant (``onnxq.parameters.align``).
     """
     roots = plan.roots
     first: dict[int, str] = {}

@@ -19,14 +19,14 @@ from onnxq.adapt.closed_form import Pairs, error, pairs, refitted
 from onnxq.adapt.simulation import original, simulated, stored_bias
 from onnxq.adapt.walk import Walk
 from onnxq.calibrate.runner import Statistics
-from onnxq.choose import Parameters, WeightJob, weight_jobs
 from onnxq.config import Config
 from onnxq.emit import weight_key
 from onnxq.graph.linear_layer import LinearLayer, linear_layer
-from onnxq.graph.query import nodes, values_by_name
-from onnxq.measure.report import Refit
 from onnxq.numerics import Quantized
+from onnxq.parameters.choose import Parameters, WeightJob, weight_jobs
 from onnxq.plan import Bias, Plan
+from onnxq.query import nodes, values_by_name
+from onnxq.report.report import Refit
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]

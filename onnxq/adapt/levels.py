@@ -34,13 +34,13 @@ from onnxq.adapt.samples import Samples, generated, joined, stacked
 from onnxq.adapt.sensitivity import output_costs
 from onnxq.adapt.simulation import simulated
 from onnxq.calibrate.runner import Statistics
-from onnxq.choose import Parameters
 from onnxq.config import Config
 from onnxq.errors import RuntimeFailure
-from onnxq.graph.handoff import hand_off
-from onnxq.guard import Lost, references
-from onnxq.measure.report import Adaptation, Refit, Step
+from onnxq.graph.runtime_model import to_runtime
+from onnxq.measure.references import Lost, references
+from onnxq.parameters.choose import Parameters
 from onnxq.plan import Plan
+from onnxq.report.report import Adaptation, Refit, Step
 from onnxq.runtime.session import open_session, run
 
 Array = npt.NDArray[Any]
@@ -94,7 +94,7 @@ class Adapter:
         if level != "fast":
             runtime = training_runtime(self.notes.append)
             self._engine = Engine(runtime, self.folder / "training", seed=self.config.seed)
-        self._seen = references(hand_off(self.model, self.folder), self.check)
+        self._seen = references(to_runtime(self.model, self.folder), self.check)
         self._loss = self._loss_of(self.best)
         start = self.best
         self._checkpoint = Checkpoint(start, self.config)
@@ -271,11 +271,11 @@ class Adapter:
         """What the samples kept aside lose; with labels nats a label, which say all there is to say."""
         model = simulated(self.model, self.plan, parameters)
         if self.labels is None:
-            return self._seen.measured_once(hand_off(model, self.folder))
+            return self._seen.measured_once(to_runtime(model, self.folder))
         return Lost(cross_entropy(self._outputs(model, self.check), self.labels.check), 0.0)
 
     def _outputs(self, model: ir.Model, feeds: Iterable[Feed]) -> list[dict[str, Array]]:
-        session = open_session(hand_off(model, self.folder))
+        session = open_session(to_runtime(model, self.folder))
         names = [v.name or "" for v in model.graph.outputs]
         return [dict(zip(names, run(session, feed), strict=True)) for feed in feeds]
 

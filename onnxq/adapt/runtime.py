@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from onnxq.cache import cache_folder
 from onnxq.errors import RuntimeFailure
+from onnxq.files.cache import cache_folder
 
 VARIABLE = "ONNXQ_TRAINING_RUNTIME"
 PACKAGE, VERSION = "onnxruntime-training-cpu", "1.19.2"

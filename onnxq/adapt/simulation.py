@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.choose import Parameters
 from onnxq.emit import WeightKey, emit, weight_key
 from onnxq.graph.edit import float_constant, is_op, new_constant, owner
-from onnxq.graph.query import nodes
 from onnxq.numerics import bias_params
+from onnxq.parameters.choose import Parameters
 from onnxq.plan import Bias, Plan, Storage
+from onnxq.query import nodes
 
 F32 = npt.NDArray[np.float32]
 

@@ -26,8 +26,8 @@ from onnxq.adapt.gradients import (
 from onnxq.adapt.samples import AnswerKind
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import new_constant, owner
-from onnxq.graph.query import array, nodes
 from onnxq.numerics import PerBlock, QuantParams
+from onnxq.query import array, nodes
 
 F32 = npt.NDArray[np.float32]
 Place = tuple[str, int]  # a node and the index of one of its inputs

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.files.scratch import Scratch
 from onnxq.graph.linear_layer import Product
 from onnxq.ranges.moments import Moments, MomentSums
-from onnxq.scratch import Scratch
 
 Array = npt.NDArray[np.float32]
 

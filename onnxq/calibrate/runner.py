@@ -15,12 +15,12 @@ import onnx_ir as ir
 from onnxq.calibrate.layer_inputs import LayerInput, LayerInputs
 from onnxq.calibrate.observers import merge, observe
 from onnxq.errors import DataError
-from onnxq.graph.handoff import hand_off
+from onnxq.files.scratch import Scratch
 from onnxq.graph.instrument import expose
+from onnxq.graph.runtime_model import to_runtime
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.moments import Moments
 from onnxq.runtime.session import open_to_look, run
-from onnxq.scratch import Scratch
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[int], None]
@@ -44,7 +44,7 @@ def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         shown, output_of = expose(model, [t for t in tensors if t not in inputs])
         outputs = list(dict.fromkeys(output_of.values()))
-        session = open_to_look(hand_off(shown, Path(folder))) if outputs else None
+        session = open_to_look(to_runtime(shown, Path(folder))) if outputs else None
         for feed in feeds:
             arrays = dict(feed)
             if session is not None:

@@ -23,8 +23,8 @@ from onnxq.calibrate.feeds import Feed, FeedOptions, open_feed
 from onnxq.errors import ConfigError, OnnxqError
 from onnxq.graph.copying import copy_model
 from onnxq.graph.passes.fold_affine import MOMENTS
-from onnxq.graph.query import constant
 from onnxq.graph.signature import TensorSpec
+from onnxq.query import constant
 from onnxq.runtime.session import open_session, run
 
 # Images at a time: the moments of a layer with few pixels need several samples.

@@ -16,7 +16,7 @@ from onnxq.cli.quantizing import check_output
 from onnxq.config import Config
 
 if TYPE_CHECKING:
-    from onnxq.inspection import Kernels
+    from onnxq.analysis.inspection import Kernels
 
 
 @takes(feed_options, name="options")
@@ -31,7 +31,9 @@ def inspect(
     ] = None,
     by_node: Annotated[
         bool,
-        typer.Option("--nodes", help="Run the float MODEL and tell kernel, share of the time and fate of every node."),
+        typer.Option(
+            "--nodes", help="Run the float MODEL and tell kernel, share of the time and assignment of every node."
+        ),
     ] = False,
     data: Annotated[
         str | None, typer.Option("--data", "-d", metavar="DATA", help="Inputs to run on (default: random).")
@@ -48,8 +50,8 @@ def inspect(
     """Say what MODEL is, and what quantizing would change and what not; of a quantized model, what really runs."""
     from rich.console import Console
 
+    from onnxq.analysis.inspection import inspect as look
     from onnxq.cli.tables import show_inspection
-    from onnxq.inspection import inspect as look
 
     asked: dict[bool | None, Kernels] = {None: "quantized", True: "always", False: "never"}
     options = replace(options, model=model)
@@ -82,7 +84,7 @@ def run(
     check_output(output, model, overwrite=True)
     from rich.console import Console
 
-    from onnxq.running import run_model, save_outputs
+    from onnxq.analysis.running import run_model, save_outputs
 
     options = replace(options, model=model, limit=samples)
     with progress_bar(Console(stderr=True), quiet=quiet) as progress:

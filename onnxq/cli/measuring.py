@@ -36,8 +36,8 @@ def benchmark(
     """Measure the latency of several models in one run, interleaved in random order and compared in pairs."""
     from rich.console import Console
 
-    from onnxq.measure.tables import show
-    from onnxq.running import benchmark as measure
+    from onnxq.analysis.running import benchmark as measure
+    from onnxq.report.tables import show
 
     options = replace(options, model=models[0])
     notices = Console(stderr=True)
@@ -68,8 +68,8 @@ def evaluate(
     """Compare a quantized model with its float model: SQNR, agreement, accuracy, and where the noise arises."""
     from rich.console import Console
 
+    from onnxq.analysis.evaluation import evaluate as compare
     from onnxq.cli.tables import show_evaluation
-    from onnxq.evaluation import evaluate as compare
 
     options = replace(options, model=float_model, limit=samples)
     asked: dict[str, Any] = {} if layers else {"layer_samples": 0}

@@ -15,8 +15,8 @@ from onnxq.cli.commands import NOT_GOOD, takes
 from onnxq.cli.options import Json, Model, Quiet, Samples, base_config, feed_options
 from onnxq.cli.progress import progress_bar
 from onnxq.config import ADAPTATIONS, AUTO, EQUALIZE, OBJECTIVES, OPERATORS, RESTORE, Config, config_text
+from onnxq.config.formats import weight_format
 from onnxq.errors import ConfigError, OutputError
-from onnxq.formats import weight_format
 
 if TYPE_CHECKING:
     from onnxq.pipeline import Result
@@ -195,7 +195,7 @@ def quantize(
 
     from rich.console import Console
 
-    from onnxq.graph.atomic import write_bytes
+    from onnxq.files.atomic import write_bytes
     from onnxq.measure.size import model_size
     from onnxq.pipeline import quantize as run_pipeline
 
@@ -288,10 +288,10 @@ def shortcomings(result: Result, config: Config) -> list[str]:
 
 def advice_without_data(model: Path, data: Path, output: Path | None) -> str:
     """What to type to calibrate on real inputs, with the names, types and shapes of the inputs of ``model``."""
+    from onnxq.analysis.inspection import describe
     from onnxq.calibrate.layout import Layout
     from onnxq.graph.io import load
     from onnxq.graph.signature import signature
-    from onnxq.inspection import describe
 
     inputs = signature(load(model)).inputs
     layout = Layout.of(inputs, FeedOptions.batch_size)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onnxq.measure.tables import db, megabytes, show
 from onnxq.numerics.noise import MAX_SQNR_DB
+from onnxq.report.tables import db, megabytes, show
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from onnxq.evaluation import Evaluation
-    from onnxq.inspection import Inspection, LeftGroup, Outlook, TensorInfo
-    from onnxq.per_node import KernelShare, NodeTable
+    from onnxq.analysis.evaluation import Evaluation
+    from onnxq.analysis.inspection import Inspection, LeftGroup, Outlook, TensorInfo
+    from onnxq.analysis.per_node import KernelShare, NodeTable
 
 _NAMES_SHOWN = 3
 _LAYERS_SHOWN = 12
@@ -48,8 +48,10 @@ def show_inspection(found: Inspection, console: Console) -> None:
     if found.kernels is not None:
         _print(console, "")
         show(found.kernels, console)
-        integer = sum(f.integer for f in found.fates)
-        _print(console, f"{integer} of {len(found.fates)} compute nodes (Conv, Gemm, MatMul, ...) run on integers.")
+        integer = sum(f.integer for f in found.assignments)
+        _print(
+            console, f"{integer} of {len(found.assignments)} compute nodes (Conv, Gemm, MatMul, ...) run on integers."
+        )
         _show_left(found.left_float, console)
 
 

@@ -18,8 +18,8 @@ import onnx_ir as ir
 from onnxq.emit.pieces import Before, Pieces, graph_of
 from onnxq.errors import ModelError
 from onnxq.graph.edit import is_op, replace_value, static_shape, text
-from onnxq.graph.query import array
-from onnxq.plan import ops
+from onnxq.kernels import ops
+from onnxq.query import array
 
 Side = int | None  # None: known only when the model runs
 _CHANNELS_LAST, _CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]

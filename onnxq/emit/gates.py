@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from onnxq.emit.pieces import Before, Pieces, graph_of
 from onnxq.graph.edit import is_op, replace_value
-from onnxq.graph.query import attribute
 from onnxq.numerics import QuantParams, moved, scaled, whole_steps
+from onnxq.query import attribute
 
 
 def read_by_gates(pieces: Pieces, names: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -11,15 +11,15 @@ import onnx_ir as ir
 
 from onnxq.emit.nbits import block_matmul
 from onnxq.emit.packed import expanded
+from onnxq.emit.padded import pad_weight, widened
 from onnxq.emit.pieces import Before, Pieces, graph_of
 from onnxq.emit.recurrent import Gates, gates, integer_lstm
-from onnxq.emit.widened import widen_weight, widened
 from onnxq.errors import ModelError
+from onnxq.files.scratch import Scratch
 from onnxq.graph.edit import is_op, replace_value
-from onnxq.graph.query import array
 from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Storage, Weight
-from onnxq.scratch import Scratch
+from onnxq.query import array
 
 F32 = npt.NDArray[np.float32]
 WeightKey = tuple[str, str]  # tensor, granularity and format: nodes that agree in all share one integer tensor
@@ -58,7 +58,7 @@ class Operands(Pieces):
         chosen = quantized.params
         graph = graph_of(node)
         spelled = Storage.INTEGER if weight.storage.computes else weight.storage
-        key = (id(graph), weight_key(weight), spelled, weight.shift, weight.spare)
+        key = (id(graph), weight_key(weight), spelled, weight.shift, weight.padded_input_channels)
         if weight.storage is Storage.GATHERED:
             self._gather(node, weight, quantized)
             return
@@ -77,7 +77,7 @@ class Operands(Pieces):
             late = bool(weight.stored.block or weight.stored.codebook)
             codes = expanded(
                 self,
-                widened(quantized.codes, 0 if late else weight.spare),
+                widened(quantized.codes, 0 if late else weight.padded_input_channels),
                 weight.stored,
                 weight.granularity,
                 weight.tensor,
@@ -85,8 +85,8 @@ class Operands(Pieces):
                 shift=weight.shift,
                 native=self._native,
             )
-            if late and weight.spare:
-                codes = widen_weight(self, codes, weight.spare, weight.tensor, place=Before(node))
+            if late and weight.padded_input_channels:
+                codes = pad_weight(self, codes, weight.padded_input_channels, weight.tensor, place=Before(node))
             if weight.storage is Storage.PACKED:
                 scale = chosen.granularity.expand(chosen.scale, quantized.codes.shape)
                 if chosen.scale.ndim == scale.ndim:  # one block along the last axis: broadcasting does the rest

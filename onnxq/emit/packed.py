@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.config.formats import WeightFormat
 from onnxq.emit.pieces import Pieces, Place, graph_of
 from onnxq.errors import ModelError
-from onnxq.formats import WeightFormat
 from onnxq.numerics import Granularity, PerAxis
 from onnxq.numerics.packing import Packing
 

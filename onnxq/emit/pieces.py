@@ -10,9 +10,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
-from onnxq.graph.query import nodes, values_by_name
+from onnxq.files.scratch import Scratch
 from onnxq.numerics import INT32, PerAxis, QuantParams
-from onnxq.scratch import Scratch
+from onnxq.query import nodes, values_by_name
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.graph.edit import is_op
-from onnxq.graph.query import constant, nodes
+from onnxq.query import constant, nodes
 
 
 def spell_sums(model: ir.Model) -> None:

@@ -12,22 +12,22 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.emit.aligned import keeps_codes, pass_codes
+from onnxq.emit.elided import keeps_codes, pass_codes
 from onnxq.emit.enlarged import repeat_codes, repeated
 from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.gates import gate_on_codes, read_by_gates
-from onnxq.emit.held import clipped, float_pooling
 from onnxq.emit.operands import Operands, WeightKey
+from onnxq.emit.padded import pad_input
 from onnxq.emit.pieces import After, Before, graph_of, home_of
+from onnxq.emit.pinned import clipped, float_pooling
 from onnxq.emit.short_names import shorten
 from onnxq.emit.sums import spell_sums
-from onnxq.emit.widened import widen_input
+from onnxq.files.scratch import Scratch
 from onnxq.graph.copying import copy_model
-from onnxq.graph.query import array, attribute
 from onnxq.numerics import PerAxis, Quantized, QuantParams
 from onnxq.plan.types import Plan, Point, Storage
 from onnxq.plan.units import read
-from onnxq.scratch import Scratch
+from onnxq.query import array, attribute
 
 F32 = npt.NDArray[np.float32]
 
@@ -68,7 +68,7 @@ def emit(
     for constant in plan.constants:
         writer.constant(constant)
     gates = read_by_gates(writer, plan.integer) if steer else {}
-    narrow = {w.node: read(writer.nodes[w.node])[0].name or "" for w in plan.weights if w.spare}
+    narrow = {w.node: read(writer.nodes[w.node])[0].name or "" for w in plan.weights if w.padded_input_channels}
     enlarging = repeated(writer, plan.integer) if steer else {}
     for point in plan.points:
         writer.point(point)
@@ -77,8 +77,8 @@ def emit(
     for name in passing:
         pass_codes(writer, name)
     for weight in plan.weights:
-        if weight.spare:
-            widen_input(writer, weight.node, weight.spare, writer.tensor_params(narrow[weight.node]))
+        if weight.padded_input_channels:
+            pad_input(writer, weight.node, weight.padded_input_channels, writer.tensor_params(narrow[weight.node]))
     for name, how in enlarging.items():
         repeat_codes(writer, name, how)
     biases_of = {b.weight_node: b for b in plan.biases if b.storage is Storage.FUSED}

@@ -13,13 +13,13 @@ import onnx_ir as ir
 from onnxq.calibrate.runner import Feeds, values_of
 from onnxq.equalize.factors import Read, best_factors, best_without, from_steps, to_steps, trial
 from onnxq.equalize.sites import Reader, Site, find_sites
+from onnxq.files.scratch import Scratch
 from onnxq.graph.copying import copy_model
-from onnxq.graph.handoff import set_aside
 from onnxq.graph.passes.unused import remove_unused
+from onnxq.graph.runtime_model import set_aside
 from onnxq.numerics import PerBlock
 from onnxq.numerics.sampling import spread_step
 from onnxq.plan import Own, Plan, Storage
-from onnxq.scratch import Scratch
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

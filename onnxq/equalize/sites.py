@@ -29,7 +29,7 @@ from onnxq.graph.edit import (
     sole_consumer,
 )
 from onnxq.graph.passes.linear import fold_after, fold_before, linear_ending_at, read_linear
-from onnxq.graph.query import trailing_ones
+from onnxq.query import trailing_ones
 
 Array = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.copying import copy_model
-from onnxq.graph.query import nodes
+from onnxq.query import nodes
 
 
 def owners(model: ir.Model) -> dict[int, ir.Node]:

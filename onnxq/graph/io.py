@@ -12,7 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
 
 from onnxq.errors import ModelError, OutputError, one_line
-from onnxq.graph.atomic import staged, write_bytes, write_file
+from onnxq.files.atomic import staged, write_bytes, write_file
 from onnxq.graph.copying import FILES, INFERRED, all_graphs, copy_model
 from onnxq.graph.external import embed_external, resolve_external
 from onnxq.graph.passes.order import sort_nodes

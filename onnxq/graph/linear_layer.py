@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.graph.query import attribute, constant
 from onnxq.numerics import spread_step
+from onnxq.query import attribute, constant
 
 Array = npt.NDArray[np.float32]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import onnx
 
+from onnxq.measure.assignment import plain_name, plain_value
 from onnxq.measure.kernels import computes
 from onnxq.measure.profile import Profile
-from onnxq.measure.trace import plain_name, plain_value
 from onnxq.runtime.proto import Model, load_proto, walk
 
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})

@@ -16,7 +16,7 @@ from onnxq.runtime.session import Level, open_session
 if TYPE_CHECKING:
     import onnx
 
-    from onnxq.measure.trace import Fate
+    from onnxq.measure.assignment import KernelAssignment
 
 Kind: TypeAlias = Literal[
     "integer compute", "integer elementwise", "integer movement", "float compute", "quantize", "dequantize", "other"
@@ -143,11 +143,11 @@ class KernelMap:
             table.setdefault(node.kind, Counter())[node.op] += 1
         return {kind: dict(sorted(ops.items())) for kind, ops in sorted(table.items())}
 
-    def fates(self, model: Model) -> tuple[Fate, ...]:
+    def assignments(self, model: Model) -> tuple[KernelAssignment, ...]:
         """For each compute node of ``model``, which this map was made from: the kernel it ended in."""
-        from onnxq.measure.trace import fates
+        from onnxq.measure.assignment import assignments
 
-        return fates(model, self)
+        return assignments(model, self)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, the counts included."""

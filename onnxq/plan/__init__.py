@@ -2,7 +2,7 @@
 
 from onnxq.plan.planner import make_plan
 from onnxq.plan.types import Bias, Constant, KeptFloat, Own, Plan, Point, SharedWith, Skipped, Storage, Weight
-from onnxq.plan.units import absorbed, settled_output
+from onnxq.plan.units import absorbed, fused_output
 
 __all__ = [
     "Bias",
@@ -16,6 +16,6 @@ __all__ = [
     "Storage",
     "Weight",
     "absorbed",
+    "fused_output",
     "make_plan",
-    "settled_output",
 ]

@@ -21,12 +21,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.graph.query import nodes
-from onnxq.plan import ops
-from onnxq.plan.costs import CostTable
-from onnxq.plan.types import KeptFloat, Plan, Storage
-from onnxq.plan.units import absorbed, ends_in_activation, read, written
-from onnxq.plan.work import (
+from onnxq.kernels import ops
+from onnxq.kernels.costs import CostTable
+from onnxq.kernels.work import (
     Shapes,
     Work,
     blocked,
@@ -37,6 +34,9 @@ from onnxq.plan.work import (
     work_of,
     writes_codes,
 )
+from onnxq.plan.types import KeptFloat, Plan, Storage
+from onnxq.plan.units import absorbed, ends_in_activation, read, written
+from onnxq.query import nodes
 
 NOT_WORTH_IT = "integers would not pay here, conversions counted"
 # What a layer of unknown size is taken to gain, in microseconds.
@@ -245,7 +245,7 @@ class _Cut:
 _ROUNDING = 1e-9
 
 
-def steered(model: ir.Model, shapes: Shapes, table: CostTable) -> frozenset[str]:
+def force_gemm(model: ir.Model, shapes: Shapes, table: CostTable) -> frozenset[str]:
     """The convolutions that are faster by matrix products than by onnxruntime's direct kernel."""
     works: dict[str, Work | None] = {n.name or "": work_of(n, shapes) for n in nodes(model) if n.op_type == "Conv"}
-    return frozenset(name for name, work in works.items() if work is not None and work.steered(table))
+    return frozenset(name for name, work in works.items() if work is not None and work.force_gemm(table))

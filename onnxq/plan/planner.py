@@ -20,13 +20,13 @@ import onnx_ir as ir
 
 from onnxq.config import Config, Rule
 from onnxq.graph.instrument import unobservable
-from onnxq.graph.query import array, constant, is_float, nodes
-from onnxq.plan import ops
+from onnxq.kernels import ops
+from onnxq.kernels.targets import Target
 from onnxq.plan.stored import stored_formats
 from onnxq.plan.types import KeptFloat, Own, Plan, Point, SharedWith, Skipped, Source, Storage
 from onnxq.plan.units import ends_in_activation, maker_of, read, written
 from onnxq.plan.weights import anchor_weights, biases, fused_products, operands, stored_weights
-from onnxq.targets import Target
+from onnxq.query import array, constant, is_float, nodes
 
 ONLY_WEIGHTS = "only weights are quantized (activations = none)"
 
@@ -37,16 +37,16 @@ def make_plan(
     target: Target,
     *,
     keep_float: Mapping[str, KeptFloat] | None = None,
-    steered: Collection[str] = (),
+    force_gemm: Collection[str] = (),
 ) -> Plan:
     """The ``Plan`` for ``model`` (as ``graph.prepare`` leaves it; not changed).
 
     ``keep_float`` maps names of nodes to the reason why they must stay float: what measurements or the runtime said
-    about an earlier plan. ``steered`` names the convolutions that shall run as matrix products (``Weight.shift``). Node
-    names must be unique across bodies of If and Loop.
+    about an earlier plan. ``force_gemm`` names the convolutions that shall run as matrix products (``Weight.shift``).
+    Node names must be unique across bodies of If and Loop.
     """
     rules = _Rules(config.rules)
-    products = set(steered)
+    products = set(force_gemm)
     anchors: dict[str, ir.Node] = {}
     candidates: dict[str, ir.Node] = {}
     refused = dict(keep_float or {})

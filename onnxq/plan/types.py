@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from onnxq.formats import WeightFormat
+from onnxq.config.formats import WeightFormat
 from onnxq.numerics import Granularity, QType
 
 
@@ -72,8 +72,8 @@ class Weight:
     """A constant input stored as integers: ``qtype`` is what kernels compute with, ``stored`` what is in the file.
 
     ``shift`` is added to codes and zero points, which changes no number: onnxruntime's direct convolution wants zero
-    points of 0, so that any other steers it to matrix products. ``spare``: input channels of zeros that a convolution
-    gets beside its own (see ``ops.spare_channels``).
+    points of 0, so that any other forces it to matrix products. ``padded_input_channels``: input channels of zeros
+    that a convolution gets beside its own (see ``ops.padded_input_channels``).
     """
 
     tensor: str
@@ -84,7 +84,7 @@ class Weight:
     storage: Storage
     stored: WeightFormat = field(default=WeightFormat(8))
     shift: int = 0
-    spare: int = 0
+    padded_input_channels: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Plan:
             f"weight   {w.node}[{w.index}] {w.tensor}: {w.qtype} {w.granularity} {w.storage.value}"
             + (f", stored as {w.stored}" if w.stored.packed else "")
             + (f", zero point {w.shift}" if w.shift else "")
-            + (f", input channels of zeros: {w.spare}" if w.spare else "")
+            + (f", input channels of zeros: {w.padded_input_channels}" if w.padded_input_channels else "")
             for w in self.weights
         ]
         lines += [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.graph.query import constant, is_float
-from onnxq.plan import ops
+from onnxq.kernels import ops
+from onnxq.query import constant, is_float
 
 
-def settled_output(node: ir.Node) -> ir.Value:
+def fused_output(node: ir.Node) -> ir.Value:
     """The tensor after ``node`` and the bias and activation that its integer kernel takes in.
 
     A MatMul's bias is the Add that follows; a Relu, or a Clip from 0, is absorbed by the output's quantizer.
@@ -27,9 +27,9 @@ def settled_output(node: ir.Node) -> ir.Value:
 
 
 def absorbed(node: ir.Node) -> list[ir.Node]:
-    """The nodes that the integer kernel of ``node`` takes in: those from ``node`` to its ``settled_output``."""
+    """The nodes that the integer kernel of ``node`` takes in: those from ``node`` to its ``fused_output``."""
     found: list[ir.Node] = []
-    maker = settled_output(node).producer()
+    maker = fused_output(node).producer()
     while maker is not None and maker is not node:
         found.append(maker)
         # Of an Add one input is the bias: only the other one has a maker.
@@ -39,7 +39,7 @@ def absorbed(node: ir.Node) -> list[ir.Node]:
 
 def ends_in_activation(node: ir.Node) -> bool:
     """Whether a Relu or Clip follows ``node``: onnxruntime then fuses only where a quantizer absorbs it."""
-    producer = settled_output(node).producer()
+    producer = fused_output(node).producer()
     return producer is not None and ops.absorbed_ceiling(producer) is not None
 
 
@@ -72,7 +72,7 @@ def bias_add(node: ir.Node) -> tuple[ir.Node, int] | None:
 
 def written(node: ir.Node) -> list[ir.Value]:
     """The tensors that an integer ``node`` must write quantized."""
-    return list(node.outputs) if node.op_type == "Split" else [settled_output(node)]
+    return list(node.outputs) if node.op_type == "Split" else [fused_output(node)]
 
 
 def read(node: ir.Node) -> list[ir.Value]:

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxq.formats import USUAL_BLOCK, WeightFormat
-from onnxq.graph.query import attribute, constant, is_float, nodes
+from onnxq.config.formats import USUAL_BLOCK, WeightFormat
+from onnxq.kernels import ops
+from onnxq.kernels.targets import Target
 from onnxq.numerics import UINT4, Granularity, PerAxis, PerBlock
-from onnxq.plan import ops
 from onnxq.plan.types import Bias, Constant, KeptFloat, Point, Storage, Weight
-from onnxq.plan.units import bias_add, maker_of, settled_output
-from onnxq.targets import Target
+from onnxq.plan.units import bias_add, fused_output, maker_of
+from onnxq.query import attribute, constant, is_float, nodes
 
 # Symmetric codes reach from -127 to 127 at most: one lower they still fit.
 _SHIFT = -1
@@ -31,7 +31,7 @@ def fused_products(anchors: Mapping[str, ir.Node], points: Sequence[Point]) -> f
     for name, node in anchors.items():
         out = node.outputs[0]
         biased = bias_add(node) is not None
-        writes_codes = settled_output(node).name in everywhere
+        writes_codes = fused_output(node).name in everywhere
         is_matrix = out.shape is not None and len(out.shape) == 2
         if node.op_type == "MatMul" and not (writes_codes and (is_matrix or not biased)):
             found.add(name)
@@ -43,10 +43,10 @@ def anchor_weights(
     target: Target,
     stored: WeightFormat,
     fused: Collection[str],
-    steered: Collection[str],
+    force_gemm: Collection[str],
     chosen: Collection[str],
 ) -> list[Weight]:
-    """The weight of ``node`` on integers; ``fused``, ``steered``, ``chosen``: names, the last of all on integers."""
+    """The weight of ``node`` on integers; ``fused``, ``force_gemm``, ``chosen``: names, the last of all on integers."""
     slot = ops.weight_slot(node)
     assert slot is not None
     value = node.inputs[slot.index]
@@ -55,17 +55,17 @@ def anchor_weights(
     assert weight is not None
     granularity = PerAxis(slot.axis % len(weight.shape))
     storage = Storage.FUSED if node.name in fused else Storage.INTEGER
-    shift = _SHIFT if node.name in steered and node.op_type == "Conv" else 0
+    shift = _SHIFT if node.name in force_gemm and node.op_type == "Conv" else 0
     name, of = node.name or "", value.name or ""
-    spare = 0 if shift else _spare(node, target, chosen)
-    return [Weight(of, name, slot.index, target.weights, granularity, storage, stored, shift, spare)]
+    padded = 0 if shift else _padded_input_channels(node, target, chosen)
+    return [Weight(of, name, slot.index, target.weights, granularity, storage, stored, shift, padded)]
 
 
-def _spare(node: ir.Node, target: Target, chosen: Collection[str]) -> int:
-    """``ops.spare_channels`` where ``node`` reads what is quantized for it: other codes are laid out already."""
+def _padded_input_channels(node: ir.Node, target: Target, chosen: Collection[str]) -> int:
+    """``ops.padded_input_channels`` where ``node`` reads what is quantized for it: other codes are laid out already."""
     source = None if node.inputs[0] is None else maker_of(node.inputs[0])
     quantized_here = source is None or (source.name or "") not in chosen
-    return ops.spare_channels(node) if quantized_here and target.direct_convolution else 0
+    return ops.padded_input_channels(node) if quantized_here and target.direct_convolution else 0
 
 
 def biases(node: ir.Node) -> list[Bias]:

@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from onnxq.errors import NumericsError
 from onnxq.numerics import Granularity, QType, QuantParams, params
+from onnxq.ranges.extrapolated import extrapolated_range
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.method import for_dead_parts
 from onnxq.ranges.registry import find_method
 from onnxq.ranges.samples import F32, F64, by_granularity, of_histogram, scales_of_rows
-from onnxq.ranges.unseen import of_unseen
 
 
 def weight_params(
@@ -44,19 +44,23 @@ def weight_params(
     return params(qtype, for_dead_parts(scale, qtype), granularity=granularity)
 
 
-def activation_params(histogram: Histogram, *, qtype: QType, method: str = "mse", unseen: bool = False) -> QuantParams:
+def activation_params(
+    histogram: Histogram, *, qtype: QType, method: str = "mse", extrapolated: bool = False
+) -> QuantParams:
     """Per-tensor parameters of an activation: asymmetric for unsigned types, symmetric for signed ones.
 
     0 is always represented exactly. Data that is never negative gets ``zero_point = qmin`` (kernels absorb a ReLU only
     then), data that is never positive ``qmax``. Data that is always zero, or was never seen, gets scale 1.
 
-    With ``unseen`` a method that minimises an error does so for samples that are yet to come (``ranges.unseen``) rather
-    than for those of ``histogram``.
+    With ``extrapolated`` a method that minimises an error does so for samples that are yet to come
+    (``ranges.extrapolated``) rather than for those of ``histogram``.
 
     Raises ``ConfigError`` for an unknown method, ``NumericsError`` where the data's range is not finite.
     """
     found = find_method(method)
-    return found.activations(of_unseen(histogram) if unseen and found.unseen else of_histogram(histogram), qtype)
+    return found.activations(
+        extrapolated_range(histogram) if extrapolated and found.extrapolated else of_histogram(histogram), qtype
+    )
 
 
 def checked_weight(weight: npt.NDArray[np.floating]) -> F32:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.formats import WeightFormat
+from onnxq.config.formats import WeightFormat
 from onnxq.numerics import PerAxis, QType
 from onnxq.ranges.choose import weight_params
 from onnxq.ranges.grids import block_grid, codebook_grid, uniform_grid

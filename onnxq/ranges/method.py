@@ -20,13 +20,14 @@ Tensor = Callable[[Samples, QType], QuantParams]
 class RangeMethod:
     """A named way to choose ranges: ``weights`` gives scales of rows, ``activations`` one tensor's parameters.
 
-    ``unseen``: whether it seeks what is best for samples that are yet to come, where it is told what those are like.
+    ``extrapolated``: whether it seeks what is best for samples that are yet to come, where it is told what those are
+    like.
     """
 
     name: str
     weights: Scales
     activations: Tensor
-    unseen: bool = False
+    extrapolated: bool = False
 
 
 def activations(*, signed: Scales, ends: Callable[[Samples, QType], tuple[float, float]]) -> Tensor:

@@ -30,4 +30,4 @@ def tensor(samples: Samples, qtype: QType) -> QuantParams:
     return params(qtype, usable(np.float64(pair.scale)), qtype.qmin + pair.negative)
 
 
-METHOD = RangeMethod("mse", scales, tensor, unseen=True)
+METHOD = RangeMethod("mse", scales, tensor, extrapolated=True)

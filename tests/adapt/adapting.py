@@ -14,11 +14,11 @@ import onnx
 from zoo import prepared
 
 from onnxq.adapt.runtime import training_runtime
-from onnxq.build import Builder, Built
+from onnxq.build.builder import Builder, Built
 from onnxq.calibrate.feeds import Feed, open_feed
 from onnxq.config import Config
 from onnxq.graph.signature import signature
-from onnxq.targets import target_of
+from onnxq.kernels.targets import target_of
 
 Array = npt.NDArray[Any]
 

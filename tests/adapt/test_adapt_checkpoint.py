@@ -16,7 +16,7 @@ from onnxq import Config, ConfigError, quantize
 from onnxq.adapt import levels
 from onnxq.adapt import runtime as home
 from onnxq.adapt.checkpoint import Checkpoint
-from onnxq.cache import CACHE_VARIABLE
+from onnxq.files.cache import CACHE_VARIABLE
 
 CONFIG = Config(weights="int3", placement="all", adapt="iterative")
 DATA = {"x": correlated(256, 32, 1)}
@@ -99,7 +99,7 @@ def test_a_full_disk_costs_nothing_but_a_note(monkeypatch: pytest.MonkeyPatch, p
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("onnxq.cache.os.replace", full)
+    monkeypatch.setattr("onnxq.files.cache.os.replace", full)
     found = quantize(net(), DATA, config=replace(CONFIG, adapt="fast")).report.adaptation
     assert found is not None
     assert found.kept

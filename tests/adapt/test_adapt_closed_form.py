@@ -107,7 +107,8 @@ def test_the_simulation_computes_what_the_emitted_model_computes(name: str, kind
     proto = ZOO[name]()
     builder, made, _ = built(proto, feeds(proto, 12), tmp_path, CONFIGS[kind])
     sessions = [
-        open_session(m) for m in (made.handed, serialize(simulated(builder.prepared, made.plan, made.parameters)))
+        open_session(m)
+        for m in (made.runtime_model, serialize(simulated(builder.prepared, made.plan, made.parameters)))
     ]
     emitted, soft = (np.concatenate([s.run(None, f)[0] for f in feeds(proto, 12)]) for s in sessions)
     # A code of the last quantizer may differ, here and there, where float sums round otherwise.

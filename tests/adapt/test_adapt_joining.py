@@ -16,8 +16,8 @@ from onnxq.adapt.samples import stacked
 from onnxq.config import Config
 from onnxq.emit import emit
 from onnxq.graph.io import serialize
-from onnxq.graph.query import nodes
 from onnxq.numerics import noise
+from onnxq.query import nodes
 from onnxq.runtime.session import open_session, run
 
 

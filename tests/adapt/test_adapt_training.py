@@ -26,7 +26,7 @@ from onnxq.emit import emit
 from onnxq.errors import RuntimeFailure
 from onnxq.graph.copying import copy_model
 from onnxq.graph.io import serialize
-from onnxq.guard import Lost
+from onnxq.measure.references import Lost
 from onnxq.numerics import INT8_NARROW, PerAxis, params
 from onnxq.runtime.session import open_session
 
@@ -121,7 +121,7 @@ def test_the_training_graph_computes_what_is_emitted(name: str, kind: Config, tm
     proto = ZOO[name]()
     data = feeds(proto, 12)
     builder, made, _ = built(proto, data, tmp_path, kind)
-    models = (serialize(builder.prepared), made.handed)
+    models = (serialize(builder.prepared), made.runtime_model)
     whole, rough = (np.concatenate([open_session(m).run(None, f)[0] for f in data]) for m in models)
     copy = copy_model(simulated(builder.prepared, made.plan, made.parameters))
     soften(copy, {})

@@ -14,13 +14,13 @@ from onnx import helper
 from zoo import feeds, prepared
 
 from onnxq.calibrate.runner import run_observers
-from onnxq.choose import Parameters, choose
 from onnxq.config import Config
 from onnxq.emit import emit, weight_key
 from onnxq.graph.io import serialize
+from onnxq.kernels.targets import Target, resolve_target
 from onnxq.numerics import bias_params, noise
+from onnxq.parameters.choose import Parameters, choose
 from onnxq.plan import KeptFloat, Plan, SharedWith, Storage, make_plan
-from onnxq.targets import Target, resolve_target
 
 # What runs here must be meant for this CPU: without VNNI, 8-bit weights overflow the 16-bit sums of vpmaddubsw.
 HERE = resolve_target("auto")

@@ -12,14 +12,14 @@ from emitting import HERE, Emitted, session, simulate, sqnr
 from zoo import Net, feeds, prepared
 
 from onnxq.adapt.joint import _learned
-from onnxq.aligning import aligned, tied
 from onnxq.calibrate.runner import Statistics, run_observers
-from onnxq.choose import choose
 from onnxq.config import Config
 from onnxq.emit import emit
 from onnxq.emit.gates import gate_params
 from onnxq.measure.kernels import kernel_map
 from onnxq.numerics import UINT8, QuantParams, moved, params, whole_steps
+from onnxq.parameters.align import aligned, tied
+from onnxq.parameters.choose import choose
 from onnxq.plan import make_plan
 from onnxq.ranges.error import tensor_error
 from onnxq.ranges.samples import of_histogram

@@ -16,10 +16,10 @@ from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config, Rule
 from onnxq.emit import emit, weight_key
 from onnxq.errors import DataError, ModelError
+from onnxq.kernels.targets import TARGETS
 from onnxq.measure.kernels import kernel_map
 from onnxq.numerics import INT32, QType, bias_params
 from onnxq.plan import KeptFloat, Storage
-from onnxq.targets import TARGETS
 
 DYNAMIC = KeptFloat("range at run time", Storage.DYNAMIC)
 # dB. One linear layer with 8-bit weights and activations; a wrong scale or a missing zero point gives below 10.
@@ -31,7 +31,7 @@ def ops(proto: onnx.ModelProto) -> list[str]:
 
 
 def kernels(e: Emitted) -> dict[str, str | None]:
-    return {f.node: f.kernel for f in kernel_map(e.content).fates(e.content)}
+    return {f.node: f.kernel for f in kernel_map(e.content).assignments(e.content)}
 
 
 # -- weights --------------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_missing_parameters_are_named() -> None:
 
 
 def test_a_tensor_that_was_never_observed_is_named() -> None:
-    from onnxq.choose import choose
+    from onnxq.parameters.choose import choose
 
     e = emitted(gemm())
     with pytest.raises(DataError, match="'x' was never computed"):
@@ -347,7 +347,7 @@ def test_a_weight_that_is_not_finite_is_named(bad: float) -> None:
 
 
 def test_known_parameters_are_not_chosen_again() -> None:
-    from onnxq.choose import choose
+    from onnxq.parameters.choose import choose
 
     e = emitted(gemm())
     again = choose(e.prepared, e.plan, Statistics(), Config(), known=e.parameters)  # without statistics

@@ -1,4 +1,4 @@
-"""What steers onnxruntime's kernels: MatMulIntegerToFloat with its bias, shifted zero points, standard operators."""
+"""What forces onnxruntime's kernels: MatMulIntegerToFloat with its bias, shifted zero points, standard operators."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from zoo import ZOO, Net, attention, feeds, prepared, residual, transformer_mlp
 from onnxq.config import Config, Rule
 from onnxq.emit import emit
 from onnxq.graph.io import serialize
+from onnxq.kernels.targets import TARGETS
 from onnxq.measure import kernel_map
 from onnxq.plan import Storage, make_plan
-from onnxq.targets import TARGETS
 
 SAME = 100.0  # the same arithmetic: float32 rounding at most
 ON_INTEGERS = 33.0  # requantized in float32 by another order of operations
@@ -84,21 +84,21 @@ def test_standard_operators_only(make: Any) -> None:
 
 
 def shifted(proto: onnx.ModelProto, names: set[str]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The emitted model as it is, and with the convolutions called ``names`` steered to matrix products."""
+    """The emitted model as it is, and with the convolutions called ``names`` force_gemm to matrix products."""
     e = emitted(proto)
-    plan = make_plan(prepared(proto), Config(), TARGETS["x86-vnni"], steered=names)
+    plan = make_plan(prepared(proto), Config(), TARGETS["x86-vnni"], force_gemm=names)
     model = emit(e.prepared, plan, **vars(e.parameters))
     return e.proto, onnx.load_model_from_string(serialize(model))
 
 
 def test_a_shifted_zero_point_changes_no_number() -> None:
     proto = residual()
-    plain, steered = shifted(proto, {"stem", "conv2"})
-    zeros = {t.name: onnx.numpy_helper.to_array(t) for t in steered.graph.initializer if "zero_point" in t.name}
+    plain, force_gemm = shifted(proto, {"stem", "conv2"})
+    zeros = {t.name: onnx.numpy_helper.to_array(t) for t in force_gemm.graph.initializer if "zero_point" in t.name}
     assert sum(bool((z == -1).all()) for z in zeros.values() if z.dtype == np.int8) == 2
     for feed in feeds(proto, 2, seed=8):
         for optimized in (False, True):
-            runs = [session(m, optimized=optimized).run(None, feed) for m in (plain, steered)]
+            runs = [session(m, optimized=optimized).run(None, feed) for m in (plain, force_gemm)]
             for a, b in zip(*runs, strict=True):
                 np.testing.assert_array_equal(a, b)
 

@@ -15,9 +15,9 @@ from zoo import Net, feeds
 from onnxq.config import Config, Rule
 from onnxq.emit import emit
 from onnxq.graph.io import serialize
+from onnxq.kernels.targets import TARGETS, resolve_target
 from onnxq.measure.kernels import kernel_map
 from onnxq.plan import Weight
-from onnxq.targets import TARGETS, resolve_target
 
 Array = npt.NDArray[Any]
 REPEATING = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -40,7 +40,7 @@ def same_numbers(e: Emitted, other: bytes, data: list[dict[str, Array]]) -> None
 
 def plainly(e: Emitted) -> bytes:
     """The same plan and parameters, each operator spelled as it is."""
-    plan = replace(e.plan, weights=tuple(replace(w, spare=0) for w in e.plan.weights))
+    plan = replace(e.plan, weights=tuple(replace(w, padded_input_channels=0) for w in e.plan.weights))
     return serialize(emit(e.prepared, plan, **vars(e.parameters), steer=False))
 
 
@@ -157,7 +157,7 @@ def weight_of(e: Emitted, node: str) -> Weight:
 def test_channels_of_zeros_change_no_number(cin: int, k: int) -> None:
     proto = first(cin, k=k, strides=[2, 2])
     e = emitted(proto)
-    assert weight_of(e, "first").spare == 4 - cin
+    assert weight_of(e, "first").padded_input_channels == 4 - cin
     assert ops(e).count("Pad") == 1
     same_numbers(e, plainly(e), feeds(proto, 3))
     convolutions = [k for k in kernel_map(e.content).nodes if k.op == "QLinearConv"]
@@ -178,7 +178,7 @@ def test_channels_of_zeros_change_no_number(cin: int, k: int) -> None:
 )
 def test_where_the_direct_kernel_is_not_to_be_had_or_had_already_nothing_is_added(proto: onnx.ModelProto) -> None:
     e = emitted(proto)
-    assert [w.spare for w in e.plan.weights] == [0, 0]
+    assert [w.padded_input_channels for w in e.plan.weights] == [0, 0]
     assert "Pad" not in ops(e)
 
 
@@ -187,7 +187,7 @@ def test_what_integer_kernels_write_is_not_padded() -> None:
     x = n.conv("x", 16, 3, name="narrow")
     n.conv(n("Relu", x, name="relu"), 3, 32, name="wide", out="y")
     e = emitted(n.model({"x": [1, 16, 8, 8]}, {"y": [1, 32, 8, 8]}))
-    assert [w.spare for w in e.plan.weights] == [0, 0]
+    assert [w.padded_input_channels for w in e.plan.weights] == [0, 0]
 
 
 def test_other_readers_of_a_padded_input_read_it_as_it_is() -> None:
@@ -196,7 +196,7 @@ def test_other_readers_of_a_padded_input_read_it_as_it_is() -> None:
     n("Concat", one, two, name="join", out="y", axis=1)
     proto = n.model({"x": [1, 3, 8, 8]}, {"y": [1, 40, 8, 8]})
     e = emitted(proto)
-    assert {w.node: w.spare for w in e.plan.weights} == {"one": 1, "two": 0}
+    assert {w.node: w.padded_input_channels for w in e.plan.weights} == {"one": 1, "two": 0}
     same_numbers(e, plainly(e), feeds(proto, 3))
 
 
@@ -209,7 +209,7 @@ def test_one_weight_with_and_without_spare_channels() -> None:
     n("Add", "outer_out", "inner_out", name="sum", out="y")
     proto = n.model({"x": [1, 3, 8, 8]}, {"y": [1, 16, 8, 8]})
     e = emitted(proto)
-    assert {w.node: w.spare for w in e.plan.weights} == {"mix": 0, "outer": 1, "inner": 0}
+    assert {w.node: w.padded_input_channels for w in e.plan.weights} == {"mix": 0, "outer": 1, "inner": 0}
     same_numbers(e, plainly(e), feeds(proto, 3))
 
 
@@ -217,13 +217,16 @@ def test_one_weight_with_and_without_spare_channels() -> None:
 def test_packed_weights_are_padded_too(weights: str) -> None:
     proto = first(3)
     e = emitted(proto, config=Config(weights=weights, first_last=weights))
-    assert weight_of(e, "first").spare == 1
+    assert weight_of(e, "first").padded_input_channels == 1
     same_numbers(e, plainly(e), feeds(proto, 3))
     assert [k.op for k in kernel_map(e.content).nodes].count("QLinearConv") == 2
 
 
 def test_not_steered_convolutions_nor_where_no_such_kernel_is() -> None:
-    steered = Config(rules=(Rule("first", "int8-gemm"),))
-    assert weight_of(emitted(first(3), config=steered), "first").spare == 0
-    spare = {name: weight_of(emitted(first(3), target=resolve_target(name)), "first").spare for name in TARGETS}
+    force_gemm = Config(rules=(Rule("first", "int8-gemm"),))
+    assert weight_of(emitted(first(3), config=force_gemm), "first").padded_input_channels == 0
+    spare = {
+        name: weight_of(emitted(first(3), target=resolve_target(name)), "first").padded_input_channels
+        for name in TARGETS
+    }
     assert spare == {"x86-vnni": 1, "x86-amx": 1, "x86-avx2": 1, "arm64": 0}

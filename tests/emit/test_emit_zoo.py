@@ -31,9 +31,9 @@ def made(name: str) -> Emitted:
 @pytest.mark.parametrize("name", ZOO)
 def test_every_anchor_runs_in_an_integer_kernel(name: str) -> None:
     e = made(name)
-    fates = {f.node: f for f in kernel_map(e.content).fates(e.content)}
-    assert {n: fates[n].kernel for n in e.plan.anchors if not fates[n].integer} == {}
-    assert "MatMulNBits" not in {fates[n].kernel for n in e.plan.anchors}  # weights only: activations stay float
+    assignments = {f.node: f for f in kernel_map(e.content).assignments(e.content)}
+    assert {n: assignments[n].kernel for n in e.plan.anchors if not assignments[n].integer} == {}
+    assert "MatMulNBits" not in {assignments[n].kernel for n in e.plan.anchors}  # weights only: activations stay float
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -17,8 +17,8 @@ from onnxq.equalize.factors import LARGEST, Objective, Read, best_factors, from_
 from onnxq.equalize.sites import find_sites
 from onnxq.graph.compare import equivalent
 from onnxq.graph.prepare import prepare
+from onnxq.kernels.targets import TARGETS
 from onnxq.plan import make_plan
-from onnxq.targets import TARGETS
 
 RNG = np.random.default_rng(5)
 TARGET = TARGETS["x86-vnni"]

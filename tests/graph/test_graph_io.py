@@ -12,7 +12,7 @@ from graph_helpers import make, node, rand
 from onnx import helper, numpy_helper
 
 from onnxq.errors import ModelError, OutputError
-from onnxq.graph import atomic
+from onnxq.files import atomic
 from onnxq.graph.compare import equivalent
 from onnxq.graph.io import fitting_ir_version, load, save, serialize
 from onnxq.graph.kinds import float_kinds, quantized_ops, require_float32

@@ -11,12 +11,13 @@ import pytest
 from onnx import TensorProto
 from zoo import Net, feeds, gemm, if_body, loop_body, lstm, prepared, residual
 
-from onnxq.graph import handoff
-from onnxq.graph.handoff import discard, hand_off, weight_bytes
+from onnxq.files.scratch import discard
+from onnxq.graph import runtime_model
 from onnxq.graph.instrument import expose, owners, unobservable
 from onnxq.graph.io import serialize
-from onnxq.graph.query import array, attribute, constant, escapes, is_float, nodes, trailing_ones, values_by_name
+from onnxq.graph.runtime_model import to_runtime, weight_bytes
 from onnxq.graph.signature import TensorSpec, signature
+from onnxq.query import array, attribute, constant, escapes, is_float, nodes, trailing_ones, values_by_name
 from onnxq.runtime.session import open_session, run
 
 
@@ -155,7 +156,7 @@ def test_an_if_inside_a_loop_cannot_be_observed() -> None:
 
 
 def test_small_models_are_handed_over_as_bytes(tmp_path: Path) -> None:
-    content = hand_off(ir.from_proto(gemm()), tmp_path)
+    content = to_runtime(ir.from_proto(gemm()), tmp_path)
     assert isinstance(content, bytes)
     assert onnx.load_model_from_string(content).graph.node[0].name == "fc1"
     assert list(tmp_path.iterdir()) == []
@@ -163,8 +164,8 @@ def test_small_models_are_handed_over_as_bytes(tmp_path: Path) -> None:
 
 def test_large_models_are_handed_over_as_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ir.from_proto(gemm())
-    monkeypatch.setattr(handoff, "IN_MEMORY_BYTES", weight_bytes(model) - 1)
-    paths = [hand_off(model, tmp_path) for _ in range(2)]
+    monkeypatch.setattr(runtime_model, "IN_MEMORY_BYTES", weight_bytes(model) - 1)
+    paths = [to_runtime(model, tmp_path) for _ in range(2)]
     assert all(isinstance(p, Path) and p.parent == tmp_path for p in paths)
     assert paths[0] != paths[1]
     open_session(paths[1])

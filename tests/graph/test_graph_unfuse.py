@@ -16,7 +16,7 @@ import onnxq
 from onnxq.emit.sums import spell_sums
 from onnxq.graph.io import serialize
 from onnxq.graph.prepare import prepare
-from onnxq.graph.query import nodes
+from onnxq.query import nodes
 
 Array = npt.NDArray[Any]
 MS = "com.microsoft"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from zoo import Net, prepared
 
-from onnxq.graph.query import nodes
-from onnxq.plan.costs import CostTable, Grid, conversion_table, cost_table
-from onnxq.plan.work import Work, breaks_blocks, fused_in_float, work_of
-from onnxq.targets import TARGETS
+from onnxq.kernels.costs import CostTable, Grid, conversion_table, cost_table
+from onnxq.kernels.targets import TARGETS
+from onnxq.kernels.work import Work, breaks_blocks, fused_in_float, work_of
+from onnxq.query import nodes
 
 GRID = Grid((("a", (1.0, 4.0, 16.0)), ("b", (10.0, 100.0))), np.array([[1.0, 10.0], [4.0, 40.0], [16.0, 160.0]]))
 
@@ -148,8 +148,8 @@ def test_steering_follows_the_table() -> None:
     axes = (("reduction", (1.0, 9.0)), ("channels", (1.0, 9.0)), ("pixels", (1.0, 9.0)))
     flat = {number: Grid(axes, np.full((2, 2, 2), us)) for number, us in (("int8", 10.0), ("int8-gemm", 8.5))}
     work = Work("conv.pointwise", (4, 4, 4))
-    assert work.steered(CostTable("t", {("conv.pointwise", k): g for k, g in flat.items()}))
-    assert not work.steered(CostTable("t", {("conv.pointwise", "int8"): flat["int8"]}))
+    assert work.force_gemm(CostTable("t", {("conv.pointwise", k): g for k, g in flat.items()}))
+    assert not work.force_gemm(CostTable("t", {("conv.pointwise", "int8"): flat["int8"]}))
 
 
 def test_depthwise_channels_that_16_does_not_divide_cost_what_matrix_products_cost() -> None:
@@ -162,7 +162,7 @@ def test_depthwise_channels_that_16_does_not_divide_cost_what_matrix_products_co
         n.conv("x", channels, channels, name="conv", group=channels, out="y")
         (node,) = nodes(prepared(n.model({"x": [1, channels, 8, 8]}, {"y": [1, channels, 8, 8]})))
         work = work_of(node, {"x": (1, channels, 8, 8), "y": (1, channels, 8, 8)})
-        found[channels] = (round(work.on_integers(table), 6), work.steered(table))
+        found[channels] = (round(work.on_integers(table), 6), work.force_gemm(table))
     assert found == {24: (20.0, False), 32: (10.0, False)}
 
 

@@ -11,8 +11,8 @@ import pytest
 from zoo import ZOO, prepared
 
 from onnxq.config import Config
+from onnxq.kernels.targets import TARGETS
 from onnxq.plan import make_plan
-from onnxq.targets import TARGETS
 
 GOLDEN = Path(__file__).parent / "golden"
 

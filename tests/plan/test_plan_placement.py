@@ -11,11 +11,11 @@ import pytest
 from zoo import Net, prepared
 
 from onnxq.config import Config
-from onnxq.graph.query import constant, nodes
-from onnxq.plan import Plan, Storage, make_plan, settled_output
-from onnxq.plan.costs import CostTable, Grid, cost_table
+from onnxq.kernels.costs import CostTable, Grid, cost_table
+from onnxq.kernels.targets import TARGETS
+from onnxq.plan import Plan, Storage, fused_output, make_plan
 from onnxq.plan.placement import NOT_WORTH_IT, Costs, table_costs, uneconomic
-from onnxq.targets import TARGETS
+from onnxq.query import constant, nodes
 
 CHANNELS = 8
 VNNI = TARGETS["x86-vnni"]
@@ -52,7 +52,7 @@ def network(seed: int) -> onnx.ModelProto:
 def cost_of(model: ir.Model, plan: Plan, integer: set[str], costs: Costs, convert: float) -> float:
     """What a placement costs, counted tensor by tensor; infinite where a sum would run on integers it cannot read."""
     total = sum(costs.integer_us[n] if n in integer else costs.float_us[n] for n in plan.integer)
-    by_output = {id(settled_output(n)): n for n in nodes(model) if n.name in plan.integer}
+    by_output = {id(fused_output(n)): n for n in nodes(model) if n.name in plan.integer}
     values = {id(v): v for n in nodes(model) for v in (*n.inputs, *n.outputs) if v is not None}
     for value in values.values():
         if constant(value) is not None:

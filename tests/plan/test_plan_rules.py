@@ -10,10 +10,10 @@ import pytest
 from zoo import ZOO, Net, attention, concat, gemm, if_body, loop_body, mobilenet, prepared, residual, silu
 
 from onnxq.config import Config, Rule
+from onnxq.kernels.targets import TARGETS
 from onnxq.numerics import INT7_NARROW, UINT8, PerAxis
-from onnxq.plan import KeptFloat, Own, Plan, Point, SharedWith, Storage, Weight, make_plan, settled_output
+from onnxq.plan import KeptFloat, Own, Plan, Point, SharedWith, Storage, Weight, fused_output, make_plan
 from onnxq.plan.planner import nothing_to_quantize
-from onnxq.targets import TARGETS
 
 VNNI = TARGETS["x86-vnni"]
 
@@ -123,7 +123,7 @@ def test_followers_lie_between_integers() -> None:
         for follower in set(plan.integer) - set(plan.anchors):
             node = named[follower]
             assert {v.name for v in node.inputs[:1]} <= pointed, name
-            readers = {u.node.name for out in (settled_output(node), *node.outputs) for u in out.uses()}
+            readers = {u.node.name for out in (fused_output(node), *node.outputs) for u in out.uses()}
             assert readers & set(plan.integer), name
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sums import moments_of
 
-from onnxq.formats import weight_format
+from onnxq.config.formats import weight_format
 from onnxq.numerics import INT8_NARROW, QType
 from onnxq.ranges import Moments
 from onnxq.ranges.blocks import in_blocks

@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import Array, float_constant, integer, is_op, label, new_constant, owner, rank, set_input
+from onnxq.kernels.ops import DEPTHWISE_MULTIPLE
 
-MULTIPLE = 16
 # What the layers around may grow by, and how many products of an ordinary convolution take the time that is saved on
 # one of a depthwise one (0.06 ns against 0.0054).
 _GROWTH = 1.25
@@ -35,7 +35,7 @@ def pad_channels(model: ir.Model) -> int:
     for graph in all_graphs(model):
         for node in tuple(graph):
             channels = _depthwise(node)
-            if channels is None or channels % MULTIPLE == 0 or _padded(channels) > _GROWTH * channels:
+            if channels is None or channels % DEPTHWISE_MULTIPLE == 0 or _padded(channels) > _GROWTH * channels:
                 continue
             region = _Region(channels, float_constant(node.inputs[1]).ndim)  # type: ignore[union-attr]
             if region.grow(node) and region.pays():
@@ -45,7 +45,7 @@ def pad_channels(model: ir.Model) -> int:
 
 
 def _padded(channels: int) -> int:
-    return -(-channels // MULTIPLE) * MULTIPLE
+    return -(-channels // DEPTHWISE_MULTIPLE) * DEPTHWISE_MULTIPLE
 
 
 def _weight(conv: ir.Node) -> Array | None:

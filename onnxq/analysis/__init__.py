@@ -1,0 +1,1 @@
+"""Looking at models: what is in them, where their time goes, how two of them compare."""

@@ -1,0 +1,47 @@
+"""Handing a model to the runtime: as bytes, or as a file with its weights beside it where it is large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.files.scratch import SMALL_BYTES, Scratch
+from onnxq.graph.io import save, serialize
+
+# Weights in a protobuf message are held three times while a session is made of it; those in a file are mapped.
+IN_MEMORY_BYTES = 200_000_000
+
+_numbers = count()
+
+
+def to_runtime(model: ir.Model, folder: Path) -> bytes | Path:
+    """``model`` as the runtime can load it: bytes, or the path of a file with external data in ``folder``."""
+    if weight_bytes(model) <= IN_MEMORY_BYTES:
+        return serialize(model)
+    path = folder / f"model_{next(_numbers)}.onnx"
+    save(model, path, external_above=IN_MEMORY_BYTES, durable=False)
+    return path
+
+
+def set_aside(nodes: Iterable[ir.Node], scratch: Scratch) -> None:
+    """Puts the constants that ``nodes`` read, where they were computed and not loaded, where ``scratch`` keeps them."""
+    for value in {id(v): v for node in nodes for v in node.inputs if v is not None}.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.Tensor) and tensor.nbytes >= SMALL_BYTES:
+            array = tensor.numpy()
+            if not isinstance(array, np.memmap):
+                value.const_value = ir.Tensor(scratch.kept(array), dtype=tensor.dtype, name=tensor.name)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )

@@ -1,0 +1,198 @@
+"""From the nodes of a model to the kernels they ended in, through the names that onnxruntime's fusions keep.
+
+What survives (observed on onnxruntime 1.19 and 1.32): QLinearConv, QLinearMatMul, QGemm, FusedConv and MatMulNBits keep
+the *node name* of the float operator; Gemm made from MatMul + Add appends ``/MatMulAddFusion`` (a scaled MatMul
+``/MatMulScaleFusion``, 1.19 with a trailing slash). The NHWC copies append ``_token_N`` (1.19 calls them all
+``QLinearConv``) and their output is named like the node; NCHWc convolutions are called ``<output>_nchwc`` and FusedGemm
+always ``fused gemm``. The *output* is that of the last node swallowed, mostly the QuantizeLinear's, but a Reshape may
+be put between. *Weights* keep their names (MatMulNBits appends ``_T``), except those that were folded from a constant
+subgraph. An If whose condition is constant is inlined: its nodes lose their names, its values get the prefix
+``_if_then_branch_``. Moving Q and DQ about appends ``_pre_q``, ``_q_to_dq`` or ``_post_dq`` to values. So: names first,
+then outputs, then weights.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from onnxq.measure.kernels import Kernel, KernelMap, computes
+from onnxq.runtime.proto import Model, load_proto, walk
+
+if TYPE_CHECKING:
+    import onnx
+
+# onnxruntime merges equal initialisers of up to 8 elements, so the names of small ones prove nothing.
+_SMALLEST_WEIGHT = 9
+
+
+@dataclass(frozen=True)
+class KernelAssignment:
+    """Where the compute node ``node`` (an ``op``; its first output is ``output``) of the unoptimised model ended.
+
+    ``kernel``: the operator that runs it, None where no trace of it is left (folded away, or fused with others).
+    ``found_by``: ``name``, ``output``, ``weight`` or ``""``. ``why``: for those not on integers, the likeliest cause.
+    """
+
+    node: str
+    op: str
+    scope: str
+    output: str
+    kernel: str | None
+    integer: bool
+    found_by: str
+    why: str
+
+
+def assignments(model: Model, kernels: KernelMap) -> tuple[KernelAssignment, ...]:
+    """The ``KernelAssignment`` of every Conv, Gemm, MatMul, recurrent and attention node of ``model``, bodies included.
+
+    ``model`` is the unoptimised model that ``kernels`` was made from. Nodes inside local functions are not looked at.
+    """
+    originals = [o for scope, graph in walk(load_proto(model).graph) for o in _Graph(scope, graph).compute()]
+    free = [k for k in kernels.nodes if k.kind in ("integer compute", "float compute")]
+    counts = Counter((o.scope, o.node) for o in originals)
+    ambiguous = {name for (_, name), n in counts.items() if n > 1} | {""}
+    known = {o.node for o in originals} - ambiguous
+    rules: tuple[_Rule, ...] = (
+        ("name", lambda o: [o.node] if o.node in known else [], lambda k: [plain_name(k.name, known)]),
+        ("output", lambda o: o.reached, lambda k: [*map(plain_value, k.outputs), k.name.removesuffix("_nchwc")]),
+        (
+            "weight",
+            lambda o: o.weights,
+            lambda k: [v for w in map(plain_value, k.weights) for v in (w, w.removesuffix("_T"))],
+        ),
+    )
+    found: dict[int, tuple[Kernel, str]] = {}
+    for rule, keys_of, kernel_keys in rules:
+        index: dict[str, list[Kernel]] = defaultdict(list)
+        for kernel in free:
+            for key in kernel_keys(kernel):
+                index[key].append(kernel)
+        taken: set[int] = set()
+        for i, original in enumerate(originals):
+            candidates = [k for key in keys_of(original) for k in index[key] if id(k) not in taken]
+            if i in found or not candidates:
+                continue
+            # A body keeps its scope unless onnxruntime inlined it; the sort is stable, so the nearest key stays first.
+            match = min(candidates, key=lambda k, scope=original.scope: k.scope != scope)  # type: ignore[misc]
+            found[i] = (match, rule)
+            taken.add(id(match))
+        free = [k for k in free if id(k) not in taken]
+    return tuple(_assignment(o, *found.get(i, (None, ""))) for i, o in enumerate(originals))
+
+
+def plain_name(name: str, known: set[str]) -> str:
+    """A kernel's ``name`` less what fusions appended, stopping at the first ``known`` node name."""
+    name = name.rstrip("/")
+    while name not in known:
+        shorter = re.sub(r"(/[^/]*Fusion[^/]*|_token_\d+)$", "", name)
+        if shorter == name:
+            break
+        name = shorter
+    return name
+
+
+def plain_value(name: str) -> str:
+    """A value's ``name`` less what inlining an If and moving QuantizeLinear and DequantizeLinear about add to it."""
+    return re.sub(r"^_if_(then|else)_branch_|(_pre_q|_q_to_dq|_post_dq)$", "", name)
+
+
+@dataclass(frozen=True)
+class _Original:
+    """A compute node.
+
+    ``reached``: the values its output flows into before the next compute node, nearest first. ``weights``: the larger
+    initialisers behind its inputs.
+    """
+
+    node: str
+    op: str
+    scope: str
+    output: str
+    reached: tuple[str, ...]
+    weights: tuple[str, ...]
+    why: str
+
+
+def _assignment(original: _Original, kernel: Kernel | None, rule: str) -> KernelAssignment:
+    integer = kernel is not None and kernel.kind == "integer compute"
+    why = "" if integer else original.why if kernel else "no node of the optimised graph could be traced to it"
+    op = None if kernel is None else kernel.op
+    return KernelAssignment(original.node, original.op, original.scope, original.output, op, integer, rule, why)
+
+
+_Rule: TypeAlias = "tuple[str, Callable[[_Original], Iterable[str]], Callable[[Kernel], Iterable[str]]]"
+
+
+class _Graph:
+    """One graph with its edges both ways."""
+
+    def __init__(self, scope: str, graph: onnx.GraphProto) -> None:
+        self.scope, self.graph = scope, graph
+        self.sizes = {t.name: math.prod(t.dims) for t in graph.initializer}
+        self.makers = {name: node for node in graph.node for name in node.output if name}
+        self.users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in graph.node:
+            for name in dict.fromkeys(node.input):
+                self.users[name].append(node)
+        self.outputs = {v.name for v in graph.output}
+
+    def compute(self) -> Iterator[_Original]:
+        for node in self.graph.node:
+            if computes(node.op_type):
+                output = next((name for name in node.output if name), "")
+                weights = tuple(sorted(w for name in node.input for w in self._weights(name)))
+                reached = self._reached(node)
+                yield _Original(node.name, node.op_type, self.scope, output, reached, weights, self._why(node))
+
+    def _reached(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        order = dict.fromkeys(name for name in node.output if name)
+        pending = deque(order)
+        while pending:
+            for user in self.users[pending.popleft()]:
+                if not computes(user.op_type):
+                    new = [name for name in user.output if name and name not in order]
+                    order.update(dict.fromkeys(new))
+                    pending.extend(new)
+        return tuple(order)
+
+    def _weights(self, name: str) -> set[str]:
+        """The larger initialisers behind ``name`` where everything behind it is constant, else nothing."""
+        found, seen, pending = set[str](), set[str](), [name]
+        while pending:
+            current = pending.pop()
+            if not current or current in seen:
+                continue
+            seen.add(current)
+            if current in self.sizes:
+                found |= {current} if self.sizes[current] >= _SMALLEST_WEIGHT else set()
+            elif (maker := self.makers.get(current)) is not None:
+                pending += list(maker.input)
+            else:
+                return set()
+        return found
+
+    def _why(self, node: onnx.NodeProto) -> str:
+        """The first rule of onnxruntime's QDQ fusions that ``node`` breaks, or a shrug."""
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            return f"onnxruntime has no integer kernel for {node.op_type}"
+        for i, role in enumerate(("input", "weight")):
+            name = node.input[i] if i < len(node.input) else ""
+            maker = self.makers.get(name)
+            while maker is not None and maker.op_type in ("Transpose", "Reshape"):
+                maker = self.makers.get(maker.input[0])
+            if maker is None or maker.op_type != "DequantizeLinear":
+                return f"its {role} {name} does not come from a DequantizeLinear in the same graph"
+        users = self.users[node.output[0]]
+        while len(users) == 1 and users[0].op_type in ("Relu", "Clip"):
+            users = self.users[users[0].output[0]]
+        if node.output[0] in self.outputs and node.op_type == "Conv":
+            return "its output is an output of the graph, so no QuantizeLinear can absorb it"
+        if node.op_type == "Conv" and not (len(users) == 1 and users[0].op_type == "QuantizeLinear"):
+            return "its output does not go to one QuantizeLinear alone"
+        return "its types, zero points, bias or activation do not meet onnxruntime's rules for integer kernels"

@@ -1,0 +1,1 @@
+"""Scales and zero points for a plan: chosen, aligned, shared across concatenations."""

@@ -1,0 +1,186 @@
+"""The report of one quantization: what it cost and what it gained. One value; table and JSON are two prints of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from onnxq.measure.assignment import KernelAssignment
+from onnxq.measure.compare import Comparison
+from onnxq.measure.kernels import KernelMap
+from onnxq.measure.latency import NOTICEABLE, LatencyReport
+from onnxq.measure.layers import LayerNoise
+from onnxq.measure.size import ModelSize
+from onnxq.runtime.plain import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class LeftFloat:
+    """A compute node that does not run on integers: the float operator ``kernel`` it ended in, and why."""
+
+    node: str
+    op: str
+    kernel: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate of tuning: its time over that of the best before it, ``ratio``, with its 95 % interval; geometric
+    means over the numbers of threads. ``kept``: whether it became the best.
+    """
+
+    what: str
+    ratio: float
+    low: float
+    high: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of an adaptation: its measure on samples kept aside, before and after it.
+
+    Noise at the outputs by their energy, or the cross-entropy of labels.
+
+    ``kept``: whether it became part of the result. ``curve``: of training: step, loss on the samples trained on, loss
+    on those kept aside.
+    """
+
+    what: str
+    before: float
+    after: float
+    kept: bool
+    seconds: float
+    curve: tuple[tuple[int, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A layer adapted in closed form: the ridge taken, and the energy of its output's error by that of its target,
+    before and after: with the float weight on the noisy input, and with the adapted and rounded one.
+    """
+
+    node: str
+    ridge: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How weights were adapted to noise: the ``level``, its steps in order, and the layers refitted in closed form.
+
+    ``measure``: what the steps were judged by: ``noise`` or, with labels, ``cross-entropy`` in nats.
+    """
+
+    level: str
+    steps: tuple[Step, ...] = ()
+    layers: tuple[Refit, ...] = ()
+    notes: tuple[str, ...] = ()
+    measure: str = "noise"
+
+    @property
+    def kept(self) -> bool:
+        """Whether anything came of it."""
+        return any(step.kept for step in self.steps)
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """The weight format that a layer was given by its sensitivity: bytes of the weight in the file, and the noise that
+    it makes at the outputs by itself, by energy."""
+
+    node: str
+    stored: str
+    nbytes: int
+    noise: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of a quantized model beside its float ``source``; parts that were not measured are None or empty.
+
+    ``latency``: the float model first, the quantized one second. ``assignments``: of the compute nodes of the *result*.
+    ``reasons``: why a node was left float, by node name or, for unnamed nodes, by first output name; where it says
+    nothing, the cause found in the graph stands. ``provenance``: versions, options, data, as text. ``tuning``: the
+    candidates that were timed. ``adaptation``: None where none was asked for. ``bits``: where they were given by
+    sensitivity.
+    """
+
+    source: ModelSize
+    result: ModelSize
+    comparison: Comparison | None = None
+    latency: LatencyReport | None = None
+    kernels: KernelMap | None = None
+    assignments: tuple[KernelAssignment, ...] = ()
+    layers: tuple[LayerNoise, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    tuning: tuple[Trial, ...] = ()
+    adaptation: Adaptation | None = None
+    bits: tuple[LayerBits, ...] = ()
+
+    @property
+    def integer(self) -> tuple[KernelAssignment, ...]:
+        """The compute nodes that run on integers."""
+        return tuple(assignment for assignment in self.assignments if assignment.integer)
+
+    @property
+    def left_float(self) -> tuple[LeftFloat, ...]:
+        """The compute nodes that do not, each with its reason."""
+        return tuple(
+            LeftFloat(f.node or f.output, f.op, f.kernel, self.reasons.get(f.node or f.output) or f.why)
+            for f in self.assignments
+            if not f.integer
+        )
+
+    @property
+    def smaller(self) -> float:
+        """How many times smaller the result is on disk."""
+        return self.source.file_bytes / max(self.result.file_bytes, 1)
+
+    @property
+    def slower(self) -> bool:
+        """Whether the quantized model is slower than the float one for some number of threads, beyond doubt.
+
+        Beyond doubt: the whole confidence interval of the paired ratio lies noticeably above 1.
+        """
+        rows = () if self.latency is None else self.latency.rows
+        return any(row.ratio_low > NOTICEABLE for row in rows)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Model SQNR in dB (see ``Comparison.sqnr_db``)."""
+        return None if self.comparison is None else self.comparison.sqnr_db
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            **plain(self),
+            "comparison": None if self.comparison is None else self.comparison.to_dict(),
+            "kernels": None if self.kernels is None else self.kernels.to_dict(),
+            "fates": plain(self.assignments),  # its name until 0.2
+            "left_float": plain(self.left_float),
+            "smaller": self.smaller,
+            "slower": self.slower,
+            "sqnr_db": plain(self.sqnr_db),
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """As JSON text; NaN and infinity are null."""
+        import json
+
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def render(self, console: Console) -> None:
+        """Print it as tables on ``console``, fit for 80 columns and more."""
+        from onnxq.report.tables import show
+
+        show(self, console)

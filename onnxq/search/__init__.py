@@ -1,0 +1,1 @@
+"""From one candidate to the next better one, and when to accept it."""
