@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onnxq.calibrate.options import FeedOptions
+from onnxq.cli.choices import planning_choices
 from onnxq.cli.commands import takes
-from onnxq.cli.options import Json, Model, Quiet, Samples, base_config, feed_options
+from onnxq.cli.options import Json, Model, Quiet, Samples, feed_options
 from onnxq.cli.progress import progress_bar
 from onnxq.cli.quantizing import check_output
 from onnxq.config import Config
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @takes(feed_options, name="options")
-@takes(base_config, name="config")
+@takes(planning_choices, name="config")
 def inspect(
     model: Model,
     config: Config,

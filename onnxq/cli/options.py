@@ -1,20 +1,17 @@
 """Options that several commands share, and the values of the API that they stand for.
 
-None means "not given": the defaults are those of ``Config``, ``FeedOptions`` and ``ImageOptions``, and help texts
-quote them from there.
+None means "not given": the defaults are those of ``FeedOptions`` and ``ImageOptions``, and help texts quote them from
+there.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from onnxq.calibrate.options import FeedOptions, ImageOptions
-from onnxq.config import ACTIVATIONS, INT4_STORAGES, PRESETS, Config, load_config
-from onnxq.config import preset as find_preset
 from onnxq.errors import ConfigError
 
 _DATA, _IMAGES, _TEXT = "How data becomes inputs", "Folders of images", "Text files"
@@ -133,64 +130,6 @@ def feed_options(
             }
         )
     )
-
-
-def base_config(
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"{', '.join(PRESETS)} (default {next(iter(PRESETS))}): bits of weights and activations; w4 leaves "
-            "activations alone.",
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FORMAT",
-            help=f"How weights are stored: int2 to int6, int8, int4:32 (blocks), codebook4, ... (default "
-            f"{Config.weights}); auto gives each layer bits by its sensitivity, to --size-budget or --min-sqnr.",
-        ),
-    ] = None,
-    int4_storage: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help=f"{' or '.join(INT4_STORAGES)} (default {Config.int4_storage}): native int4 tensors load faster and "
-            "in less memory, in onnxruntime 1.23 and newer only.",
-        ),
-    ] = None,
-    activations: Annotated[
-        str | None,
-        typer.Option(metavar="TYPE", help=f"{', '.join(ACTIVATIONS)} (default {Config.activations})."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="TOML", help="Read choices from this file; options here override it.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Keep nodes float by name or operator type, wildcards allowed (head.*, Gemm); may be repeated.",
-        ),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CPU",
-            help=f"auto, x86-vnni, x86-amx, x86-avx2 or arm64 (default {Config.target}: the one it runs on).",
-        ),
-    ] = None,
-) -> Config:
-    """The ``Config`` of the options that say what is quantized and for which CPU."""
-    if preset is not None and config is not None:
-        raise ConfigError("--preset and --config each say everything: give one of them, and options beside it")
-    chosen = load_config(config) if config is not None else find_preset(preset or next(iter(PRESETS)))
-    chosen = replace(
-        chosen,
-        **_given({"target": target, "weights": weights, "activations": activations, "int4_storage": int4_storage}),
-    )
-    return chosen.with_excluded(tuple(exclude or ()))
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

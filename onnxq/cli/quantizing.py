@@ -11,28 +11,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onnxq.calibrate.options import FeedOptions
+from onnxq.cli.choices import all_choices
 from onnxq.cli.commands import NOT_GOOD, takes
-from onnxq.cli.options import Json, Model, Quiet, Samples, base_config, feed_options
+from onnxq.cli.options import Json, Model, Quiet, feed_options
 from onnxq.cli.progress import progress_bar
-from onnxq.config import ADAPTATIONS, AUTO, EQUALIZE, OBJECTIVES, OPERATORS, RESTORE, Config, config_text
+from onnxq.config import AUTO, Config, config_text
 from onnxq.config.formats import weight_format
-from onnxq.errors import ConfigError, OutputError
+from onnxq.errors import OutputError
 
 if TYPE_CHECKING:
     from onnxq.pipeline import Result
 
 # What is tried beside the model when no data is named, in this order.
 BESIDE = (".calib.npz", ".calib", ".calib.jsonl", ".calib.txt")
-# Whoever runs the command wants to read the gain; a library call does not want to wait for it unasked.
-_LATENCY_SECONDS = 2.0
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @takes(feed_options, name="options")
-@takes(base_config, name="base")
+@takes(all_choices, name="config")
 def quantize(
     model: Model,
-    base: Config,
+    config: Config,
     options: FeedOptions,
     output: Annotated[
         Path | None,
@@ -53,108 +51,11 @@ def quantize(
             "'random' for speed tests only (default: NAME.calib.npz, NAME.calib/, ... beside the model).",
         ),
     ] = None,
-    samples: Samples = None,
-    ranges: Annotated[
-        str | None,
-        typer.Option(
-            "--range",
-            metavar="METHOD",
-            help=f"How ranges are chosen: {Config.activation_range} (default), minmax, percentile:99.99, entropy, ...; "
-            "for one side only as weights=METHOD or activations=METHOD.",
-        ),
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHAT",
-            help=f"What mse minimises for weights: {', '.join(OBJECTIVES)} (default {Config.objective}).",
-        ),
-    ] = None,
-    restore: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHAT",
-            help=f"What is put right after rounding weights: {', '.join(RESTORE)} (default {Config.restore}).",
-        ),
-    ] = None,
-    equalize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help=f"Channels made alike before rounding: {', '.join(EQUALIZE)} (default {Config.equalize}).",
-        ),
-    ] = None,
-    min_sqnr: Annotated[
-        float | None,
-        typer.Option(
-            metavar="DB",
-            help="Exit with 3 if the outputs' SQNR is below this, in dB; with --weights auto, what to reach.",
-        ),
-    ] = None,
-    size_budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Give each layer bits by its sensitivity, so that the file is at most this share of the float one, "
-            "as 0.15.",
-        ),
-    ] = None,
-    adapt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LEVEL",
-            help=f"{', '.join(ADAPTATIONS)} (default {Config.adapt}): adapt weights to the noise of quantization "
-            "before them, on the calibration inputs; worth it below 8 bits.",
-        ),
-    ] = None,
-    adapt_budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME", help="The longest that --adapt may take, as 90s or 10m (default: 7m for iterative)."
-        ),
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help="Name of the array in the data that holds class indices: --adapt full trains towards them.",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an --adapt of this model, data and choices that was stopped.")
-    ] = False,
-    tune: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Time for finding the fastest placement by measuring on this machine; found once, it is remembered "
-            "(default: none).",
-        ),
-    ] = None,
     save_config: Annotated[
         Path | None,
         typer.Option(
             metavar="TOML", help="Write the choices made, node by node, for --config: the same model again, anywhere."
         ),
-    ] = None,
-    operators: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHICH",
-            help=f"{', '.join(OPERATORS)} (default {Config.operators}): onnxruntime's own operators where they are "
-            "faster, or those of the ONNX standard only.",
-        ),
-    ] = None,
-    latency: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Time for comparing latency with float, for each number of threads; 0: none "
-            f"(default {_LATENCY_SECONDS:g}).",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help=f"Of all that is random (default {Config.seed}).")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Whether an output that exists is replaced.")] = True,
     as_json: Json = False,
@@ -165,32 +66,13 @@ def quantize(
     Exit code 0: written and good. 2: bad input, nothing written. 3: written, but slower than float, below --min-sqnr,
     or not as close to the float model as promised.
     """
-    config = base if ranges is None else base.with_range(ranges)
-    seconds = (config.latency_seconds or _LATENCY_SECONDS) if latency is None else latency
-    config = replace(
-        config,
-        latency_seconds=seconds,
-        adapt=config.adapt if adapt is None else adapt,
-        adapt_seconds=config.adapt_seconds if adapt_budget is None else duration(adapt_budget),
-        labels=config.labels if labels is None else labels,
-        resume=resume or config.resume,
-        tune_seconds=config.tune_seconds if tune is None else tune,
-        operators=config.operators if operators is None else operators,
-        objective=config.objective if objective is None else objective,
-        restore=config.restore if restore is None else restore,
-        equalize=config.equalize if equalize is None else equalize,
-        samples=config.samples if samples is None else samples,
-        seed=config.seed if seed is None else seed,
-        min_sqnr=config.min_sqnr if min_sqnr is None else min_sqnr,
-        size_budget=config.size_budget if size_budget is None else size_budget,
-        weights=config.weights if size_budget is None or config.weights != Config.weights else AUTO,
-    )
     target = model.with_name(f"{model.stem}.{suffix(config)}.onnx") if output is None else output
     check_output(target, model, overwrite=overwrite)
     if save_config is not None:
         check_output(save_config, model, overwrite=overwrite)
     # ``random`` makes as many samples as are wanted; other data is only limited by that.
-    options = replace(options, model=model, limit=samples, seed=config.seed)
+    limit = None if config.samples == Config.samples else config.samples
+    options = replace(options, model=model, limit=limit, seed=config.seed)
     data = calib if calib is not None else data_beside(model)
 
     from rich.console import Console
@@ -223,20 +105,6 @@ def quantize(
     if failures:
         typer.echo(f"not good: {'; '.join(failures)} (written all the same: {target})", err=True)
         raise typer.Exit(NOT_GOOD)
-
-
-def duration(text: str) -> float:
-    """Seconds of ``90``, ``90s``, ``10m`` or ``1h``. Raises ``ConfigError`` for anything else."""
-    number, unit = text.strip(), 1.0
-    if number and number[-1] in _UNITS:
-        number, unit = number[:-1], _UNITS[number[-1]]
-    try:
-        seconds = float(number) * unit
-    except ValueError:
-        seconds = 0.0
-    if not 0.0 < seconds < float("inf"):
-        raise ConfigError(f"--adapt-budget {text}: give a time as 90s, 10m or 1h")
-    return seconds
 
 
 def suffix(config: Config) -> str:

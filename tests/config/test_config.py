@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from onnxq.config import Config, Rule, config_from, load_config
+from onnxq.cli.choices import all_choices, planning_choices
+from onnxq.config import OBJECTIVES, TARGET_NAMES, Config, Rule, choice_table, config_from, load_config
+from onnxq.config.choices import choice_of
 from onnxq.errors import ConfigError
+from onnxq.kernels.targets import TARGETS
+from onnxq.numerics import UINT4
+from onnxq.ranges.layer import concrete
 
 
 @pytest.mark.parametrize(
@@ -128,3 +136,62 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'target = "\xe4"')
     with pytest.raises(ConfigError, match=r"latin.toml is not valid TOML"):
         load_config(tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize(
+    ("choice", "complaint"),
+    [
+        ({"tune_seconds": -5}, "tune_seconds must be at least 0, not -5"),
+        ({"latency_seconds": -1.0}, "latency_seconds must be at least 0"),
+        ({"guard_sqnr": float("nan")}, "guard_sqnr must be a finite number, not nan"),
+        ({"min_sqnr": float("inf")}, "min_sqnr must be a finite number"),
+        ({"samples": 3.5}, r"samples must be int, not 3\.5"),
+        ({"seed": True}, "seed must be int, not True"),
+        ({"held_out": True}, "held_out must be float, not True"),
+        ({"target": "z80"}, "target is one of auto, x86-vnni, .*, not 'z80'"),
+        ({"resume": 1}, "resume must be bool, not 1"),
+        ({"weights": "auto", "size_budget": 1.0}, "size_budget is a share between 0 and 1, not 1"),
+        ({"accuracy_level": 3}, "accuracy_level is one of 0, 1, 4, not '3'"),
+        ({"rules": "a"}, "rules is a tuple of Rule"),
+    ],
+)
+def test_what_used_to_slip_through_is_refused(choice: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        Config(**choice)
+
+
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    config = Config(samples=np.int64(5), held_out=np.float32(0.25), tune_seconds=3)
+    assert (type(config.samples), type(config.held_out), type(config.tune_seconds)) == (int, float, float)
+    assert config == Config(samples=5, held_out=0.25, tune_seconds=3.0)
+
+
+def test_the_names_of_targets_are_those_that_there_are() -> None:
+    assert ("auto", *TARGETS) == TARGET_NAMES
+
+
+def test_the_objectives_are_those_that_weights_can_be_fitted_to() -> None:
+    for objective in OBJECTIVES[1:]:
+        assert concrete(objective, 8, UINT4) == objective
+
+
+def test_every_choice_says_what_it_is() -> None:
+    """In the reference, and on the command line where it has an option of its own."""
+    table = choice_table()
+    for entry in fields(Config):
+        about = choice_of(entry)
+        assert about.help, entry.name
+        assert not about.help.endswith("."), entry.name
+        assert f"| `{entry.name}` |" in table
+
+
+def test_every_choice_has_an_option_or_is_set_by_another() -> None:
+    without = {entry.name for entry in fields(Config) if not choice_of(entry).flag}
+    assert without == {"rules", "weight_range", "activation_range"}  # --exclude, --range
+
+
+def test_defaults_stand_in_one_place() -> None:
+    """No default of a choice is written down a second time, as the default of a parameter of the command line."""
+    for build in (all_choices, planning_choices):
+        for parameter in inspect.signature(build).parameters.values():
+            assert parameter.default in (None, False), parameter.name

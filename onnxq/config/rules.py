@@ -1,0 +1,40 @@
+"""Rules: how single nodes run, whatever is right for the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from onnxq.config.formats import weight_format
+from onnxq.errors import ConfigError
+
+PRECISIONS = ("auto", "int8", "int8-gemm", "stored", "float")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How nodes run whose name or operator type matches ``match`` (shell wildcards).
+
+    ``int8``: on integers, whatever that costs. ``int8-gemm``: the same, a convolution by matrix products. ``stored``:
+    in float, weights stored as integers. ``float``: as in the float model. ``weights`` names a weight format (see
+    ``onnxq.config.formats``) instead of ``Config.weights``; a rule that gives one and no precision leaves where things
+    run to the placement.
+    """
+
+    match: str
+    precision: str = ""
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.precision:
+            object.__setattr__(self, "precision", "auto" if self.weights else "float")
+        if self.weights:
+            weight_format(self.weights)
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"rule '{self.match}': precision is one of {', '.join(PRECISIONS)}, not '{self.precision}'"
+            )
+
+    def matches(self, name: str, op_type: str) -> bool:
+        """Whether the rule speaks of a node called ``name`` of type ``op_type``."""
+        return fnmatchcase(name, self.match) or fnmatchcase(op_type, self.match)
