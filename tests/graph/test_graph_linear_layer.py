@@ -11,6 +11,14 @@ from onnxq.graph.linear_layer import LinearLayer, linear_layer
 from onnxq.runtime.session import open_session
 
 RNG = np.random.default_rng(0)
+_START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Every test draws from the start, whichever ran before it."""
+    RNG.bit_generator.state = _START
+
 
 # input shape, weight shape, attributes
 CONVOLUTIONS = {
