@@ -25,6 +25,15 @@ from onnxq.numerics import PerAxis
 from onnxq.plan import KeptFloat, Storage
 
 RNG = np.random.default_rng(5)
+_START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Every test draws from the start, whichever ran before it."""
+    RNG.bit_generator.state = _START
+
+
 FORMATS = (
     "int2",
     "int3",

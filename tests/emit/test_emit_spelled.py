@@ -101,6 +101,14 @@ def test_sizes_say_the_factor_where_the_shape_is_known() -> None:
         (("scales", [1, 2, 2, 2]), REPEATING),
         (("scales", [1, 1, 2, 2]), {**REPEATING, "nearest_mode": "ceil"}),
         (("scales", [1, 1, 2, 2]), {**REPEATING, "coordinate_transformation_mode": "align_corners"}),
+        (
+            ("scales", [1, 1, 2, 2]),
+            {"coordinate_transformation_mode": "align_corners", "nearest_mode": "round_prefer_floor"},
+        ),
+        (
+            ("scales", [1, 1, 2, 2]),
+            {"coordinate_transformation_mode": "align_corners", "nearest_mode": "round_prefer_ceil"},
+        ),
     ],
 )
 def test_what_does_more_than_repeat_stays_a_resize(ends: tuple[str, list[float]], how: dict[str, Any]) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from equivalence import equivalent
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq import Config, DataError, Result, evaluate, quantize
 from onnxq.equalize import equalized, equalized_as
 from onnxq.equalize.factors import LARGEST, Objective, Read, best_factors, from_steps, minimum, to_steps, trial
 from onnxq.equalize.sites import find_sites
-from onnxq.graph.compare import equivalent
 from onnxq.graph.prepare import prepare
 from onnxq.kernels.targets import TARGETS
 from onnxq.plan import make_plan

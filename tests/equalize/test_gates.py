@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from equivalence import equivalent
 from test_equalize import RNG, TARGET, feeds, model, node, rand, spread
 
 from onnxq import Config, Result, quantize
 from onnxq.equalize import equalized, equalized_as
 from onnxq.equalize.sites import find_sites
-from onnxq.graph.compare import equivalent
 from onnxq.graph.edit import is_op
 from onnxq.measure.kernels import kernel_map
 from onnxq.plan import make_plan

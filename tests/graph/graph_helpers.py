@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+from equivalence import equivalent
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxq.graph.compare import equivalent
 from onnxq.graph.prepare import Prepared, prepare
 
 ROUNDING = 2e-5  # float32 sums of a few hundred terms, in another order

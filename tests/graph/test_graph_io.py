@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from equivalence import equivalent
 from graph_helpers import make, node, rand
 from onnx import helper, numpy_helper
 
 from onnxq.errors import ModelError, OutputError
 from onnxq.files import atomic
-from onnxq.graph.compare import equivalent
 from onnxq.graph.io import fitting_ir_version, load, save, serialize
 from onnxq.graph.kinds import float_kinds, quantized_ops, require_float32
 

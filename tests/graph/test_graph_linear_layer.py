@@ -11,6 +11,14 @@ from onnxq.graph.linear_layer import LinearLayer, linear_layer
 from onnxq.runtime.session import open_session
 
 RNG = np.random.default_rng(0)
+_START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Every test draws from the start, whichever ran before it."""
+    RNG.bit_generator.state = _START
+
 
 # input shape, weight shape, attributes
 CONVOLUTIONS = {
@@ -25,6 +33,8 @@ CONVOLUTIONS = {
     "three dimensions": ([1, 2, 4, 5, 4], [3, 2, 2, 2, 2], {"strides": [1, 2, 1]}),
     "same upper": ([1, 3, 8, 7], [4, 3, 4, 3], {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     "same lower": ([1, 3, 8, 7], [4, 3, 4, 3], {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    "same upper, oddly": ([1, 3, 8, 8], [4, 3, 3, 3], {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    "same lower, oddly": ([1, 3, 8, 8], [4, 3, 3, 3], {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
     "valid": ([1, 3, 8, 7], [4, 3, 3, 3], {"auto_pad": "VALID"}),
 }
 

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from equivalence import equivalent
 from graph_helpers import check, make, node, ops, rand
 from onnx import TensorProto, helper
 
 from onnxq.errors import ModelError
-from onnxq.graph.compare import equivalent
 from onnxq.graph.passes.adapters import ADAPTERS
 from onnxq.graph.passes.opset import raise_opset
 from onnxq.graph.passes.shapes import infer_shapes

@@ -4,11 +4,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from equivalence import equivalent, run
 from graph_helpers import check, make, node, ops, rand
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.errors import ModelError
-from onnxq.graph.compare import equivalent, run
 from onnxq.graph.io import load, serialize
 from onnxq.graph.passes.identity import remove_passthrough
 from onnxq.graph.passes.lift_constants import lift_constants
