@@ -23,7 +23,6 @@ from model_figures import (
 FAST = CASES[0]
 
 
-@pytest.mark.costs
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize(
     ("target", "preset"),
