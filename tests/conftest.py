@@ -11,11 +11,11 @@ from onnxq.plan import place as placing
 
 @pytest.fixture(autouse=True)
 def integers_everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cost tables, except for tests marked ``costs``: toy networks are too small for integers to pay in any of them.
+    """No cost tables for tests marked ``no_costs``: toy networks are too small for integers to pay in any of them.
 
-    Which tables there are also depends on the machine, and a test must not.
+    All other tests run as users do, with the tables that ship with the package, or say ``placement="all"`` themselves.
     """
-    if "costs" not in request.keywords:
+    if "no_costs" in request.keywords:
         monkeypatch.setattr(placing, "cost_table", lambda target: None)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from sqnr_levels import least
 from typer.testing import CliRunner
 from zoo import Net, residual
 
@@ -44,13 +46,11 @@ def level(config: Config) -> float:
 
 @pytest.mark.parametrize("name", ["w4a8", "w4", "w4a4", "w6a6"])
 def test_presets_run_and_say_what_they_do(name: str, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     result = quantize(deep(), DATA, config=replace(preset(name), **EVERYWHERE))
     (path,) = result.save(tmp_path / "q.onnx")
     assert result.good
     assert result.report.sqnr_db is not None
-    assert result.report.sqnr_db > {"w4a8": 15.0, "w4": 15.0, "w4a4": 5.0, "w6a6": 20.0}[name]
+    assert result.report.sqnr_db > least(f"deep, {name}")
     notes = "\n".join(result.report.notes)
     assert ("first and last layers are stored as int8 (first_last): a, d" in notes) == (name != "w6a6")
     assert ("MatMulNBits, int4:32); their inputs are rounded to 8 bits" in notes) == (name == "w4")
@@ -85,9 +85,9 @@ def test_fewer_bits_lose_more_and_take_less() -> None:
 
 
 def test_without_data_weights_are_packed_all_the_same() -> None:
-    result = quantize(residual(), config=Config(weights="int4", first_last="int4"))
+    result = quantize(residual(), config=Config(weights="int4", first_last="int4", **EVERYWHERE))
     assert all(w.stored.bits == 4 for w in result.plan.weights)
-    result = quantize(deep(), config=preset("w4"))
+    result = quantize(deep(), config=replace(preset("w4"), **EVERYWHERE))
     assert {w.storage for w in result.plan.weights} == {Storage.BLOCKS, Storage.DYNAMIC}
 
 
@@ -103,6 +103,7 @@ def test_a_rule_gives_one_layer_another_format() -> None:
     assert result.plan.unused_rules == ()
 
 
+@pytest.mark.no_costs
 def test_the_command(tmp_path: Path) -> None:
     onnx.save(deep(), tmp_path / "m.onnx")
     np.savez(tmp_path / "m.calib.npz", **DATA)

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from sqnr_levels import least
 from zoo import Net, batchnorm_cnn, feeds, gemm, residual, sandwich_of_convs, silu, trained, transformer_mlp
 
 import onnxq
@@ -21,8 +22,8 @@ from onnxq.numerics import sqnr_db
 from onnxq.plan import Storage
 from onnxq.search import candidates
 
-# dB; eight bits throughout give 30 to 45 on these networks.
-CLOSE = 20.0
+# These networks are too small for integers to pay on any CPU.
+INTEGERS = Config(placement="all")
 
 
 def images(count: int = 48, *, seed: int = 0) -> dict[str, np.ndarray]:
@@ -44,7 +45,7 @@ def test_a_path_a_proto_and_an_ir_model_give_the_same(tmp_path: Path) -> None:
     proto = batchnorm_cnn()
     path = tmp_path / "m.onnx"
     onnx.save(proto, path)
-    results = [quantize(m, images()) for m in (path, str(path), proto, ir.from_proto(proto))]
+    results = [quantize(m, images(), config=INTEGERS) for m in (path, str(path), proto, ir.from_proto(proto))]
     contents = {r.proto().SerializeToString(deterministic=True) for r in results}
     assert len(contents) == 1
     assert len(results[0].plan.anchors) == 4
@@ -60,8 +61,8 @@ def test_the_input_is_left_alone_and_nothing_is_written(tmp_path: Path, monkeypa
     data = {"x": np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)}
     copy = data["x"].copy()
     for model in (path, proto, graph):
-        quantize(model, data)
-        quantize(model)
+        quantize(model, data, config=INTEGERS)
+        quantize(model, config=INTEGERS)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
     assert proto.SerializeToString(deterministic=True) == kept
@@ -72,13 +73,13 @@ def test_the_input_is_left_alone_and_nothing_is_written(tmp_path: Path, monkeypa
 
 
 def test_two_runs_are_equal_byte_for_byte() -> None:
-    first, second = (quantize(batchnorm_cnn(), images()).proto().SerializeToString() for _ in range(2))
+    first, second = (quantize(batchnorm_cnn(), images(), config=INTEGERS).proto().SerializeToString() for _ in range(2))
     assert first == second
 
 
 def test_progress_goes_through_the_stages() -> None:
     told: list[str] = []
-    quantize(gemm(), rows(), progress=lambda stage, done, total: told.append(stage))
+    quantize(gemm(), rows(), config=INTEGERS, progress=lambda stage, done, total: told.append(stage))
     assert list(dict.fromkeys(told))[:4] == ["prepare", "equalize", "observe", "verify"]
 
 
@@ -87,21 +88,21 @@ def test_progress_goes_through_the_stages() -> None:
 
 def test_the_result_agrees_with_float_and_says_so() -> None:
     proto = batchnorm_cnn()
-    result = quantize(proto, images(64), config=Config(min_agreement=0.5))
+    result = quantize(proto, images(64), config=Config(placement="all", min_agreement=0.5))
     assert result.good
     assert result.comparison is not None
     assert result.report.sqnr_db is not None
-    assert result.report.sqnr_db > CLOSE
+    assert result.report.sqnr_db > least("batchnorm_cnn, held out")
     test = images(16, seed=7)
     reference, found = infer(proto.SerializeToString(), test)[0], infer(result.proto().SerializeToString(), test)[0]
-    assert sqnr_db(reference, found) > CLOSE
+    assert sqnr_db(reference, found) > least("batchnorm_cnn, other samples")
     assert {f.kernel for f in result.report.integer} == {"QLinearConv", "QGemm"}
     assert result.report.left_float == ()
     json.loads(result.report.to_json())
 
 
 def test_saving_and_loading(tmp_path: Path) -> None:
-    result = quantize(gemm(), rows())
+    result = quantize(gemm(), rows(), config=INTEGERS)
     (path,) = result.save(tmp_path / "q.onnx")
     onnx.checker.check_model(str(path), full_check=True)
     saved = infer(str(path), {"x": rows(4)["x"]})
@@ -113,7 +114,9 @@ def test_saving_and_loading(tmp_path: Path) -> None:
 def test_provenance_and_the_users_metadata_are_in_the_file() -> None:
     proto = gemm()
     onnx.helper.set_model_props(proto, {"labels": "cat,dog"})
-    found = {p.key: p.value for p in quantize(proto, rows(), config=Config(seed=5)).proto().metadata_props}
+    found = {
+        p.key: p.value for p in quantize(proto, rows(), config=Config(placement="all", seed=5)).proto().metadata_props
+    }
     assert found["labels"] == "cat,dog"
     provenance = json.loads(found["onnxq"])
     assert provenance["onnxq"] == onnxq.__version__
@@ -124,7 +127,9 @@ def test_the_file_shrinks() -> None:
     n = Net()
     h = n("Relu", n("Gemm", "x", n.weight("w1", 256, 16), n.vector("b1", 256), name="fc1", transB=1), name="relu")
     n("Gemm", h, n.weight("w2", 64, 256), name="fc2", transB=1, out="y")
-    result = quantize(n.model({"x": ["n", 16]}, {"y": ["n", 64]}), rows(), config=Config(min_agreement=0.0))
+    result = quantize(
+        n.model({"x": ["n", 16]}, {"y": ["n", 64]}), rows(), config=Config(placement="all", min_agreement=0.0)
+    )
     assert result.report.smaller > 3.0
 
 
@@ -137,7 +142,7 @@ def test_excluded_nodes_compute_exactly_what_they_did() -> None:
     result = quantize(
         proto,
         {"x": np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)},
-        config=Config(min_agreement=0.0).with_excluded(("middle",)),
+        config=Config(placement="all", min_agreement=0.0).with_excluded(("middle",)),
     )
     assert result.plan.anchors == ("before", "after")
     assert result.report.reasons["middle"] == "kept float by rule 'middle'"
@@ -151,15 +156,15 @@ def test_excluded_nodes_compute_exactly_what_they_did() -> None:
 
 
 def test_a_rule_that_matches_nothing_is_told() -> None:
-    result = quantize(gemm(), rows(), config=Config(rules=(Rule("nowhere*"),)))
+    result = quantize(gemm(), rows(), config=Config(placement="all", rules=(Rule("nowhere*"),)))
     assert "rule 'nowhere*' matched no node" in result.report.notes
 
 
 def test_few_samples_are_judged_on_themselves() -> None:
     note = "judged on the calibration samples themselves: there are too few to hold any out"
-    assert note in quantize(gemm(), rows(7)).report.notes
-    assert note not in quantize(gemm(), rows(48)).report.notes
-    assert note in quantize(gemm(), rows(48), config=Config(held_out=0.0)).report.notes
+    assert note in quantize(gemm(), rows(7), config=INTEGERS).report.notes
+    assert note not in quantize(gemm(), rows(48), config=INTEGERS).report.notes
+    assert note in quantize(gemm(), rows(48), config=Config(placement="all", held_out=0.0)).report.notes
 
 
 def test_samples_limit_what_is_used() -> None:
@@ -167,27 +172,27 @@ def test_samples_limit_what_is_used() -> None:
     quantize(
         gemm(),
         rows(100),
-        config=Config(samples=20, held_out=0.25),
+        config=Config(placement="all", samples=20, held_out=0.25),
         progress=lambda stage, done, total: seen.append(done) if stage == "observe" else None,
     )
     assert max(seen) == 15
 
 
 def test_arrays_that_no_input_wants_are_told() -> None:
-    result = quantize(gemm(), {**rows(), "labels": np.zeros(48, np.int64)})
+    result = quantize(gemm(), {**rows(), "labels": np.zeros(48, np.int64)}, config=INTEGERS)
     assert any("labels" in note for note in result.report.notes)
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
 def test_other_ranges(method: str) -> None:
-    result = quantize(gemm(), rows(), config=Config(min_agreement=0.0).with_range(method))
+    result = quantize(gemm(), rows(), config=Config(placement="all", min_agreement=0.0).with_range(method))
     assert result.report.sqnr_db is not None
-    assert result.report.sqnr_db > 15.0
+    assert result.report.sqnr_db > least(f"gemm, {method}")
 
 
 def test_an_unmet_promise_is_told() -> None:
     """100 dB cannot be had from 8 bits: everything is given back, and what remains is float."""
-    result = quantize(gemm(), rows(), config=Config(guard_sqnr=100.0))
+    result = quantize(gemm(), rows(), config=Config(placement="all", guard_sqnr=100.0))
     assert result.plan.anchors == ()
     assert any("2 of 2 layers stay float" in note for note in result.report.notes)
 
@@ -197,7 +202,7 @@ def test_an_unmet_promise_is_told() -> None:
 
 def test_without_data_a_normalised_network_gets_ranges_from_its_moments() -> None:
     proto = trained(batchnorm_cnn(), [images(32)])
-    result = quantize(proto)
+    result = quantize(proto, config=INTEGERS)
     assert result.plan.anchors == ("conv1", "conv2", "fc")
     assert result.comparison is None
     assert candidates.NO_DATA in result.report.warnings
@@ -205,7 +210,7 @@ def test_without_data_a_normalised_network_gets_ranges_from_its_moments() -> Non
     assert any("loaded and run on random inputs: x [4, 3, 12, 12]" in note for note in result.report.notes)
     test = images(16, seed=7)
     reference, found = infer(proto.SerializeToString(), test)[0], infer(result.proto().SerializeToString(), test)[0]
-    assert sqnr_db(reference, found) > CLOSE
+    assert sqnr_db(reference, found) > least("batchnorm_cnn, no data")
 
 
 def test_without_data_a_transformer_measures_ranges_at_run_time() -> None:
@@ -214,21 +219,21 @@ def test_without_data_a_transformer_measures_ranges_at_run_time() -> None:
     h = n("Relu", n.linear(h, 64, 128, name="up"), name="act")
     n("Add", "x", n.linear(h, 128, 64, name="down"), name="residual", out="y")
     proto = n.model({"x": ["b", "t", 64]}, {"y": ["b", "t", 64]})
-    result = quantize(proto)
+    result = quantize(proto, config=INTEGERS)
     assert {w.storage for w in result.plan.weights} == {Storage.DYNAMIC}
     assert result.plan.points == ()
     assert {f.kernel for f in result.report.assignments} == {"DynamicQuantizeMatMul"}
     assert candidates.NO_DATA in result.report.warnings
-    for scale in (0.1, 10.0):
+    for scale in (0.1, 10):
         (feed,) = feeds(proto, 1, scale=scale)
         reference, found = infer(proto.SerializeToString(), feed), infer(result.proto().SerializeToString(), feed)
-        assert sqnr_db(reference[0], found[0]) > 30.0
+        assert sqnr_db(reference[0], found[0]) > least(f"transformer, ranges at run time, x {scale}")
 
 
 def test_without_data_convolutions_without_moments_keep_computing_in_float() -> None:
     n = Net()
     n.conv(n("Relu", n.conv("x", 3, 64, name="one"), name="relu"), 64, 32, name="two", out="y")
-    result = quantize(n.model({"x": [1, 3, 8, 8]}, {"y": [1, 32, 8, 8]}))
+    result = quantize(n.model({"x": [1, 3, 8, 8]}, {"y": [1, 32, 8, 8]}), config=INTEGERS)
     assert result.plan.anchors == ()
     assert {w.storage for w in result.plan.weights} == {Storage.PACKED}
     assert {s.reason for s in result.plan.skipped} == {"without calibration data the range of its input is unknown"}
@@ -256,7 +261,7 @@ def big_gemm() -> onnx.ModelProto:
     return n.model({"x": ["n", 16]}, {"y": ["n", 128]})
 
 
-TIMED = Config(latency_seconds=0.1, min_agreement=0.0)
+TIMED = Config(placement="all", latency_seconds=0.1, min_agreement=0.0)
 
 
 @pytest.mark.parametrize(("length", "kept"), [(3000, 0), (1, 1)])
@@ -286,7 +291,7 @@ def test_a_slower_model_only_stores_integers(monkeypatch: pytest.MonkeyPatch) ->
     assert any("slower on this machine" in note for note in result.report.notes)
     assert not result.report.slower
     assert result.report.sqnr_db is not None
-    assert result.report.sqnr_db > CLOSE
+    assert result.report.sqnr_db > least("big_gemm, stored")
     assert {f.kernel for f in result.report.assignments} == {"Gemm"}
 
 
@@ -303,7 +308,7 @@ def test_a_faster_model_stays(ratio: float, monkeypatch: pytest.MonkeyPatch) -> 
 def test_latency_is_not_measured_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(pipeline, "benchmark", claimed([], calls))
-    assert quantize(big_gemm(), rows()).report.latency is None
+    assert quantize(big_gemm(), rows(), config=INTEGERS).report.latency is None
     assert calls == []
 
 
@@ -311,7 +316,7 @@ def test_latency_is_not_measured_unless_asked_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_already_quantized_model() -> None:
-    once = quantize(gemm(), rows()).proto()
+    once = quantize(gemm(), rows(), config=INTEGERS).proto()
     with pytest.raises(ModelError, match="already quantized"):
         quantize(once, rows())
 
@@ -362,7 +367,7 @@ def test_a_model_that_the_runtime_refuses() -> None:
 def test_an_unknown_range_method_and_target() -> None:
     with pytest.raises(onnxq.ConfigError, match="nonsense"):
         quantize(gemm(), rows(), config=Config().with_range("nonsense"))
-    with pytest.raises(onnxq.ConfigError, match="unknown target"):
+    with pytest.raises(onnxq.ConfigError, match="target is one of auto"):
         quantize(gemm(), rows(), config=Config(target="z80"))
 
 
@@ -374,16 +379,17 @@ def test_old_opsets_come_out_within_13_to_20(opset: int) -> None:
     n("Gemm", h, n.weight("w", 10, 8), n.vector("b", 10), name="fc", transB=1, out="y")
     proto = n.model({"x": ["n", 3, 8, 8]}, {"y": ["n", 10]}, opset=opset, ir_version=4)
     data = {"x": np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)}
-    result = quantize(proto, data, config=Config(min_agreement=0.0))
+    result = quantize(proto, data, config=Config(placement="all", min_agreement=0.0))
     (imported,) = result.proto().opset_import
     assert 13 <= imported.version <= 20
     assert {f.kernel for f in result.report.assignments} == {"QLinearConv", "QGemm"}
 
 
 def test_transformer_mlp_and_silu_from_end_to_end() -> None:
-    for proto in (transformer_mlp(), silu()):
+    for make in (transformer_mlp, silu):
+        proto = make()
         data = feeds(proto, 12)
-        result = quantize(proto, data, config=Config(min_agreement=0.0))
+        result = quantize(proto, data, config=Config(placement="all", min_agreement=0.0))
         assert all(f.integer for f in result.report.assignments)
         assert result.report.sqnr_db is not None
-        assert result.report.sqnr_db > CLOSE
+        assert result.report.sqnr_db > least(make.__name__)

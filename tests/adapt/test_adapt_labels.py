@@ -116,6 +116,7 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         Config(labels="kind", adapt="iterative")
 
 
+@pytest.mark.no_costs
 def test_labels_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(home.VARIABLE, str(runtime()))
     monkeypatch.setattr(levels, "_FULL_STEPS", 40)

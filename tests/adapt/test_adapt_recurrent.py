@@ -132,6 +132,7 @@ def sequences(op: str) -> onnx.ModelProto:
     return n.model({"x": ["n", 6, 32]}, {"y": ["n", 10]})
 
 
+@pytest.mark.no_costs
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
 def test_models_that_read_both_ways_are_trained(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(home.VARIABLE, str(runtime()))

@@ -18,10 +18,13 @@ from onnxq.errors import ConfigError, DataError, ModelError
 # Float kernels of two implementations on sums of a few hundred terms.
 ROUNDING = 1e-5
 
+# A toy is too small for integers to pay on any CPU.
+INTEGERS = onnxq.Config(placement="all")
+
 
 @pytest.fixture(scope="module")
 def quantized() -> onnx.ModelProto:
-    return onnxq.quantize(toys.classifier(), {"image": toys.images()}).proto()
+    return onnxq.quantize(toys.classifier(), {"image": toys.images()}, config=INTEGERS).proto()
 
 
 def test_a_model_equals_itself() -> None:
@@ -83,7 +86,7 @@ def test_noise_of_layers_is_not_blamed_on_a_folded_normalization() -> None:
     model.graph.node.insert(1, onnx.helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"], "bn"))
     model.graph.node[2].input[0] = "n"
     data = {"image": toys.images()}
-    result = onnxq.evaluate(model, onnxq.quantize(model, data).model, data)
+    result = onnxq.evaluate(model, onnxq.quantize(model, data, config=INTEGERS).model, data)
     assert result.layers
     assert min(layer.local_db for layer in result.layers) > 25  # 8 bits give well above 30 dB, another tensor below 10
 

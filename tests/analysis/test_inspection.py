@@ -13,6 +13,9 @@ import toys
 import onnxq
 from onnxq.errors import ConfigError
 
+# A toy is too small for integers to pay on any CPU.
+INTEGERS = onnxq.Config(placement="all")
+
 
 def test_facts_of_a_float_model(tmp_path: Path) -> None:
     found = onnxq.inspect(toys.write(toys.classifier(), tmp_path / "net.onnx"))
@@ -30,7 +33,7 @@ def test_facts_of_a_float_model(tmp_path: Path) -> None:
 
 
 def test_outlook_counts_integers_and_what_they_absorb() -> None:
-    outlook = onnxq.inspect(toys.classifier()).outlook
+    outlook = onnxq.inspect(toys.classifier(), config=INTEGERS).outlook
     assert outlook is not None
     ops = {o.op: o for o in outlook.ops}
     assert ops["Conv"].integer == ops["Gemm"].integer == 1
@@ -41,7 +44,7 @@ def test_outlook_counts_integers_and_what_they_absorb() -> None:
 
 
 def test_rules_show_in_the_outlook() -> None:
-    outlook = onnxq.inspect(toys.classifier(), config=onnxq.Config().with_excluded(("fc", "nosuch"))).outlook
+    outlook = onnxq.inspect(toys.classifier(), config=INTEGERS.with_excluded(("fc", "nosuch"))).outlook
     assert outlook is not None
     (group,) = outlook.left
     assert group.nodes == ("fc",)
@@ -61,7 +64,7 @@ def test_a_model_that_cannot_be_quantized_is_described_all_the_same(model: objec
 
 
 def test_quantized_model_shows_the_kernels_that_run() -> None:
-    result = onnxq.quantize(toys.classifier(), {"image": toys.images()})
+    result = onnxq.quantize(toys.classifier(), {"image": toys.images()}, config=INTEGERS)
     found = onnxq.inspect(result.model)
     assert found.quantized
     assert found.outlook is None
@@ -99,7 +102,7 @@ def test_unknown_target() -> None:
 def test_every_node_before_and_after() -> None:
     proto = toys.classifier()
     images = {"image": np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)}
-    config = onnxq.Config().with_excluded(("fc",))
+    config = INTEGERS.with_excluded(("fc",))
     result = onnxq.quantize(proto, images, config=config)
     table = onnxq.inspect(proto, result.model, data=images).node_table
     assert table is not None
@@ -118,7 +121,7 @@ def test_every_node_before_and_after() -> None:
 
 
 def test_every_node_beside_what_quantizing_would_do() -> None:
-    found = onnxq.inspect(toys.classifier(), by_node=True, config=onnxq.Config().with_excluded(("conv",)))
+    found = onnxq.inspect(toys.classifier(), by_node=True, config=INTEGERS.with_excluded(("conv",)))
     assert found.node_table is not None
     becomes = {row.node: (row.becomes, row.reason) for row in found.node_table.rows}
     assert becomes["conv"] == ("float", "kept float by rule 'conv'")
@@ -129,6 +132,6 @@ def test_every_node_beside_what_quantizing_would_do() -> None:
 
 def test_the_float_model_comes_first() -> None:
     images = {"image": np.zeros((8, 3, 8, 8), np.float32)}
-    result = onnxq.quantize(toys.classifier(), images)
+    result = onnxq.quantize(toys.classifier(), images, config=INTEGERS)
     with pytest.raises(onnxq.ModelError, match="quantized already; give the float model first"):
         onnxq.inspect(result.model, toys.classifier())

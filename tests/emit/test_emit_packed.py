@@ -116,6 +116,7 @@ def test_a_large_weight_is_looked_up_in_pairs() -> None:
     assert any(i.data_type == TensorProto.UINT16 for i in onnx.load_from_string(content).graph.initializer)
 
 
+@pytest.mark.no_costs
 @pytest.mark.parametrize("net", ["residual", "mobilenet", "gemm", "mlp", "embedding", "lstm"])
 def test_native_int4_tensors_give_the_same_on_the_same_kernels(net: str) -> None:
     proto = {**NETS, "embedding": embedding, "lstm": lstm}[net]()
@@ -136,6 +137,7 @@ def test_native_int4_tensors_give_the_same_on_the_same_kernels(net: str) -> None
     assert any("onnxruntime 1.23" in note for note in native.report.notes)
 
 
+@pytest.mark.no_costs
 def test_what_is_no_int4_tensor_keeps_its_opset() -> None:
     """Codebooks and blocks have no native type; neither has a model without 4 bits."""
     proto = gemm()

@@ -42,7 +42,7 @@ def test_models_are_the_same_whether_arrays_are_in_memory_or_not(
     weights: str, adapt: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proto, data = residual(), feeds(residual(), 24)
-    config = Config(weights=weights, adapt=adapt)
+    config = Config(placement="all", weights=weights, adapt=adapt)
     usual = quantize(proto, data, config=config).proto().SerializeToString(deterministic=True)
     maps = in_files(monkeypatch)
     assert quantize(proto, data, config=config).proto().SerializeToString(deterministic=True) == usual
@@ -54,7 +54,9 @@ def test_a_result_outlives_the_files_it_was_made_of(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(runtime_model, "IN_MEMORY_BYTES", 0)
     proto = transformer_mlp()
     onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
-    result = quantize(tmp_path / "m.onnx", feeds(proto, 24), config=Config(weights="int4", first_last="int4"))
+    result = quantize(
+        tmp_path / "m.onnx", feeds(proto, 24), config=Config(placement="all", weights="int4", first_last="int4")
+    )
     (path, *_) = result.save(tmp_path / "q.onnx")
     assert maps
     assert not any(file.exists() for file in maps)

@@ -40,6 +40,7 @@ def test_without_inputs_there_is_nothing_to_run() -> None:
         kernel_times(residual().SerializeToString(), [])
 
 
+@pytest.mark.no_costs
 @pytest.mark.parametrize("make", [residual, mobilenet])
 def test_the_time_of_every_kernel_is_attributed_once(make) -> None:
     proto = make()
@@ -53,6 +54,7 @@ def test_the_time_of_every_kernel_is_attributed_once(make) -> None:
         assert set(told.others) <= {"QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput"}
 
 
+@pytest.mark.no_costs
 def test_kernels_belong_to_the_node_that_computes() -> None:
     proto = residual()
     content = proto.SerializeToString()

@@ -253,14 +253,16 @@ def test_a_layer_with_outlier_activations_is_given_back(tmp_path: Path) -> None:
     proto = fragile(1e5)
     data: dict[str, Any] = {"x": np.random.default_rng(0).standard_normal((128, 16)).astype(np.float32)}
     # With min-max the range is the outlier's: 8 bits see nothing else.
-    result = quantize(proto, data, config=Config(activation_range="minmax"))
+    result = quantize(proto, data, config=Config(placement="all", activation_range="minmax"))
     assert result.plan.anchors == ("sound",)
     assert result.good
     assert any(
         "1 of 2 layers stay float because they cost too much accuracy: fragile" in n for n in result.report.notes
     )
     assert {s.node: s.reason for s in result.plan.skipped}["fragile"].startswith("given back to float")
-    unguarded = quantize(proto, data, config=Config(activation_range="minmax", min_agreement=0.0, guard_sqnr=-200.0))
+    unguarded = quantize(
+        proto, data, config=Config(placement="all", activation_range="minmax", min_agreement=0.0, guard_sqnr=-200.0)
+    )
     assert unguarded.plan.anchors == ("sound", "fragile")
     assert unguarded.report.sqnr_db is not None
     assert result.report.sqnr_db is not None
@@ -269,7 +271,7 @@ def test_a_layer_with_outlier_activations_is_given_back(tmp_path: Path) -> None:
 
 def test_a_sound_model_gives_nothing_back() -> None:
     data = {"x": np.random.default_rng(0).standard_normal((64, 3, 12, 12)).astype(np.float32)}
-    result = quantize(batchnorm_cnn(), data, config=Config(min_agreement=0.5))
+    result = quantize(batchnorm_cnn(), data, config=Config(placement="all", min_agreement=0.5))
     assert len(result.plan.anchors) == 4
     assert result.good
 

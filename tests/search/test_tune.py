@@ -170,7 +170,7 @@ def test_the_key_is_of_the_graph_its_sizes_and_the_choices_not_of_the_weights() 
 def test_a_second_call_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(tuning, "benchmark", claimed(lambda *_: (1.0, 0.9, 1.1), calls))
-    config, proto = Config(tune_seconds=1.0, min_agreement=0.0), mobilenet()
+    config, proto = Config(placement="all", tune_seconds=1.0, min_agreement=0.0), mobilenet()
     first = quantize(proto, feeds(proto, 16), config=config)
     timed = len(calls)
     second = quantize(proto, feeds(proto, 16), config=config)
@@ -194,7 +194,7 @@ def test_a_configuration_survives_being_written(tmp_path: Path) -> None:
 
 def test_the_result_says_how_to_get_it_again(tmp_path: Path) -> None:
     proto = mobilenet()
-    config = Config(rules=(Rule("stem", "float"),), min_agreement=0.0)
+    config = Config(placement="all", rules=(Rule("stem", "float"),), min_agreement=0.0)
     first = quantize(proto, feeds(proto, 16), config=config)
     path = tmp_path / "tuned.toml"
     path.write_text(config_text(first.config))
