@@ -431,9 +431,9 @@ STUDY = {
 }
 # By page, the tables that it shows and the JSON that each comes from.
 PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
-    "README.md": {
+    "README.md": {"rivals": ("rivals", rivals)},
+    "docs/results.md": {
         "accuracy": ("accuracy", accuracy),
-        "rivals": ("rivals", rivals),
         "latency": ("latency", latency),
         "applications": ("applications", applications),
         "few_bits": ("int4_accuracy", few_bits),
@@ -451,7 +451,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "cost_adapted": ("cost_adapted", cost_adapted),
         "labels": ("adaptation_labels", labelled),
     },
-    "docs/rivals.md": {"rivals_by_model": ("rivals", rivals_by_model)},
+    "docs/rivals.md": {"rivals": ("rivals", rivals), "rivals_by_model": ("rivals", rivals_by_model)},
     "docs/equalization.md": {"equalization": ("equalization", equalization)},
     "docs/bits.md": {
         "files": ("int4_files", files),
@@ -471,20 +471,29 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
 }
 
 
+# By page, the marks where it says what machine the figures of a JSON were taken on.
+MACHINES = {
+    "README.md": {"machine:rivals": "rivals"},
+    "docs/results.md": {"machine": "accuracy", "machine:latency": "latency"},
+}
+
+
 def main() -> None:
     """Fill every table whose JSON is there."""
-    for page, shown in PAGES.items():
-        text = (ROOT / page).read_text()
-        for name, (source, render) in shown.items():
-            path = RESULTS / f"{source}.json"
-            if path.exists():
-                text = replaced(text, f"table:{name}", render(json.loads(path.read_text())), page)
-        if page == "README.md":
-            for mark, source in (("machine", "accuracy"), ("machine:latency", "latency")):
-                text = replaced(
-                    text, mark, machine(json.loads((RESULTS / f"{source}.json").read_text())["machine"]), page
-                )
-        (ROOT / page).write_text(text)
+    for page in PAGES:
+        (ROOT / page).write_text(filled(page), encoding="utf-8")
+
+
+def filled(page: str) -> str:
+    """The text of `page` with every table, and every sentence about a machine, as its JSON has it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, (source, render) in PAGES[page].items():
+        path = RESULTS / f"{source}.json"
+        if path.exists():
+            text = replaced(text, f"table:{name}", render(json.loads(path.read_text())), page)
+    for mark, source in MACHINES.get(page, {}).items():
+        text = replaced(text, mark, machine(json.loads((RESULTS / f"{source}.json").read_text())["machine"]), page)
+    return text
 
 
 def machine(taken: dict[str, Any]) -> str:

@@ -1,3 +1,3 @@
-"""The version, written once: ``setup.cfg`` reads it from here."""
+"""The version, written once: ``pyproject.toml`` reads it from here."""
 
 __version__ = "0.1.0"
