@@ -7,7 +7,6 @@ text, since the site has no repository beside it. All of it works without a netw
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import re
@@ -99,31 +98,6 @@ def _spelled(parameter: Any) -> str:
     return ", ".join(f"`{option}{value}`" for option in (*parameter.opts, *parameter.secondary_opts))
 
 
-def config_reference() -> str:
-    """A row for each key of a configuration file: type, default and meaning; then the keys of a rule."""
-    help_texts = config_help()
-    rows = []
-    for field in dataclasses.fields(config.Config):
-        default = "" if field.default in (None, ()) else f"`{_toml(field.default)}`"
-        rows.append(
-            f"| `{field.name}` | {_cell(_type(str(field.type)))} | {default} | {_cell(help_texts[field.name])} |"
-        )
-    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
-
-
-def config_help() -> dict[str, str]:
-    """Field of `Config` -> its meaning, from the table of the docstring; a row without a name goes on with the last."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in (config.Config.__doc__ or "").splitlines():
-        row = re.match(r"\s*\|\s*(?:`(\w+)`)?\s*\|\s*(.*?)\s*\|\s*$", line)
-        if row is None or set(row[2]) <= {"-"} or row[2] == "meaning":
-            continue
-        name = row[1] or name
-        found[name] = f"{found[name]} {row[2]}" if row[1] is None else row[2]
-    return found
-
-
 def presets() -> str:
     """A row for each preset: the keys that it sets."""
     rows = [
@@ -139,15 +113,6 @@ def exit_codes() -> str:
 
     lines = (commands.__doc__ or "").splitlines()
     return "\n".join(line for line in lines if line.startswith("|"))
-
-
-def _type(name: str) -> str:
-    if "Rule" in name:
-        return "list of tables"
-    for python, words in (("bool", "true or false"), ("int", "integer"), ("float", "number"), ("str", "text")):
-        if name.startswith(python):
-            return words
-    return name
 
 
 def _toml(value: Any) -> str:
@@ -166,7 +131,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "errors": lambda: directives("error"),
     "error-tree": error_tree,
     "command-line": command_line,
-    "config": config_reference,
+    "config": config.choice_table,
     "presets": presets,
     "exit-codes": exit_codes,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields, replace
 
 from onnxq.config.choices import checked, choice_of, described
@@ -111,14 +112,17 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
         return changed
 
 
+_WORDS = {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}
+
+
 def choice_table() -> str:
-    """Every choice by group, with its default, type and meaning, as Markdown tables."""
+    """Every choice by group, with its default, type and meaning, as Markdown tables: the reference of the TOML file."""
     lines = []
     for title, group in GROUPS:
         lines += [f"### {title}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
         for entry in fields(group):
-            default = "" if entry.default in (None, ()) else f"`{entry.default}`"
-            kind = str(entry.type).replace("|", "or")
-            lines.append(f"| `{entry.name}` | {kind} | {default} | {described(choice_of(entry), None)} |")
+            written = "" if entry.default in (None, ()) else f"`{json.dumps(entry.default)}`"
+            kind = _WORDS.get(str(entry.type).removesuffix(" | None"), "list of tables")
+            lines.append(f"| `{entry.name}` | {kind} | {written} | {described(choice_of(entry), None)} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()
