@@ -100,7 +100,7 @@ def event(name: str, start: int, duration: int) -> dict[str, Any]:
 
 
 def test_a_node_in_a_loop_takes_the_time_of_all_its_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of two warm-up runs, slow ones, and two that count: three rounds of the body a run, a branch taken in every second one."""
+    """Two slow runs to warm up and two that count: three rounds of the body a run, a branch in every second one."""
     events: list[dict[str, Any]] = []
     for number in range(4):
         start, slow = 100 * number, 50 if number < 2 else 1
