@@ -22,6 +22,7 @@ from onnxq.config import Config
 from onnxq.guard import Verdict
 from onnxq.measure.compare import Comparison, OutputComparison
 from onnxq.measure.latency import Latency, LatencyReport
+from onnxq.measure.size import ModelSize, model_size
 
 SCORES = OutputComparison(
     name="y",
@@ -69,11 +70,13 @@ def accepted(config: Config, *outputs: OutputComparison) -> bool:
 class Candidate:
     """What a claim is made about.
 
-    ``layers``: how many compute with integers; ``together``: whether weights are rounded otherwise than in the first
-    candidate of all; ``steps``: the scales of all tensors, added up; ``feeds``: what it is compared on.
+    ``layers``: how many compute with integers; ``stored``: how many int8 weights there are; ``together``: whether
+    weights are rounded otherwise than in the first candidate of all; ``steps``: the scales of all tensors, added up;
+    ``feeds``: what it is compared on.
     """
 
     layers: int
+    stored: int
     together: bool
     steps: float
     feeds: list[Any]
@@ -87,14 +90,15 @@ def claim(monkeypatch: pytest.MonkeyPatch, says: Callable[[Candidate], OutputCom
     def fake(float_model: Any, quantized: bytes | Path, feeds: Any, **_: Any) -> Comparison:
         proto = onnx.load_model_from_string(quantized) if isinstance(quantized, bytes) else onnx.load_model(quantized)
         makers = {name: node.op_type for node in proto.graph.node for name in node.output}
-        products = [n for n in proto.graph.node if n.op_type in ("Gemm", "MatMul", "Conv")]
+        products = [n for n in proto.graph.node if n.op_type == "Gemm"]
         constants = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
         weights = {name: array for name, array in constants.items() if array.dtype == np.int8 and array.ndim == 2}
         if not heard:
             first.update(weights)
         steps = {n.input[1] for n in proto.graph.node if n.op_type == "QuantizeLinear"}
         found = Candidate(
-            sum(makers.get(n.input[0]) == "DequantizeLinear" for n in products),
+            sum(makers.get(n.input[2]) == "DequantizeLinear" for n in products),  # only then is a bias of integers
+            len(weights),
             any(not np.array_equal(weights[name], first[name]) for name in weights.keys() & first.keys()),
             float(sum(constants[name] for name in steps)),
             list(feeds),
@@ -131,6 +135,18 @@ def time_as(monkeypatch: pytest.MonkeyPatch, *high: float, low: float | None = N
     for module in (candidates, pipeline):
         monkeypatch.setattr(module, "benchmark", fake)
     return calls
+
+
+def size_as(monkeypatch: pytest.MonkeyPatch, *, of_float: int, quantized: int) -> None:
+    """From here on files have these sizes, by whether there are 8-bit constants in them."""
+
+    def fake(model: bytes | Path) -> ModelSize:
+        measured = model_size(model)
+        proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load_model(model)
+        changed = any(t.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for t in proto.graph.initializer)
+        return replace(measured, file_bytes=quantized if changed else of_float)
+
+    monkeypatch.setattr(pipeline, "model_size", fake)
 
 
 INPUTS = 1160

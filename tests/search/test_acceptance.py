@@ -181,7 +181,6 @@ def test_where_weights_of_few_bits_are_asked_for_only_what_is_broken_goes_back(m
     claim(monkeypatch, lambda c: scores(level=5.0 if c.layers == 3 else 50.0))
     result = quantize(chain(3), rows(), config=config)
     assert len(result.plan.anchors) == 3
-    assert not result.good
     claim(monkeypatch, lambda c: scores(level=50.0, problem="output y holds NaN" if c.layers == 3 else None))
     assert len(quantize(chain(3), rows(), config=config).plan.anchors) == 2
 
