@@ -166,6 +166,7 @@ def test_samples_that_are_not_held_out_are_asked_once(
     heard = claim(monkeypatch, lambda c: scores())
     result = quantize(chain(2), rows(count), config=config)
     assert {len(c.feeds) for c in heard} == {count}
+    assert len({c.steps for c in heard}) == len(heard)  # each candidate
     assert any("judged on the calibration samples themselves" in note for note in result.report.notes)
 
 
