@@ -160,7 +160,7 @@ def test_the_choice_is_kept_in_the_configuration() -> None:
 def test_budgets_are_refused_where_they_make_no_sense() -> None:
     with pytest.raises(ConfigError, match="goes with weights = 'auto'"):
         Config(size_budget=0.2)
-    with pytest.raises(ConfigError, match="from 0 to 1"):
+    with pytest.raises(ConfigError, match="between 0 and 1"):
         Config(weights="auto", size_budget=2.0)
     with pytest.raises(ConfigError, match="activations = 'uint8'"):
         Config(weights="auto", min_sqnr=10.0, activations="none")

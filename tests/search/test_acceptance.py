@@ -1,0 +1,208 @@
+"""The promise at its limits: which figures of a comparison make a candidate good, and which samples have a say."""
+
+from __future__ import annotations
+
+import math
+from math import comb
+
+import numpy as np
+import pytest
+from claims import accepted, chain, claim, compared, rows, scores, verdict
+
+from onnxq import quantize
+from onnxq.config import Config
+
+# What is claimed is about integers; the toy networks are too small for them to pay.
+pytestmark = pytest.mark.no_costs
+
+# Far fewer decisions alike than any promise: good only where decisions are not asked.
+WRONG = {"agreement": 0.5, "rows": 1000}
+ANY_LEVEL = Config(guard_sqnr=-1000.0)
+
+
+# -- where the level vouches for the decisions -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rank", "level"), [(2, 30.0), (3, 20.0), (4, 20.0), (5, 20.0)])
+def test_from_which_level_on_other_decisions_are_ties(rank: int, level: float) -> None:
+    config = Config()
+    assert accepted(config, scores(rank=rank, level=level, **WRONG))
+    assert not accepted(config, scores(rank=rank, level=math.nextafter(level, 0.0), **WRONG))
+    assert accepted(config, scores(rank=rank, level=math.nextafter(level, 0.0)))
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_decisions_of_probabilities_always_count(rank: int) -> None:
+    assert not accepted(Config(), scores(rank=rank, level=80.0, probability=True, **WRONG))
+    assert accepted(Config(), scores(rank=rank, level=80.0, probability=True))
+
+
+def test_decisions_of_integers_always_count() -> None:
+    whole = {"sqnr_db": None, "centred_sqnr_db": None, "agreement_rule": "equal"}
+    assert not accepted(Config(), scores(**whole, **WRONG))
+    assert accepted(Config(), scores(**whole))
+
+
+def test_the_level_without_row_means_is_what_counts() -> None:
+    config = Config()
+    assert not accepted(config, scores(sqnr_db=60.0, centred_sqnr_db=29.9, **WRONG))
+    assert accepted(config, scores(sqnr_db=9.0, centred_sqnr_db=30.0, **WRONG))
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_what_decides_nothing_needs_20_db(rank: int) -> None:
+    maps = {"rank": rank, "agreement": None, "agreement_rule": "", "rows": 0, "centred_sqnr_db": None}
+    assert accepted(Config(), scores(sqnr_db=20.0, **maps))
+    assert not accepted(Config(), scores(sqnr_db=math.nextafter(20.0, 0.0), **maps))
+    assert accepted(Config(min_agreement=0.0), scores(sqnr_db=10.0, **maps))
+    assert not accepted(Config(min_agreement=0.0), scores(sqnr_db=9.9, **maps))
+
+
+# -- how many decisions may change -------------------------------------------------------------------------------------
+
+
+def allowed(rank: int, rows: int, config: Config) -> int:
+    """The most rows that may be decided otherwise, if all fewer may be too."""
+    misses = [
+        m for m in range(rows + 1) if accepted(config, scores(rank=rank, level=15.0, rows=rows, agreement=1 - m / rows))
+    ]
+    assert misses == list(range(len(misses)))
+    return misses[-1]
+
+
+def explained(rows: int, share: float) -> int:
+    """The most misses that happen to a true ``share`` of them in at least one case of twenty, by brute force."""
+
+    def tail(misses: int) -> float:
+        return sum(comb(rows, k) * share**k * (1 - share) ** (rows - k) for k in range(misses, rows + 1))
+
+    return max(m for m in range(rows + 1) if m <= share * rows or tail(m) >= 0.05)
+
+
+@pytest.mark.parametrize("promise", [0.9, 0.99])
+@pytest.mark.parametrize(("rank", "a_decision"), [(2, 1), (3, 2), (4, 2)])
+@pytest.mark.parametrize("rows", [20, 150])
+def test_two_rows_of_a_sequence_may_change_for_one_decision(
+    rank: int, a_decision: int, rows: int, promise: float
+) -> None:
+    config = Config(min_agreement=promise)
+    assert allowed(rank, rows, config) == explained(rows, a_decision * (1 - promise))
+
+
+def test_one_decision_in_a_hundred_is_promised_unless_told_otherwise() -> None:
+    assert allowed(2, 150, Config()) == explained(150, 0.01) < explained(150, 0.02)
+    assert allowed(3, 150, Config()) == explained(150, 0.02) < explained(150, 0.03)
+
+
+def test_where_no_agreement_is_asked_for_none_is_needed() -> None:
+    assert accepted(Config(min_agreement=0.0), scores(agreement=0.0))
+    assert not accepted(Config(min_agreement=1.0), scores(agreement=0.999))
+
+
+# -- the level of all outputs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("config", "least"), [(Config(), 10.0), (Config(guard_sqnr=33.0), 33.0)])
+def test_every_output_needs_the_level_that_is_asked_for(config: Config, least: float) -> None:
+    fine, poor = scores(level=50.0), math.nextafter(least, 0.0)
+    assert accepted(config, scores(level=least))
+    assert not accepted(config, scores(level=poor))
+    assert accepted(config, fine, scores(name="z", level=least))
+    assert not accepted(config, fine, scores(name="z", level=poor))
+    assert verdict(config, fine, scores(name="z", level=poor)).sqnr_db == poor
+
+
+def test_only_the_primary_output_decides() -> None:
+    found = verdict(Config(), scores(), scores(name="z", **WRONG))
+    assert found.good
+    assert found.agreement == 1.0
+    codes = scores(name="codes", sqnr_db=None, centred_sqnr_db=None, agreement_rule="equal", agreement=0.0)
+    assert compared(codes, scores()).primary.name == "y"
+    assert accepted(Config(), codes, scores())
+
+
+def test_what_is_broken_is_never_good() -> None:
+    anything = Config(min_agreement=0.0, guard_sqnr=-1000.0)
+    assert accepted(anything, scores(level=-100.0, agreement=0.0))
+    assert not accepted(anything, scores(level=100.0, problem="output y holds NaN"))
+    assert not accepted(anything, scores(level=100.0), scores(name="z", problem="output z holds NaN"))
+
+
+# -- which samples have a say ------------------------------------------------------------------------------------------
+
+
+def first_inputs(feeds: list[dict[str, np.ndarray]]) -> set[float]:
+    """What tells samples of ``rows`` apart."""
+    return {float(row[0]) for feed in feeds for row in feed["x"]}
+
+
+def test_calibration_samples_may_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is well on the 8 samples that are held out; on the other 56 only with two layers in float."""
+    heard = claim(
+        monkeypatch,
+        lambda c: scores(level=25.0, rows=len(c.feeds), agreement=0.5 if c.layers > 1 and len(c.feeds) > 8 else 1.0),
+    )
+    result = quantize(chain(3), rows(64), config=Config(equalize="none"))
+    assert result.good
+    assert len(result.plan.anchors) == 1
+    assert any(note.startswith("2 of 3 layers stay float because") for note in result.report.notes)
+    seen = {frozenset(first_inputs(c.feeds)) for c in heard}
+    assert sorted(len(s) for s in seen) == [8, 56]
+    assert not frozenset.intersection(*seen)
+    # What is reported are the figures of the samples that calibration never saw.
+    assert result.comparison is not None
+    assert (result.comparison.primary.rows, result.comparison.primary.agreement) == (8, 1.0)
+
+
+def test_the_second_check_set_vouches_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What held-out samples contradict is not asked of others, and their approval does not count."""
+    heard = claim(monkeypatch, lambda c: scores(rows=100, agreement=0.5 if c.layers and len(c.feeds) == 8 else 1.0))
+    result = quantize(chain(3), rows(64), config=Config(equalize="none"))
+    assert result.plan.anchors == ()
+    assert {c.layers for c in heard if len(c.feeds) != 8} == {0}
+
+
+@pytest.mark.parametrize(("config", "count"), [(Config(held_out=0.0), 64), (Config(), 7)])
+def test_samples_that_are_not_held_out_are_asked_once(
+    config: Config, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = claim(monkeypatch, lambda c: scores())
+    result = quantize(chain(2), rows(count), config=config)
+    assert {len(c.feeds) for c in heard} == {count}
+    assert len({c.steps for c in heard}) == len(heard)  # each candidate
+    assert any("judged on the calibration samples themselves" in note for note in result.report.notes)
+
+
+def test_no_more_than_256_calibration_samples_and_64_held_out_ones_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = claim(monkeypatch, lambda c: scores())
+    quantize(chain(2), rows(640), config=Config(equalize="none", samples=640, held_out=0.25))
+    lengths = [len(c.feeds) for c in heard]
+    assert sorted(set(lengths)) == [64, 256]
+
+
+def test_where_weights_of_few_bits_are_asked_for_only_what_is_broken_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(equalize="none", weights="int4")
+    claim(monkeypatch, lambda c: scores(level=5.0 if c.layers == 3 else 50.0))
+    result = quantize(chain(3), rows(), config=config)
+    assert len(result.plan.anchors) == 3
+    claim(monkeypatch, lambda c: scores(level=50.0, problem="output y holds NaN" if c.layers == 3 else None))
+    assert len(quantize(chain(3), rows(), config=config).plan.anchors) == 2
+
+
+# -- ranges for what is yet to come ------------------------------------------------------------------------------------
+
+
+def test_of_two_ranges_the_one_that_loses_less_stays_and_of_equals_the_one_that_was_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def chosen(level_of_wider: float) -> float:
+        heard = claim(monkeypatch, lambda c: scores(level=40.0))
+        quantize(chain(2), rows(), config=Config(equalize="none"))
+        narrow, wide = sorted({c.steps for c in heard})
+        found = claim(monkeypatch, lambda c: scores(level=level_of_wider if c.steps == wide else 40.0))
+        quantize(chain(2), rows(), config=Config(equalize="none"))
+        return (found[-1].steps - narrow) / (wide - narrow)
+
+    assert chosen(40.0) == 0.0
+    assert chosen(39.9) == 0.0
+    assert chosen(40.1) == 1.0
