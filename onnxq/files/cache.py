@@ -1,5 +1,4 @@
-"""Where onnxq keeps what it need not find twice: ``$ONNXQ_CACHE``, else ``$XDG_CACHE_HOME/onnxq``, else
-``~/.cache/onnxq``."""
+"""Where onnxq keeps what it need not find twice: ``$ONNXQ_CACHE``, else the user's cache folder of this system."""
 
 from __future__ import annotations
 
@@ -16,14 +15,17 @@ def cache_folder() -> Path:
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxq"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("onnxq", appauthor=False)
 
 
 @contextmanager
 def in_one_stroke(path: Path) -> Iterator[Path]:
     """A file to write that becomes ``path`` when it is whole; nothing is left of it where writing fails.
 
-    Raises ``OSError``.
+    Unlike ``atomic.staged`` it makes the folder, and neither waits for the disk nor turns errors into onnxq's: what
+    is cached may be lost. Raises ``OSError``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f"{path.name}.{os.getpid()}")
