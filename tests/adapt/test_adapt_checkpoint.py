@@ -18,6 +18,8 @@ from onnxq.adapt import runtime as home
 from onnxq.adapt.checkpoint import Checkpoint
 from onnxq.files.cache import CACHE_VARIABLE
 
+pytestmark = [pytest.mark.slow, pytest.mark.network]
+
 CONFIG = Config(weights="int3", placement="all", adapt="iterative")
 DATA = {"x": correlated(256, 32, 1)}
 

@@ -46,6 +46,8 @@ def test_the_report_has_a_line_for_every_step(place: Path) -> None:
     assert [layer["node"] for layer in found["layers"]] == ["a", "b", "b2", "c", "c2", "d", "d2", "e"]
 
 
+@pytest.mark.network
+@pytest.mark.slow
 def test_a_seed_makes_the_same_file_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(runtime()))
     config = Config(weights="int3", adapt="iterative", seed=5)
@@ -101,6 +103,7 @@ def test_the_choice_is_kept_in_a_file(tmp_path: Path) -> None:
         Config(adapt_seconds=-1.0)
 
 
+@pytest.mark.network
 def test_setup_says_where_the_runtime_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(VARIABLE, str(runtime()))
     done = call("setup")

@@ -91,6 +91,7 @@ def seen(model: ir.Model, tensor: str) -> ort.InferenceSession:
     return open_session(proto.SerializeToString(), optimize="none")
 
 
+@pytest.mark.network
 def test_what_agrees_goes_on_agreeing_when_it_is_trained(tmp_path) -> None:
     proto = network()
     config = Config(weights="int4", activations="uint4", equalize="none", placement="all")

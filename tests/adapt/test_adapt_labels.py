@@ -49,6 +49,7 @@ def test_nats_of_logits_and_of_probabilities() -> None:
         assert cross_entropy(batches, labels) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
 @pytest.mark.parametrize("shape", [(16, 5), (16, 3, 5)])
 def test_loss_and_gradient_in_training_are_those_of_cross_entropy(
@@ -83,6 +84,8 @@ def test_loss_and_gradient_in_training_are_those_of_cross_entropy(
     np.testing.assert_array_equal(np.sign(found.values[name] - start), -np.sign(slope))
 
 
+@pytest.mark.network
+@pytest.mark.slow
 def test_training_follows_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(home.VARIABLE, str(runtime()))
     monkeypatch.setattr(levels, "_FULL_STEPS", 300)
@@ -116,6 +119,7 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         Config(labels="kind", adapt="iterative")
 
 
+@pytest.mark.network
 @pytest.mark.no_costs
 def test_labels_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(home.VARIABLE, str(runtime()))

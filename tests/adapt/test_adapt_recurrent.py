@@ -81,6 +81,7 @@ def test_every_direction_computes_the_same_and_has_gradients(op: str, direction:
         assert np.array_equal(before, after)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
 def test_gradients_are_those_of_finite_differences(op: str, direction: str, tmp_path: Path) -> None:
@@ -132,6 +133,8 @@ def sequences(op: str) -> onnx.ModelProto:
     return n.model({"x": ["n", 6, 32]}, {"y": ["n", 10]})
 
 
+@pytest.mark.network
+@pytest.mark.slow
 @pytest.mark.no_costs
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
 def test_models_that_read_both_ways_are_trained(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +147,8 @@ def test_models_that_read_both_ways_are_trained(op: str, monkeypatch: pytest.Mon
     assert any(step.curve for step in found.steps)
 
 
+@pytest.mark.network
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lstm", "int4:32", "uint4:32"])
 def test_codes_move_and_what_is_emitted_is_what_was_trained(kind: str, tmp_path: Path) -> None:
     if kind == "lstm":

@@ -78,6 +78,7 @@ def engine(tmp_path: Path) -> Engine:
     return Engine(runtime(), tmp_path / "training", seed=3, threads=1)
 
 
+@pytest.mark.network
 def test_gradients_are_those_of_learned_step_size_quantization(engine: Engine) -> None:
     """Esser et al., section 2.1: in range round(w/s) - w/s for the scale and 1 for w, beyond it qmin or qmax and 0."""
     n = Net(2)
@@ -114,6 +115,7 @@ def test_gradients_are_those_of_learned_step_size_quantization(engine: Engine) -
     assert np.allclose(found[latent.log_scale][0], of_log @ of_log.T, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("kind", [Config(weights="int4"), Config(weights="int4", activations="uint4")])
 @pytest.mark.parametrize("name", ["residual", "mobilenet", "silu", "hard_swish", "concat"])
 def test_the_training_graph_computes_what_is_emitted(name: str, kind: Config, tmp_path: Path) -> None:
@@ -140,6 +142,7 @@ def test_the_training_graph_computes_what_is_emitted(name: str, kind: Config, tm
     assert loss == pytest.approx(np.square(lost).mean(), rel=0.05)
 
 
+@pytest.mark.network
 def test_costs_of_a_linear_network_are_exact_in_the_mean(engine: Engine) -> None:
     """``y = B (A x)``: an error of A x costs ``B^T P B`` by the mean square of y, P taking means away."""
     n = Net(4)
@@ -161,6 +164,7 @@ def test_costs_of_a_linear_network_are_exact_in_the_mean(engine: Engine) -> None
     assert np.abs(last - centre).max() < 0.1
 
 
+@pytest.mark.network
 def test_training_lowers_the_loss_and_keeps_the_best(engine: Engine, tmp_path: Path) -> None:
     n = Net(1)
     n("Gemm", "x", n.weight("w", 3, 6, fan=6), name="g", out="y", transB=1)
@@ -189,6 +193,7 @@ def test_training_lowers_the_loss_and_keeps_the_best(engine: Engine, tmp_path: P
     assert np.square(lost).mean() == pytest.approx(trained.after, rel=1e-3)
 
 
+@pytest.mark.network
 def test_a_worker_that_cannot_start_is_one_clear_error(tmp_path: Path) -> None:
     n = Net(1)
     n("Selu", n("Gemm", "x", n.weight("w", 3, 6, fan=6), name="g", transB=1), name="s", out="y")
@@ -202,6 +207,7 @@ def test_a_worker_that_cannot_start_is_one_clear_error(tmp_path: Path) -> None:
             engine.train(copy, data, {"w": Parameter(1.0)}, Schedule(1, (1e-3,)), fit=range(4), check=range(4, 8))
 
 
+@pytest.mark.network
 def test_where_the_runtime_may_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(home.VARIABLE, str(tmp_path))
     with pytest.raises(RuntimeFailure, match="which holds no onnxruntime-training-cpu: run 'pip install --no-deps"):
@@ -246,6 +252,8 @@ def test_generated_samples_look_like_samples() -> None:
     assert not any(np.array_equal(image, other) for image in made["image"] for other in inputs["image"])
 
 
+@pytest.mark.network
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["conv_transpose", "relu_then_float", "embedding", "squeeze_excite", "concat", "split"]
 )
@@ -261,6 +269,8 @@ def test_networks_that_training_meets(name: str, monkeypatch: pytest.MonkeyPatch
     assert any(step.curve for step in found.steps)
 
 
+@pytest.mark.network
+@pytest.mark.slow
 def test_a_model_with_a_fixed_batch_is_trained_on_such_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(home.VARIABLE, str(runtime()))
     monkeypatch.setattr(levels, "_STEPS", 20)
@@ -272,6 +282,8 @@ def test_a_model_with_a_fixed_batch_is_trained_on_such_batches(monkeypatch: pyte
     assert not found.notes
 
 
+@pytest.mark.network
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["fast", "iterative", "full"])
 def test_every_level_helps_and_says_by_how_much(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(home.VARIABLE, str(runtime()))
@@ -312,6 +324,7 @@ def normalised() -> onnx.ModelProto:
     return n.model({"x": ["n", 32]}, {"y": ["n", 10]})
 
 
+@pytest.mark.network
 def test_normalisations_are_trained_too_unless_what_is_frozen_stands_behind_them(
     engine: Engine, tmp_path: Path
 ) -> None:
@@ -359,6 +372,8 @@ def test_a_step_is_kept_where_all_together_and_the_typical_sample_gain(lost: Los
     assert adapter.steps[0].kept is kept
 
 
+@pytest.mark.network
+@pytest.mark.slow
 def test_a_budget_of_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(home.VARIABLE, str(runtime()))
     proto = deep().model({"x": ["n", 32]}, {"y": ["n", 10]})

@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import model_figures
 import pytest
+import renew
 from model_figures import (
     CASES,
     COMMITTED,
@@ -79,3 +81,31 @@ def test_a_timed_decision_is_refused() -> None:
     with no_stopwatch(), pytest.raises(AssertionError, match="timed"):
         benchmark([model, model], feeds(gemm(), 1), seconds=0.01, memory=False)
     assert np.isfinite(benchmark([model], feeds(gemm(), 1), seconds=0.01, memory=False).rows[0].median_ms)
+
+
+def test_renewing_prints_what_changed_and_keeps_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, file = committed(), tmp_path / "models.json"
+    file.write_bytes(COMMITTED.read_bytes())
+    for module in (model_figures, renew):
+        monkeypatch.setattr(module, "COMMITTED", file)
+    monkeypatch.setattr(renew, "can_compute", lambda target: True)
+    cases = [" ".join(case) for case in CASES]
+    found = {case: before[case]["vit"] for case in cases}
+    found[cases[0]] = replace(found[cases[0]], sqnr_db=20.0, exit_code=3)
+    found[cases[1]] = replace(found[cases[1]], bytes=found[cases[1]].bytes + 1)
+    monkeypatch.setattr(renew, "measure", lambda name, target, preset, folder: found[f"{target} {preset}"])
+    assert renew.main(["vit"]) == 0
+    assert committed() == {case: {**before[case], "vit": found[case]} for case in cases}
+    first, second, last = capsys.readouterr().out.splitlines()
+    old = before[cases[0]]["vit"]
+    moved = f"exit_code 0 -> 3; sqnr_db {old.sqnr_db} -> 20.0 (beyond the tolerance)"
+    assert first == f"{cases[0]} vit: {moved}"
+    size = found[cases[1]].bytes
+    assert second == f"{cases[1]} vit: bytes {size - 1} -> {size}"
+    assert last == "2 of 4 changed"
+    assert renew.main(["nosuch"]) == 2
+    monkeypatch.setattr(renew, "can_compute", lambda target: target == "x86-avx2")
+    assert renew.main([]) == 2
+    assert committed()[cases[0]]["vit"] == found[cases[0]]

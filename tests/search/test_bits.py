@@ -98,6 +98,7 @@ def network() -> onnx.ModelProto:
 DATA = {"x": np.random.default_rng(0).standard_normal((200, 64)).astype(np.float32)}
 
 
+@pytest.mark.slow
 def test_a_small_file_does_without_the_formats_whose_tables_weigh_more_than_they_save() -> None:
     proto = network()
     whole = len(proto.SerializeToString())
@@ -112,6 +113,7 @@ def test_a_small_file_does_without_the_formats_whose_tables_weigh_more_than_they
         quantize(proto, DATA, config=Config(weights="auto", size_budget=too_small, **choices))
 
 
+@pytest.mark.slow
 def test_a_share_of_the_file() -> None:
     proto = network()
     whole = len(proto.SerializeToString())
@@ -139,6 +141,7 @@ def test_what_matters_gets_the_bits() -> None:
     assert bits["loud"] > bits["quiet"]
 
 
+@pytest.mark.slow
 def test_an_sqnr_to_reach() -> None:
     proto = network()
     found = {}
@@ -150,6 +153,7 @@ def test_an_sqnr_to_reach() -> None:
     assert found[15.0] < found[25.0]
 
 
+@pytest.mark.slow
 def test_the_choice_is_kept_in_the_configuration() -> None:
     proto = network()
     first = quantize(proto, DATA, config=Config(weights="auto", size_budget=0.15, placement="all"))
