@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,11 @@ def integers_everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or leaves a tuning in the cache of whoever runs it."""
     monkeypatch.setenv("ONNXQ_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module's ``RNG`` begins anew in every test: what a test draws does not hang on those that ran before it."""
+    numbers = getattr(request.module, "RNG", None)
+    if numbers is not None:
+        monkeypatch.setattr(request.module, "RNG", deepcopy(numbers))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from zoo import prepared
+from zoo import Net, prepared
 
 from onnxq.adapt.runtime import training_runtime
 from onnxq.build.builder import Builder, Built
@@ -51,3 +51,14 @@ def correlated(count: int, width: int, seed: int) -> Array:
     """As inputs are: a few directions hold most of the energy."""
     mix = np.random.default_rng(0).standard_normal((width, width)) * np.linspace(2.0, 0.05, width)[:, None]
     return (np.random.default_rng(seed).standard_normal((count, width)) @ mix).astype(np.float32)
+
+
+def deep(seed: int = 6) -> Net:
+    """x [n, 32] -> three residual blocks of two layers each -> y [n, 10]."""
+    n = Net(seed)
+    x = n("Relu", n.linear("x", 32, 64, name="a"), name="ra")
+    for name in ("b", "c", "d"):
+        y = n("Relu", n.linear(x, 64, 64, name=name), name=f"r{name}")
+        x = n("Add", x, n.linear(y, 64, 64, name=f"{name}2"), name=f"s{name}")
+    n.linear(x, 64, 10, name="e", out="y")
+    return n

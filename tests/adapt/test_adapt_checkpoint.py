@@ -9,8 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from adapting import correlated, runtime
-from test_adapt_closed_form import deep
+from adapting import correlated, deep, runtime
 
 from onnxq import Config, ConfigError, quantize
 from onnxq.adapt import levels

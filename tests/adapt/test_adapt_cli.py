@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from adapting import correlated, runtime
-from test_adapt_closed_form import deep
+from adapting import correlated, deep, runtime
 from typer.testing import CliRunner, Result
 
 from onnxq import Config, ConfigError, quantize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adapting import built, correlated
+from adapting import built, correlated, deep
 from zoo import ZOO, Net, feeds, prepared
 
 from onnxq import Config
@@ -113,16 +113,6 @@ def test_the_simulation_computes_what_the_emitted_model_computes(name: str, kind
     emitted, soft = (np.concatenate([s.run(None, f)[0] for f in feeds(proto, 12)]) for s in sessions)
     # A code of the last quantizer may differ, here and there, where float sums round otherwise.
     assert sqnr_db(emitted, soft) > 45.0
-
-
-def deep(seed: int = 6) -> Net:
-    n = Net(seed)
-    x = n("Relu", n.linear("x", 32, 64, name="a"), name="ra")
-    for name in ("b", "c", "d"):
-        y = n("Relu", n.linear(x, 64, 64, name=name), name=f"r{name}")
-        x = n("Add", x, n.linear(y, 64, 64, name=f"{name}2"), name=f"s{name}")
-    n.linear(x, 64, 10, name="e", out="y")
-    return n
 
 
 def test_layers_make_up_for_the_noise_before_them(tmp_path) -> None:  # type: ignore[no-untyped-def]

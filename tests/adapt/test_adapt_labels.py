@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from adapting import built, correlated, runtime
-from test_adapt_closed_form import deep
+from adapting import built, correlated, deep, runtime
 from typer.testing import CliRunner
 from zoo import Net
 

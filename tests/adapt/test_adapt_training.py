@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from adapting import built, correlated, runtime
-from test_adapt_closed_form import deep
+from adapting import built, correlated, deep, runtime
 from zoo import ZOO, Net, feeds, prepared
 
 from onnxq import Config, quantize

@@ -22,7 +22,8 @@ INT3 = QType(3, signed=True, narrow=True)
 MANY = 10**9  # rows: next to no damping but the constant share
 
 
-def correlated(groups: int, n: int, rng: np.random.Generator = RNG) -> F64:
+def correlated(groups: int, n: int, rng: np.random.Generator | None = None) -> F64:
+    rng = rng or RNG
     x = rng.standard_normal((groups, 4 * n, n)) @ (rng.standard_normal((groups, n, n)) + 0.5)
     return np.matmul(x.transpose(0, 2, 1), x) / (4 * n)
 
