@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from onnxq import Config, ConfigError, quantize
 from onnxq.adapt.runtime import VARIABLE
 from onnxq.cli import app
-from onnxq.cli.quantizing import duration
+from onnxq.cli.choices import duration
 from onnxq.config import config_text, load_config
 
 # Toys are too small for integers to pay, and the command line has no option that says "all the same".
@@ -61,13 +61,13 @@ def test_a_seed_makes_the_same_file_again(place: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("10m", 600.0), ("1.5h", 5400.0)])
 def test_times(text: str, seconds: float) -> None:
-    assert duration(text) == seconds
+    assert duration("--adapt-budget", text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "m", "-3s", "ten", "0", "infh"])
 def test_times_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--adapt-budget .*: give a time as 90s, 10m or 1h"):
-        duration(text)
+        duration("--adapt-budget", text)
 
 
 def test_what_makes_no_sense_is_said(place: Path) -> None:
