@@ -5,13 +5,11 @@ Sources: onnxruntime's dispatch tables (mlas/lib/platform.cpp) and its documenta
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 
 from onnxq.config import Config
 from onnxq.errors import ConfigError
+from onnxq.kernels import cpu
 from onnxq.numerics import INT7_NARROW, INT8_NARROW, UINT8, QType
 
 
@@ -66,15 +64,11 @@ def target_of(config: Config) -> Target:
     return target if bits == target.activations.bits else replace(target, activations=QType(bits, signed=False))
 
 
-@lru_cache(maxsize=1)
 def _this_cpu() -> str:
-    if platform.machine().lower() in ("arm64", "aarch64"):
+    if cpu.is_arm64():
         return "arm64"
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
-    except OSError:
-        # Without a way to ask, the types that are right on every x86 CPU.
-        return "x86-avx2"
-    if "amx_int8" in flags:
+    found = cpu.features()
+    if "amx_int8" in found:
         return "x86-amx"
-    return "x86-vnni" if flags & {"avx512_vnni", "avx_vnni"} else "x86-avx2"
+    # Without a way to ask, the types that are right on every x86 CPU.
+    return "x86-vnni" if found & {"avx512_vnni", "avx_vnni"} else "x86-avx2"

@@ -54,7 +54,7 @@ def footprint(
         if isinstance(model, bytes):
             path.write_bytes(model)
         arrays = {f"{i}/{name}": _storable(array) for i, feed in enumerate(feeds) for name, array in feed.items()}
-        np.savez(folder / "feeds.npz", allow_pickle=False, **arrays)
+        np.savez(folder / "feeds.npz", **arrays)
         command = [
             sys.executable,
             "-m",

@@ -9,11 +9,8 @@ import glob
 import hashlib
 import json
 import logging
-import os
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -23,6 +20,7 @@ from onnxq._version import __version__
 from onnxq.build.builder import Built
 from onnxq.config import Config, Rule
 from onnxq.files.cache import cache_folder, in_one_stroke
+from onnxq.kernels import cpu
 from onnxq.plan import KeptFloat, Storage
 from onnxq.plan.place import Placement
 from onnxq.query import nodes
@@ -52,7 +50,7 @@ def tuning_key(model: ir.Model, config: Config, feed: Feed, threads: tuple[int, 
     ]
     choices = (config.target, config.rules, config.activation_range, config.weight_range)
     sizes = sorted((name, array.shape) for name, array in feed.items())
-    parts = (_FORMAT, graph, sizes, choices, threads, cpu(), onnxruntime.__version__, __version__)
+    parts = (_FORMAT, graph, sizes, choices, threads, cpu.identity(), onnxruntime.__version__, __version__)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -60,18 +58,6 @@ def _known(value: ir.Value | None) -> object:
     if value is None or value.const_value is None:
         return None if value is None else value.name
     return value.name, str(value.const_value.dtype), str(value.const_value.shape)
-
-
-def cpu() -> str:
-    """Model and instructions of the CPU, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features", "CPU part")
-    fields = dict(line.partition(":")[::2] for line in reversed(lines) if ":" in line)
-    found = {key.strip(): value.strip() for key, value in fields.items()}
-    return repr([found.get(key) for key in wanted]) + f" x{os.cpu_count()}"
 
 
 def recall(key: str, seconds: float) -> Tuning | None:

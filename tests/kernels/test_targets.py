@@ -5,20 +5,22 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from archspec.cpu import detect
 
 from onnxq.errors import ConfigError
-from onnxq.kernels import targets
+from onnxq.kernels import cpu
 from onnxq.kernels.targets import TARGETS, resolve_target
 from onnxq.numerics import INT7_NARROW, INT8_NARROW, UINT8
 
 
 @pytest.fixture(autouse=True)
 def _forget_this_cpu() -> Iterator[None]:
-    targets._this_cpu.cache_clear()
+    cpu.features.cache_clear()
     yield
-    targets._this_cpu.cache_clear()
+    cpu.features.cache_clear()
 
 
 def test_the_table() -> None:
@@ -50,14 +52,22 @@ def test_an_unknown_target_is_refused_with_the_choices(name: str) -> None:
 )
 def test_auto_looks_at_the_cpu(machine: str, flags: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr(detect, "detected_info", lambda: SimpleNamespace(features=set(flags.split())))
     assert resolve_target("auto").name == expected
 
 
-def test_auto_without_cpuinfo_takes_what_is_right_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object, **__: object) -> str:
+def test_auto_where_the_system_does_not_tell_takes_what_is_right_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> SimpleNamespace:
         raise FileNotFoundError
 
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(detect, "detected_info", missing)
     assert resolve_target("auto").name == "x86-avx2"
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux")
+def test_instructions_are_those_that_linux_names() -> None:
+    named = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    for name in ("avx2", "avx512_vnni", "avx_vnni", "amx_int8"):
+        assert (name in cpu.features()) == (name in named), name
+    assert cpu.identity() == cpu.identity()
