@@ -105,7 +105,7 @@ def test_a_nameless_weight_only_matmul_is_traced_by_its_weight() -> None:
     g.node("Add", ["m", g.const("b", g.random(32))], "y", name="")
     model = g.model({"x": [1, 5, 64]}, {"y": [1, 5, 32]})
     (fate,) = kernel_map(model).fates(model)
-    assert fate.kernel in ("MatMulNBits", "MatMul")
+    assert fate.kernel in ("MatMulNBits", "MatMul", "Gemm")
     assert fate.integer == (fate.kernel == "MatMulNBits")
 
 
