@@ -83,7 +83,8 @@ def _command(name: str, command: Any) -> str:
         rows = [
             f"| {_spelled(p)} | {_cell(p.help or '')}{' **Required.**' if p.required else ''} |" for p in parameters
         ]
-        parts.append("\n".join([f"**{panel}**", "", "| | |", "|---|---|", *rows]))
+        head = "argument" if panel == "Arguments" else "option"
+        parts.append("\n".join([f"**{panel}**", "", f"| {head} | meaning |", "|---|---|", *rows]))
     examples = [line.strip() for line in (command.epilog or "").splitlines() if line.strip().startswith("onnxq ")]
     if examples:
         parts.append("\n".join(["**Examples**", "", "```sh", *examples, "```"]))

@@ -53,7 +53,10 @@ def footprint(
         path = folder / "model.onnx" if isinstance(model, bytes) else Path(model)
         if isinstance(model, bytes):
             path.write_bytes(model)
-        arrays = {f"{i}/{name}": _storable(array) for i, feed in enumerate(feeds) for name, array in feed.items()}
+        # Any: numpy types the names of the arrays as if one of them could be its own option.
+        arrays: dict[str, Any] = {
+            f"{i}/{name}": _storable(array) for i, feed in enumerate(feeds) for name, array in feed.items()
+        }
         np.savez(folder / "feeds.npz", **arrays)
         command = [
             sys.executable,
