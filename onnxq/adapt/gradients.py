@@ -29,10 +29,11 @@ def differentiable(model: ir.Model) -> None:
                 take_over(old, new, model)
     remove_unused(model)
     for node in list(nodes(model)):  # gradients that read the optional inputs and outputs
-        if node.op_type == "LayerNormalization" and (len(node.inputs) < 3 or node.inputs[2] is None):
-            scale = node.inputs[1]
+        norm = operator(node).channel_inputs
+        if norm and (len(node.inputs) <= norm[-1] or node.inputs[norm[-1]] is None):
+            scale = node.inputs[norm[0]]
             size = () if scale is None or scale.const_value is None else scale.const_value.shape.numpy()
-            set_input(node, 2, new_constant(owner(node), np.zeros(size, np.float32), name=f"{node.name}_zeros"))
+            set_input(node, norm[-1], new_constant(owner(node), np.zeros(size, np.float32), name=f"{node.name}_zeros"))
         for i, part in enumerate(operator(node).gradient_outputs):
             if len(node.outputs) < i + 2:
                 node.resize_outputs(i + 2)

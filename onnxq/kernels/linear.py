@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from onnxq.kernels.costs import Shapes, Work
 from onnxq.kernels.record import (
@@ -20,6 +19,9 @@ from onnxq.kernels.record import (
 )
 from onnxq.kernels.targets import Target
 from onnxq.query import attribute, constant, is_float
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def _conv_slot(_: ir.Node) -> WeightSlot:

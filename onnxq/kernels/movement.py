@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from onnxq.kernels.costs import Shapes, Work
 from onnxq.kernels.record import Gradient, Layout, Operator, Role
 from onnxq.kernels.sizes import elements, in_layout
 from onnxq.kernels.targets import Target
 from onnxq.query import attribute, constant
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 # The domain of onnxruntime's float kernels with channels in blocks.
 _BLOCKED = "com.microsoft.nchwc"

@@ -8,11 +8,13 @@ To add one is to write its record into a family (``linear``, ``pointwise``, ``po
 from __future__ import annotations
 
 from functools import cache
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from onnxq.kernels import linear, movement, pointwise, pooling, quantized, recurrent
 from onnxq.kernels.record import Operator
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _FAMILIES = (linear, pointwise, pooling, movement, recurrent, quantized)
 OPERATORS: dict[str, Operator] = {record.name: record for family in _FAMILIES for record in family.OPERATORS}

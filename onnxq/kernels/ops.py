@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from onnxq.kernels import linear
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Layout, WeightSlot
 from onnxq.kernels.targets import Target
 from onnxq.query import trailing_ones
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 # A weight below this many elements saves nothing worth the extra nodes.
 STORED_MINIMUM = 1024

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from onnxq.kernels.costs import Shapes, Work
 from onnxq.kernels.record import (
@@ -19,6 +19,9 @@ from onnxq.kernels.record import (
 from onnxq.kernels.sizes import elements
 from onnxq.kernels.targets import Target
 from onnxq.query import attribute, constant
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def _clip_ceiling(node: ir.Node) -> float | None:

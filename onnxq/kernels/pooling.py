@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from onnxq.kernels.costs import Shapes, Work
 from onnxq.kernels.record import MICROSOFT, Blocks, Gradient, Homogeneous, Layout, Operator, Role
 from onnxq.kernels.targets import Target
 from onnxq.query import attribute
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def _one_output(node: ir.Node) -> bool:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import onnx_ir as ir
-
 from onnxq.kernels.costs import Shapes, Work
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from onnxq.kernels.targets import Target
 
 MICROSOFT = "com.microsoft"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from onnxq.kernels.record import Gradient, Operator, Recurrence, Role
 from onnxq.kernels.targets import Target
 from onnxq.query import attribute, constant, is_float
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def _weights(_: ir.Node) -> Mapping[int, tuple[int, ...]]:

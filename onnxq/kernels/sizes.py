@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from onnxq.kernels.costs import Shapes
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def elements(value: ir.Value, shapes: Shapes) -> int | None:

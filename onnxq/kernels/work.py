@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from onnxq.kernels.costs import Shapes, Work
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Blocks
 from onnxq.kernels.sizes import elements, in_layout
 from onnxq.kernels.targets import Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["Shapes", "Work", "blocked", "breaks_blocks", "elements", "fused_in_float", "in_layout", "work_of"]
 

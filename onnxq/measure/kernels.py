@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.kernels.operators import named
-from onnxq.kernels.record import Kind
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model, label, load_proto, scope_of, subgraphs
 from onnxq.runtime.session import Level, open_session
@@ -18,6 +17,7 @@ from onnxq.runtime.session import Level, open_session
 if TYPE_CHECKING:
     import onnx
 
+    from onnxq.kernels.record import Kind
     from onnxq.measure.assignment import KernelAssignment
 
 
