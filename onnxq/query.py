@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -29,7 +31,7 @@ def is_float(value: ir.Value | None) -> bool:
         return False
     tensor = constant(value)
     dtype = tensor.dtype if tensor is not None else value.dtype
-    return dtype is None or dtype == ir.DataType.FLOAT
+    return dtype is None or dtype.name == "FLOAT"
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:

@@ -11,13 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.edit import new_constant, owner
+from onnxq.kernels.operators import operator
+from onnxq.kernels.record import Gradient, Recurrence
 from onnxq.query import attribute
 
 # Inputs of LSTM and GRU in their order: X, W, R, B, sequence_lens, initial_h; of LSTM also initial_c and P.
 _LENGTHS, _PEEPHOLES = 4, 7
-_STATES = {"LSTM": (5, 6), "GRU": (5,)}
-_GATES = {"LSTM": 4, "GRU": 3}
-_USUAL = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
 _TO_THE_END = 1 << 31
 
 
@@ -26,13 +25,13 @@ def recurrent_obstacle(node: ir.Node) -> str | None:
 
     It exchanges LSTM and GRU for kernels of its own even where no gradient is wanted.
     """
-    if node.domain or node.op_type not in _GATES:
+    if not is_recurrent(node):
         return None
-    usual = [name for _ in _directions(node) for name in _USUAL[node.op_type]]
+    usual = [name for _ in _directions(node) for name in _kind(node).activations]
     activations = [str(name).lower() for name in attribute(node, "activations", ()) or usual]
     if _input(node, _LENGTHS) is not None:
         what = "sequences of differing lengths"
-    elif node.op_type == "LSTM" and _input(node, _PEEPHOLES) is not None:
+    elif _input(node, _PEEPHOLES) is not None:
         what = "peepholes"
     elif activations != usual:
         what = "activations other than Sigmoid and Tanh"
@@ -43,16 +42,21 @@ def recurrent_obstacle(node: ir.Node) -> str | None:
     return f"onnxruntime-training runs no {node.op_type} with {what} ('{node.name}')"
 
 
+def is_recurrent(node: ir.Node) -> bool:
+    """Whether ``node`` is recurrent, of a kind that the training runtime differentiates."""
+    record = operator(node)
+    return record.recurrence is not None and record.gradient is Gradient.SMOOTH
+
+
+def _kind(node: ir.Node) -> Recurrence:
+    found = operator(node).recurrence
+    assert found is not None
+    return found
+
+
 def is_forward(node: ir.Node) -> bool:
     """Whether ``node`` is what ``forward_only`` makes of a recurrent node."""
-    return (
-        not node.domain
-        and node.op_type in _GATES
-        and _directions(node) == ("forward",)
-        and all(_input(node, i) is not None for i in (3, *_STATES[node.op_type]))
-        and len(node.outputs) == 1 + len(_STATES[node.op_type])
-        and all(o.name for o in node.outputs)
-    )
+    return is_recurrent(node) and operator(node).gradient_if(node)
 
 
 def forward_only(node: ir.Node) -> dict[ir.Value, ir.Value]:
@@ -65,7 +69,7 @@ def forward_only(node: ir.Node) -> dict[ir.Value, ir.Value]:
         assert x is not None
         steps = _reversed(node, x, f"{name}_steps") if backwards else x
         parts: list[ir.Value | None] = [steps, *(_part(node, i, index, name) for i in (1, 2, 3)), None]
-        parts += [_state(node, i, index, name) for i in _STATES[node.op_type]]
+        parts += [_state(node, i, index, name) for i in _kind(node).states]
         kept = {key: value for key, value in node.attributes.items() if key not in ("direction", "activations")}
         new = ir.node(node.op_type, parts, attributes=kept, num_outputs=len(parts) - 4, name=name)
         for output, what in zip(new.outputs, ("all", "hidden", "cell"), strict=False):
@@ -98,7 +102,7 @@ def _part(node: ir.Node, index: int, direction: int, name: str) -> ir.Value:
     """Input ``index`` of one direction; zeros for a bias that is not there."""
     value = _input(node, index)
     if value is None:
-        size = 2 * _GATES[node.op_type] * int(attribute(node, "hidden_size", 0))
+        size = 2 * _kind(node).gates * int(attribute(node, "hidden_size", 0))
         return new_constant(owner(node), np.zeros((1, size), np.float32), name=f"{name}_bias")
     return value if len(_directions(node)) == 1 else _sliced(node, value, direction, f"{name}_{index}")
 

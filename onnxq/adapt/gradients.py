@@ -7,38 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.adapt.directions import forward_only, is_forward, recurrent_obstacle
+from onnxq.adapt.directions import forward_only, is_forward, is_recurrent, recurrent_obstacle
 from onnxq.graph.edit import new_constant, owner, set_input
 from onnxq.graph.passes.unused import remove_unused
+from onnxq.kernels.operators import operator
+from onnxq.kernels.record import MICROSOFT, Gradient
 from onnxq.query import attribute, nodes
 
-MICROSOFT = "com.microsoft"
 LOSS = "onnxq_loss"
-
-# With a gradient in onnxruntime-training 1.19.2 on the CPU: each was tried.
-# fmt: off
-_SMOOTH = frozenset(
-    {
-        "Conv", "MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Pow", "Relu", "LeakyRelu", "Clip", "Min", "Max",
-        "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Reciprocal", "Sin", "Cos", "Gelu",
-        "QuickGelu", "Softmax", "LogSoftmax", "BatchNormalization", "LayerNormalization", "GlobalAveragePool",
-        "AveragePool", "MaxPool", "ReduceMean", "ReduceSum", "ReduceL2", "Reshape", "Flatten", "Transpose",
-        "Concat", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Expand", "Tile", "Where", "Cast", "Pad",
-        "Trilu", "Dropout", "Identity", "FakeQuant",
-    }
-)
-# fmt: on
-# Their outputs do not move when their inputs move a little: gradients end there, as they should.
-# fmt: off
-_FLAT = frozenset(
-    {
-        "Shape", "Size", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not",
-        "And", "Or", "Xor", "IsNaN", "IsInf", "NonZero", "ConstantOfShape", "Range", "Sign",
-    }
-)
-# fmt: on
-# Outputs that the gradient of an operator reads, beside the first one.
-_OPTIONAL = {"LayerNormalization": ("mean", "inverse"), "LSTM": ("hidden", "cell"), "GRU": ("hidden",)}
 
 
 def differentiable(model: ir.Model) -> None:
@@ -48,16 +24,17 @@ def differentiable(model: ir.Model) -> None:
             continue
         if node.op_type in _REWRITES:
             take_over(node.outputs[0], _REWRITES[node.op_type](node), model)
-        elif node.op_type in ("LSTM", "GRU") and not is_forward(node) and recurrent_obstacle(node) is None:
+        elif is_recurrent(node) and not is_forward(node) and recurrent_obstacle(node) is None:
             for old, new in forward_only(node).items():
                 take_over(old, new, model)
     remove_unused(model)
     for node in list(nodes(model)):  # gradients that read the optional inputs and outputs
-        if node.op_type == "LayerNormalization" and (len(node.inputs) < 3 or node.inputs[2] is None):
-            scale = node.inputs[1]
+        norm = operator(node).channel_inputs
+        if norm and (len(node.inputs) <= norm[-1] or node.inputs[norm[-1]] is None):
+            scale = node.inputs[norm[0]]
             size = () if scale is None or scale.const_value is None else scale.const_value.shape.numpy()
-            set_input(node, 2, new_constant(owner(node), np.zeros(size, np.float32), name=f"{node.name}_zeros"))
-        for i, part in enumerate(_OPTIONAL.get(node.op_type, ())):
+            set_input(node, norm[-1], new_constant(owner(node), np.zeros(size, np.float32), name=f"{node.name}_zeros"))
+        for i, part in enumerate(operator(node).gradient_outputs):
             if len(node.outputs) < i + 2:
                 node.resize_outputs(i + 2)
             if not node.outputs[i + 1].name:
@@ -75,21 +52,24 @@ def with_gradient(model: ir.Model) -> set[str]:
     clear: dict[int, bool] = {}
     found = set()
     for node in reversed(list(model.graph)):
-        smooth = (node.op_type in _SMOOTH and node.domain in ("", MICROSOFT)) or is_forward(node)
-        if node.op_type == "Pad" and attribute(node, "mode", "constant") != "constant":
-            smooth = False
+        record = operator(node)
+        smooth = record.gradient is Gradient.SMOOTH and record.gradient_if(node)
         good = True
         for output in node.outputs:
             readers = [u.node for u in output.uses()]
-            passed = all(r.graph is node.graph and (r.op_type in _FLAT or clear.get(id(r), False)) for r in readers)
+            passed = all(r.graph is node.graph and (_is_flat(r) or clear.get(id(r), False)) for r in readers)
             good = good and passed
             if passed and output.name and (readers or output.is_graph_output()):
                 found.add(output.name)
         clear[id(node)] = good and smooth
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        if value.name and all(u.node.op_type in _FLAT or clear.get(id(u.node), False) for u in value.uses()):
+        if value.name and all(_is_flat(u.node) or clear.get(id(u.node), False) for u in value.uses()):
             found.add(value.name)
     return found
+
+
+def _is_flat(node: ir.Node) -> bool:
+    return operator(node).gradient is Gradient.FLAT
 
 
 def new_node(before: ir.Node, op: str, inputs: Sequence[ir.Value], name: str, **attributes: object) -> ir.Value:

@@ -22,6 +22,8 @@ from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.emit import weight_key
 from onnxq.graph.linear_layer import LinearLayer, linear_layer
+from onnxq.kernels.operators import operator
+from onnxq.kernels.record import Arithmetic
 from onnxq.numerics import Quantized
 from onnxq.parameters.choose import Parameters, WeightJob, weight_jobs
 from onnxq.plan import Bias, Plan
@@ -131,7 +133,7 @@ def _skip(out: ir.Value) -> tuple[ir.Node, int] | None:
     if len(uses) != 1 or out.is_graph_output():
         return None
     add, index = uses[0].node, 1 - uses[0].idx
-    if add.op_type != "Add" or add.domain or add.graph is not out.graph:
+    if operator(add).arithmetic is not Arithmetic.SUM or add.graph is not out.graph:
         return None
     other = add.inputs[index]
     return (add, index) if other is not None and other is not out and other.const_value is None else None

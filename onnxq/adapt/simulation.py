@@ -9,7 +9,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.emit import WeightKey, emit, weight_key
-from onnxq.graph.edit import float_constant, is_op, new_constant, owner
+from onnxq.graph.edit import float_constant, new_constant, owner
+from onnxq.kernels.operators import operator
 from onnxq.numerics import bias_params
 from onnxq.parameters.choose import Parameters
 from onnxq.plan import Bias, Plan, Storage
@@ -51,8 +52,7 @@ def norm_places(model: ir.Model) -> list[tuple[str, int]]:
     return [
         (node.name or "", index)
         for node in model.graph
-        if is_op(node, "LayerNormalization")
-        for index in (1, 2)
+        for index in operator(node).channel_inputs
         if index < len(node.inputs) and float_constant(node.inputs[index]) is not None
     ]
 

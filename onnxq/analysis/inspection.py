@@ -22,9 +22,10 @@ from onnxq.graph.io import load
 from onnxq.graph.kinds import quantized_ops, require_float32
 from onnxq.graph.prepare import prepare
 from onnxq.graph.signature import TensorSpec
+from onnxq.kernels.operators import operator
 from onnxq.kernels.targets import resolve_target, target_of
 from onnxq.measure.assignment import KernelAssignment, assignments
-from onnxq.measure.kernels import FLOAT_COMPUTE, KernelMap, kernel_map
+from onnxq.measure.kernels import KernelMap, kernel_map
 from onnxq.measure.size import ModelSize, model_size
 from onnxq.plan import Plan, absorbed
 from onnxq.plan.place import planned
@@ -277,7 +278,7 @@ def _by_op(model: ir.Model, plan: Plan) -> tuple[tuple[OpOutlook, ...], tuple[Le
         row[1] += name in integer
         row[2] += name in taken_in
         row[3] += name in stored and name not in integer
-        if name not in integer and name not in taken_in and (name in reasons or node.op_type in FLOAT_COMPUTE):
+        if name not in integer and name not in taken_in and (name in reasons or operator(node).kind == "float compute"):
             left.append((op, reasons.get(name) or _why_float(name in stored), name))
     outlooks = tuple(OpOutlook(op, *row) for op, row in counts.items())
     return tuple(sorted(outlooks, key=lambda o: (-o.integer, -o.nodes, o.op))), _grouped(left)

@@ -20,9 +20,9 @@ from onnxq.config import Config
 from onnxq.graph.kinds import METADATA_KEY
 from onnxq.graph.prepare import prepare
 from onnxq.graph.runtime_model import to_runtime
+from onnxq.kernels.operators import named
 from onnxq.kernels.targets import target_of
 from onnxq.measure.attribution import Attribution, attribute
-from onnxq.measure.kernels import INTEGER_COMPUTE, classify
 from onnxq.measure.profile import profile
 from onnxq.plan import Plan, absorbed
 from onnxq.plan.place import planned
@@ -142,7 +142,7 @@ def _found(prepared: ir.Model, after: Attribution) -> dict[str, str]:
         own = after.nodes.get(node.name or "")
         if own is None:
             found[node.name or ""] = "absorbed"
-        elif own.kernel in INTEGER_COMPUTE or classify(own.kernel) == "integer elementwise":
+        elif named(own.kernel).kind in ("integer compute", "integer elementwise"):
             found[node.name or ""] = "integer"
         else:
             found[node.name or ""] = "float"

@@ -137,7 +137,15 @@ class Builder:
         return {**self.placement.keep_float, **self.fixed, **asked}
 
     def _plan(self, kept: Mapping[str, KeptFloat]) -> Plan:
-        return make_plan(self.prepared, self.config, self.target, keep_float=kept, force_gemm=self.placement.force_gemm)
+        placed = self.placement
+        return make_plan(
+            self.prepared,
+            self.config,
+            self.target,
+            keep_float=kept,
+            force_gemm=placed.force_gemm,
+            slower=placed.slower,
+        )
 
     def _drafted(self, plan: Plan) -> Draft:
         parameters = choose(

@@ -13,6 +13,8 @@ import onnx_ir as ir
 from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError
 from onnxq.graph.edit import is_op, replace_value
+from onnxq.kernels.operators import operator
+from onnxq.kernels.record import Arithmetic
 from onnxq.numerics import QuantParams, moved, scaled
 from onnxq.query import array
 
@@ -26,8 +28,9 @@ def keeps_codes(node: ir.Node, index: int, before: QuantParams, after: QuantPara
     if number is None or number.size != 1:
         return False
     by = float(number.reshape(-1)[0])
-    follows = {"Add": moved, "Mul": scaled}.get(node.op_type)
-    return follows is not None and after == follows(before, by)
+    arithmetic = operator(node).arithmetic
+    follows = {Arithmetic.SUM: moved, Arithmetic.PRODUCT: scaled}
+    return arithmetic is not None and after == follows[arithmetic](before, by)
 
 
 def pass_codes(pieces: Pieces, name: str) -> None:

@@ -19,6 +19,8 @@ from onnxq.emit.pieces import Before, Pieces, graph_of
 from onnxq.errors import ModelError
 from onnxq.graph.edit import is_op, replace_value, static_shape, text
 from onnxq.kernels import ops
+from onnxq.kernels.operators import operator
+from onnxq.kernels.record import Layout
 from onnxq.query import array
 
 Side = int | None  # None: known only when the model runs
@@ -82,10 +84,10 @@ def _behind_convolution(node: ir.Node, integer: Collection[str]) -> bool:
         if maker is None or maker in seen:
             continue
         seen.add(maker)
-        if is_op(maker, "Conv"):
+        if operator(maker).layout is Layout.STARTS:
             if (maker.name or "") in integer:
                 return True
-        elif is_op(maker, "Relu", "Clip", "Resize"):
+        elif operator(maker).absorbed or is_op(maker, "Resize"):
             pending += maker.inputs[:1]
         elif ops.keeps_channels_last(maker):
             pending += maker.inputs

@@ -16,13 +16,13 @@ import onnx_ir as ir
 
 from onnxq.emit.pieces import Before, Pieces, graph_of
 from onnxq.graph.edit import is_op, replace_value
+from onnxq.kernels.operators import operator
 from onnxq.numerics import QuantParams, moved, scaled, whole_steps
-from onnxq.query import attribute
 
 
 def read_by_gates(pieces: Pieces, names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """By node, of those called ``names``, that is a HardSigmoid: the tensor that it reads, and the one it writes."""
-    found = {name: node for name in names if is_op(node := pieces.nodes[name], "HardSigmoid")}
+    found = {name: node for name in names if operator(node := pieces.nodes[name]).line is not None}
     return {
         name: (x.name or "", node.outputs[0].name or "")
         for name, node in found.items()
@@ -32,7 +32,9 @@ def read_by_gates(pieces: Pieces, names: Iterable[str]) -> dict[str, tuple[str, 
 
 def slope_and_offset(gate: ir.Node) -> tuple[float, float]:
     """``alpha`` and ``beta`` of a HardSigmoid."""
-    return float(attribute(gate, "alpha", 0.2)), float(attribute(gate, "beta", 0.5))
+    line = operator(gate).line
+    assert line is not None
+    return line(gate)
 
 
 def gate_params(params: QuantParams, alpha: float, beta: float) -> QuantParams | None:

@@ -14,21 +14,20 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.emit.pieces import Pieces, Place, graph_of
-from onnxq.graph.edit import is_op
+from onnxq.kernels.operators import operator
+from onnxq.kernels.ops import wants_channels_last
 from onnxq.numerics import QuantParams
 from onnxq.query import nodes
-
-_MOVED_THROUGH = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 
 
 def float_pooling(model: ir.Model, integer: Collection[str]) -> frozenset[str]:
     """The tensors that come out of a MaxPool which is not among the ``integer`` nodes, moved on or not."""
     found: set[str] = set()
-    pending = [n.outputs[0] for n in nodes(model) if is_op(n, "MaxPool") and (n.name or "") not in integer]
+    pending = [n.outputs[0] for n in nodes(model) if wants_channels_last(n) and (n.name or "") not in integer]
     while pending:
         value = pending.pop()
         found.add(value.name or "")
-        pending += [u.node.outputs[0] for u in value.uses() if u.idx == 0 and is_op(u.node, *_MOVED_THROUGH)]
+        pending += [u.node.outputs[0] for u in value.uses() if u.idx == 0 and operator(u.node).propagates]
     return frozenset(found)
 
 

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.graph.edit import is_op, new_constant, new_node, number, owner, rank, replace_value, sole_consumer
+from onnxq.graph.edit import new_constant, new_node, owner, rank, replace_value, sole_consumer
+from onnxq.kernels.operators import operator
+from onnxq.kernels.record import Arithmetic
 
 F64 = npt.NDArray[np.float64]
 
@@ -38,7 +40,7 @@ def gate_behind(value: ir.Value) -> Gate | None:
     if len(uses) != 2 or value.is_graph_output() or (rank(value) or 0) < 3:
         return None
     for use, other in (uses, uses[::-1]):
-        if not is_op(use.node, "HardSigmoid", "Sigmoid") or not is_op(other.node, "Mul"):
+        if not operator(use.node).gate or operator(other.node).arithmetic is not Arithmetic.PRODUCT:
             continue
         if sole_consumer(use.node.outputs[0]) is other.node and other.node.graph is use.node.graph:
             return Gate(use.node, other.node)
@@ -50,17 +52,17 @@ def rescale(gate: Gate, factors: F64) -> None:
     function, x = gate.function, gate.function.inputs[0]
     assert x is not None
     graph, name, places = owner(function), function.name or "", (rank(x) or 0) - 2
-    hard = is_op(function, "HardSigmoid")
-    slope = number(function, "alpha", 0.2) if hard else 1.0
+    line = operator(function).line
+    slope, offset = (1.0, 0.0) if line is None else line(function)
     weight = (slope / factors).astype(np.float32).reshape(-1, 1, *[1] * places)
     inputs = [x, new_constant(graph, weight, name=f"{name}_slopes")]
-    if hard:
-        offsets = np.full(factors.size, number(function, "beta", 0.5), np.float32)
+    if line is not None:
+        offsets = np.full(factors.size, offset, np.float32)
         inputs.append(new_constant(graph, offsets, name=f"{name}_offsets"))
     convolution = new_node("Conv", inputs, name=gate.scaled, group=factors.size, kernel_shape=[1] * places)
     convolution.outputs[0].type, convolution.outputs[0].shape = x.type, x.shape
     graph.insert_before(function, convolution)
-    if not hard:
+    if line is None:
         function.replace_input_with(0, convolution.outputs[0])
         return
     ends = [new_constant(graph, np.float32(end), name=f"{name}_{end}") for end in (0, 1)]

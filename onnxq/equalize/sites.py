@@ -20,7 +20,6 @@ from onnxq.graph.edit import (
     float_constant,
     insert_behind,
     integer,
-    is_op,
     new_constant,
     new_node,
     owner,
@@ -29,14 +28,13 @@ from onnxq.graph.edit import (
     sole_consumer,
 )
 from onnxq.graph.passes.linear import fold_after, fold_before, linear_ending_at, read_linear
+from onnxq.kernels.operators import operator
+from onnxq.kernels.record import Arithmetic, Homogeneous
 from onnxq.query import trailing_ones
 
 Array = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-# f(s x) = s f(x) for s > 0: number by number, and channel by channel of a map.
-_ELEMENTWISE = ("Relu", "LeakyRelu")
-_POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 # A weight below this can be scaled by any factor and stay finite.
 _LIMIT = float(np.finfo(np.float32).max) / 2**12
 
@@ -63,7 +61,7 @@ class Reader:
         linear = read_linear(self.node)
         assert linear is not None
         weight: Array = linear.weight
-        if is_op(self.node, "Conv"):
+        if weight.ndim > 2:  # a convolution
             groups = integer(self.node, "group", 1)
             parts: Array = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).transpose(0, 2, 3, 1)
             return parts
@@ -188,9 +186,10 @@ def _between(value: ir.Value) -> Site | None:
 
 def _written(node: ir.Node) -> tuple[int, int, ir.Node | None, tuple[tuple[ir.Node, int], ...]]:
     """(channels, axis, layer, constants) of what ``node`` writes, as in ``Site``; 0 channels: it cannot be scaled."""
-    if is_op(node, "LayerNormalization"):
+    scales = operator(node).channel_inputs
+    if scales:
         over_last = integer(node, "axis", -1) in (-1, (rank(node.inputs[0]) or 0) - 1)
-        places = tuple((node, i) for i in (1, 2) if i < len(node.inputs) and node.inputs[i] is not None)
+        places = tuple((node, i) for i in scales if i < len(node.inputs) and node.inputs[i] is not None)
         return (_vectors(places) if over_last else 0), -1, None, places
     linear = linear_ending_at(node)
     if linear is not None:
@@ -203,13 +202,13 @@ def _written(node: ir.Node) -> tuple[int, int, ir.Node | None, tuple[tuple[ir.No
 def _affine(node: ir.Node) -> tuple[tuple[ir.Node, int], ...]:
     """The constants of ``x * scale`` or ``x * scale + shift`` that ``node`` ends, as it ends a layer normalisation."""
     index = next((i for i in range(len(node.inputs)) if float_constant(node.inputs[i]) is not None), None)
-    if index is None or not is_op(node, "Mul", "Add"):
+    if index is None or operator(node).arithmetic is None:
         return ()
-    if is_op(node, "Mul"):
+    if _multiplies(node):
         return ((node, index),)
     other = node.inputs[1 - index]
     before = None if other is None else other.producer()
-    if before is None or other is None or not is_op(before, "Mul") or sole_consumer(other) is not node:
+    if before is None or other is None or not _multiplies(before) or sole_consumer(other) is not node:
         return ()
     scale = _affine(before)
     return (*scale, (node, index)) if scale else ()
@@ -236,16 +235,16 @@ def _readers(value: ir.Value, axis: int, shifts: list[tuple[ir.Node, int]] | Non
         return None
     for use in value.uses():
         node = use.node
-        if is_op(node, "Mul") and axis == 1 and _is_gate_of(node.inputs[1 - use.idx], value):
+        if _multiplies(node) and axis == 1 and _is_gate_of(node.inputs[1 - use.idx], value):
             behind = _readers(node.outputs[0], axis, shifts)
-        elif shifts is not None and axis == 1 and is_op(node, "Add") and _is_shift(node.inputs[1 - use.idx], value):
+        elif shifts is not None and axis == 1 and _adds(node) and _is_shift(node.inputs[1 - use.idx], value):
             shifts.append((node, 1 - use.idx))
             behind = _readers(node.outputs[0], axis, shifts)
         elif use.idx != 0:
             return None
-        elif is_op(node, *_ELEMENTWISE) or (is_op(node, *_POOLING) and axis == 1 and len(node.outputs) == 1):
+        elif _passes(node, axis):
             behind = _readers(node.outputs[0], axis, shifts)
-        elif is_op(node, "Flatten") and axis == 1 and _is_pooled(value) and integer(node, "axis", 1) == 1:
+        elif operator(node).flattens and axis == 1 and _is_pooled(value) and integer(node, "axis", 1) == 1:
             behind = _readers(node.outputs[0], -1)
         else:
             behind = [Reader(node, value.name or "", axis)] if _reads(node, axis) else None
@@ -255,9 +254,24 @@ def _readers(value: ir.Value, axis: int, shifts: list[tuple[ir.Node, int]] | Non
     return found
 
 
+def _multiplies(node: ir.Node) -> bool:
+    return operator(node).arithmetic is Arithmetic.PRODUCT
+
+
+def _adds(node: ir.Node) -> bool:
+    return operator(node).arithmetic is Arithmetic.SUM
+
+
+def _passes(node: ir.Node, axis: int) -> bool:
+    """Whether factors of channels on ``axis`` pass through ``node``."""
+    which = operator(node).homogeneous
+    of_channels = which is Homogeneous.CHANNELS and axis == 1 and len(node.outputs) == 1
+    return which is Homogeneous.NUMBERS or of_channels
+
+
 def _reads(node: ir.Node, axis: int) -> bool:
     """Whether ``node`` is a linear layer that reads channels on ``axis`` with a weight of its own."""
-    linear = None if is_op(node, "ConvTranspose") else read_linear(node)
+    linear = None if operator(node).slot is None else read_linear(node)
     if linear is None or linear.axis != axis or integer(node, "transA", 0) or not _alone(node):
         return False
     return bool(np.abs(linear.weight).max(initial=0.0) < _LIMIT)
@@ -292,4 +306,5 @@ def _places(value: ir.Value) -> int:
 
 
 def _is_pooled(value: ir.Value) -> bool:
-    return is_op(value.producer(), "GlobalAveragePool", "GlobalMaxPool")
+    producer = value.producer()
+    return producer is not None and operator(producer).pools_all

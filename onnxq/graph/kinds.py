@@ -8,41 +8,18 @@ import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.graph.copying import all_graphs, all_nodes
+from onnxq.kernels.operators import named
 
 # Where onnxq writes into a file what it made of the model: JSON with versions, choices, ``float``, nodes by reason, and
 # ``equalized``, factors of channels by tensor (``equalize.Equalized.steps``).
 METADATA_KEY = "onnxq"
 
-_QUANTIZED = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "ConvInteger",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "MatMulNBits",
-        "MatMulBnb4",
-        "MatMulFpQ4",
-        "GatherBlockQuantized",
-        "QAttention",
-        "QGemm",
-        "QMoE",
-        "QEmbedLayerNormalization",
-        "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM",
-    }
-)
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def quantized_ops(model: ir.Model) -> dict[str, int]:
     """How often each quantization operator occurs in ``model``, bodies and functions included; empty: a float model."""
-    counts = Counter(
-        node.op_type
-        for node in all_nodes(model)
-        if node.op_type in _QUANTIZED or node.op_type.startswith(("QLinear", "QOrdered"))
-    )
+    counts = Counter(node.op_type for node in all_nodes(model) if named(node.op_type).quantized)
     return dict(sorted(counts.items()))
 
 

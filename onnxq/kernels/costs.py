@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from itertools import product
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,12 @@ import numpy.typing as npt
 from onnxq.errors import ConfigError
 
 FORMAT = 1
+# The kernels of a table that are costs of no operator in the plan: conversions, changes of layout, and what one pass
+# over a tensor takes (that of LeakyRelu).
+QUANTIZE, DEQUANTIZE, COPY = "QuantizeLinear", "DequantizeLinear", "Transpose"
+ENTER_BLOCKS, LEAVE_BLOCKS, A_PASS = "ReorderInput", "ReorderOutput", "LeakyRelu"
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,61 @@ class CostTable:
     grids: Mapping[tuple[str, str], Grid]
 
     def cost(self, kernel: str, number: str, *sizes: float) -> float:
-        """Microseconds of ``kernel`` on ``float`` or ``int8``; see ``Grid.at``."""
-        return self.grids[kernel, number].at(*sizes)
+        """Microseconds of ``kernel`` on ``float`` or ``int8``; see ``Grid.at``.
+
+        What was not measured on integers costs what it costs in float, so that conversions alone decide; what was not
+        measured at all costs nothing either way, for the same reason.
+        """
+        grid = self.grids.get((kernel, number)) or self.grids.get((kernel, "float"))
+        return 0.0 if grid is None else grid.at(*sizes)
+
+    def knows(self, kernel: str) -> bool:
+        """Whether ``kernel`` was measured in float or on integers."""
+        return not {(kernel, "float"), (kernel, "int8")}.isdisjoint(self.grids)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kernel's name in the cost table and its sizes there; an empty name costs nothing.
+
+    ``direct``: whether onnxruntime's direct int8 convolution can do it. ``integer``: names and sizes of what it is
+    spelled as on integers, where that is something else. ``otherwise``: what comes nearest in a table without it.
+    """
+
+    kernel: str
+    sizes: tuple[float, ...]
+    direct: bool = True
+    integer: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    otherwise: Work | None = None
+
+    def cost(self, table: CostTable, number: str) -> float:
+        """Microseconds on ``float`` or ``int8``; 0 for views."""
+        if self.otherwise is not None and (self.kernel, number) not in table.grids:
+            return self.otherwise.cost(table, number)
+        return table.cost(self.kernel, number, *self.sizes) if self.kernel else 0.0
+
+    def on_integers(self, table: CostTable) -> float:
+        """Microseconds of the integer kernels that it gets."""
+        if self.otherwise is not None and (self.kernel, "int8") not in table.grids:
+            return self.otherwise.on_integers(table)
+        if self.integer:
+            return sum(table.cost(kernel, "int8", *sizes) for kernel, sizes in self.integer)
+        products = self.force_gemm(table) or (not self.direct and (self.kernel, "int8-gemm") in table.grids)
+        return self.cost(table, "int8-gemm" if products else "int8")
+
+    def known(self, table: CostTable) -> bool:
+        """Whether ``table`` has the kernel, or what comes nearest; views are known to cost nothing."""
+        nearest = self.otherwise is not None and self.otherwise.known(table)
+        return not self.kernel or table.knows(self.kernel) or nearest
+
+    def force_gemm(self, table: CostTable) -> bool:
+        """Whether the integer convolution is faster by matrix products than by onnxruntime's direct kernel."""
+        other = self.direct and not self.integer and (self.kernel, "int8-gemm") in table.grids
+        return other and self.cost(table, "int8-gemm") < _FORCE_GEMM_BELOW * self.cost(table, "int8")
+
+
+# What steering must gain: less is within what a table can tell of a network.
+_FORCE_GEMM_BELOW = 0.9
 
 
 @lru_cache(maxsize=4)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from onnxq.kernels.operators import named
 from onnxq.measure.kernels import Kernel, KernelMap, computes
 from onnxq.runtime.proto import Model, load_proto, walk
 
@@ -179,20 +180,21 @@ class _Graph:
 
     def _why(self, node: onnx.NodeProto) -> str:
         """The first rule of onnxruntime's QDQ fusions that ``node`` breaks, or a shrug."""
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        record = named(node.op_type)
+        if record.slot is None:
             return f"onnxruntime has no integer kernel for {node.op_type}"
         for i, role in enumerate(("input", "weight")):
             name = node.input[i] if i < len(node.input) else ""
             maker = self.makers.get(name)
-            while maker is not None and maker.op_type in ("Transpose", "Reshape"):
+            while maker is not None and named(maker.op_type).propagates:
                 maker = self.makers.get(maker.input[0])
-            if maker is None or maker.op_type != "DequantizeLinear":
+            if maker is None or named(maker.op_type).kind != "dequantize":
                 return f"its {role} {name} does not come from a DequantizeLinear in the same graph"
         users = self.users[node.output[0]]
-        while len(users) == 1 and users[0].op_type in ("Relu", "Clip"):
+        while len(users) == 1 and named(users[0].op_type).absorbed:
             users = self.users[users[0].output[0]]
-        if node.output[0] in self.outputs and node.op_type == "Conv":
+        if node.output[0] in self.outputs and record.between_codes:
             return "its output is an output of the graph, so no QuantizeLinear can absorb it"
-        if node.op_type == "Conv" and not (len(users) == 1 and users[0].op_type == "QuantizeLinear"):
+        if record.between_codes and not (len(users) == 1 and named(users[0].op_type).kind == "quantize"):
             return "its output does not go to one QuantizeLinear alone"
         return "its types, zero points, bias or activation do not meet onnxruntime's rules for integer kernels"

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import onnx
 
+from onnxq.kernels.operators import named
 from onnxq.measure.assignment import plain_name, plain_value
 from onnxq.measure.kernels import computes
 from onnxq.measure.profile import Profile
 from onnxq.runtime.proto import Model, load_proto, walk
-
-CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,11 @@ def attribute(model: Model, profile: Profile) -> Attribution:
         if owner is None:
             written = (*kernel.outputs, kernel.name.removesuffix("_nchwc"))
             owner = next((m for v in written if (m := makers.get(plain_value(v))) is not None), None)
-        changes_layout = kernel.op.startswith("Reorder") or (
-            kernel.op == "Transpose" and owner is not None and owner.op_type != "Transpose"
-        )
-        if kernel.op in CONVERSIONS or changes_layout:
+        record = named(kernel.op)
+        added = record.changes_layout and owner is not None and owner.op_type != kernel.op
+        if record.converts or added:
             owner = None
-        while owner is not None and owner.op_type in CONVERSIONS:  # an integer kernel ends in a QuantizeLinear
+        while owner is not None and named(owner.op_type).converts:  # an integer kernel ends in a QuantizeLinear
             owner = makers.get(owner.input[0])
         if owner is not None and computes(kernel.op):  # it may end in an activation, a bias or a sum
             owner = _nearest_compute(owner, makers)

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from onnxq.kernels.operators import named
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model, label, load_proto, scope_of, subgraphs
 from onnxq.runtime.session import Level, open_session
@@ -16,78 +17,8 @@ from onnxq.runtime.session import Level, open_session
 if TYPE_CHECKING:
     import onnx
 
+    from onnxq.kernels.record import Kind
     from onnxq.measure.assignment import KernelAssignment
-
-Kind: TypeAlias = Literal[
-    "integer compute", "integer elementwise", "integer movement", "float compute", "quantize", "dequantize", "other"
-]
-
-INTEGER_COMPUTE = frozenset(
-    [
-        "QLinearConv",
-        "QLinearMatMul",
-        "QGemm",
-        "MatMulIntegerToFloat",
-        "MatMulInteger",
-        "MatMulInteger16",
-        "ConvInteger",
-        "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM",
-        "QAttention",
-        "MatMulNBits",
-        "MatMulBnb4",
-        "QMoE",
-    ]
-)
-FLOAT_COMPUTE = frozenset(
-    [
-        "Conv",
-        "FusedConv",
-        "NhwcFusedConv",
-        "ConvTranspose",
-        "DeformConv",
-        "Gemm",
-        "FusedGemm",
-        "MatMul",
-        "FusedMatMul",
-        "FusedMatMulActivation",
-        "Einsum",
-        "LSTM",
-        "GRU",
-        "RNN",
-        "Attention",
-        "MultiHeadAttention",
-        "GroupQueryAttention",
-        "DecoderMaskedMultiHeadAttention",
-    ]
-)
-# Operators that carry 8-bit codes from place to place without arithmetic on the scale.
-_MOVEMENT = frozenset(
-    [
-        "MaxPool",
-        "NhwcMaxPool",
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Slice",
-        "Split",
-        "Gather",
-        "GatherElements",
-        "Expand",
-        "Tile",
-        "DepthToSpace",
-        "SpaceToDepth",
-        "Resize",
-        "ReduceMax",
-        "ReduceMin",
-        "ArgMax",
-        "Pad",
-        "Concat",
-        "Identity",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -218,29 +149,18 @@ def _collect(
 
 
 def _stays_8_bit(node: onnx.NodeProto) -> bool:
-    """Whether an integer kernel writes 8-bit codes. QGemm does only if it is given an output zero point (input 8)."""
-    if node.op_type == "QGemm":
-        return len(node.input) > 8 and bool(node.input[8])
-    return node.op_type.startswith("QLinear")
+    """Whether an integer kernel writes 8-bit codes: some do only if they are given an output zero point."""
+    record = named(node.op_type)
+    given = record.output_zero_point
+    return record.stays_8_bit and (given is None or (len(node.input) > given and bool(node.input[given])))
 
 
 def computes(op: str) -> bool:
     """Whether ``op`` is a convolution, a matrix product or the like, on floats or integers."""
-    return op in FLOAT_COMPUTE or op in INTEGER_COMPUTE
+    return named(op).computes
 
 
 def classify(op: str, *, on_codes: bool = False) -> Kind:
     """The ``Kind`` of operator ``op``; ``on_codes``: whether its first input holds 8-bit codes."""
-    if op in INTEGER_COMPUTE:
-        return "integer compute"
-    if op == "DequantizeLinear":
-        return "dequantize"
-    if op in ("QuantizeLinear", "DynamicQuantizeLinear"):
-        return "quantize"
-    if op.startswith("QLinear") or op in ("GatherBlockQuantized", "QEmbedLayerNormalization"):
-        return "integer elementwise"
-    if op in FLOAT_COMPUTE:
-        return "float compute"
-    if op in _MOVEMENT and on_codes:
-        return "integer movement"
-    return "other"
+    kind = named(op).kind
+    return "other" if kind == "integer movement" and not on_codes else kind

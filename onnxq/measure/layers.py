@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import DataError, RuntimeFailure
+from onnxq.kernels.operators import named
 from onnxq.measure.cut import boundary, cut, made_names, tapped
 from onnxq.numerics import Noise, noise
 from onnxq.runtime.proto import Model, bring_weights, folder, load_proto
@@ -54,12 +55,12 @@ class LayerNoise:
 def common_tensors(float_model: Model, quantized_model: Model, *, ops: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of the tensors that nodes of both models make, in the float model's order.
 
-    Only first outputs of ``ops``; if none are given, of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN.
+    Only first outputs of ``ops``; if none are given, of layers with weights: convolutions, products, recurrent ones.
     """
-    wanted = set(ops or ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"))
     there = made_names(load_proto(quantized_model).graph)
     nodes = load_proto(float_model).graph.node
-    return tuple(name for n in nodes if n.op_type in wanted for name in n.output[:1] if name in there)
+    wanted = [n for n in nodes if (n.op_type in ops if ops else named(n.op_type).is_layer)]
+    return tuple(name for n in wanted for name in n.output[:1] if name in there)
 
 
 def layer_noise(

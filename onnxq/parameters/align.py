@@ -17,7 +17,9 @@ from math import ceil, floor
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.emit.gates import gate_params, slope_and_offset
+from onnxq.emit.gates import gate_params
+from onnxq.kernels.operators import operator
+from onnxq.kernels.record import Arithmetic
 from onnxq.numerics import QuantParams, moved, scaled
 from onnxq.parameters.concat import fits
 from onnxq.plan import Plan
@@ -102,15 +104,16 @@ def _ties(model: ir.Model, plan: Plan) -> list[_Tie]:
     alone = {tensor for tensor, root in roots.items() if tensor == root and counts[root] == 1} & whole
     found = []
     for node in nodes(model):
-        operand = _operand(node) if node.name in integer and not node.domain else None
+        operand = _operand(node) if node.name in integer else None
         if operand is None:
             continue
         x, number, y = operand[0].name or "", operand[1], node.outputs[0].name or ""
-        if node.op_type == "HardSigmoid" and x in roots and y in alone:
-            found.append(_gate(roots[x], y, *slope_and_offset(node)))
-        elif node.op_type == "Mul" and {x, y} <= whole and roots[x] != roots[y] and number > 0:
+        record = operator(node)
+        if record.line is not None and x in roots and y in alone:
+            found.append(_gate(roots[x], y, *record.line(node)))
+        elif record.arithmetic is Arithmetic.PRODUCT and {x, y} <= whole and roots[x] != roots[y] and number > 0:
             found.append(_Tie(roots[x], roots[y], 0.0, partial(scaled, factor=number)))
-        elif node.op_type == "Add" and x in alone and y in whole and number and _only_reader(operand[0]):
+        elif record.arithmetic is Arithmetic.SUM and x in alone and y in whole and number and _only_reader(operand[0]):
             found.append(_Tie(roots[y], x, abs(number), partial(moved, shift=-number)))
     return found
 
@@ -122,10 +125,11 @@ def _only_reader(value: ir.Value) -> bool:
 
 def _operand(node: ir.Node) -> tuple[ir.Value, float] | None:
     """What ``node`` reads beside a constant of one number, and that (of a HardSigmoid: its offset); None for others."""
-    if node.op_type == "HardSigmoid" and node.inputs[0] is not None:
-        offset = slope_and_offset(node)[1]
+    record = operator(node)
+    if record.line is not None and node.inputs[0] is not None:
+        _, offset = record.line(node)
         return (node.inputs[0], offset) if offset > 0 else None
-    if node.op_type not in ("Add", "Mul"):
+    if record.arithmetic is None:
         return None
     arrays = [array(v) for v in node.inputs]
     numbers = [float(a.reshape(-1)[0]) for a in arrays if a is not None and a.size == 1]

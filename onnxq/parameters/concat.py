@@ -12,6 +12,7 @@ from math import isinf
 
 import onnx_ir as ir
 
+from onnxq.kernels.operators import operator
 from onnxq.kernels.ops import highest
 from onnxq.numerics import QuantParams
 from onnxq.plan import Plan
@@ -37,7 +38,7 @@ def joined(
     integer = set(plan.integer)
     for node in reversed(list(nodes(model))):  # results first: what they are joined to in turn has been decided
         result = roots.get(node.outputs[0].name or "")
-        if node.op_type != "Concat" or node.name not in integer or result is None or result not in found:
+        if not operator(node).joins or node.name not in integer or result is None or result not in found:
             continue
         for value in read(node):
             root = roots.get(value.name or "", "")

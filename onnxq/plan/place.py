@@ -16,9 +16,11 @@ import onnx_ir as ir
 from onnxq.config import Config
 from onnxq.errors import OnnxqError
 from onnxq.graph.runtime_model import to_runtime
-from onnxq.kernels.costs import cost_table
+from onnxq.kernels.costs import CostTable, cost_table
+from onnxq.kernels.operators import operator
+from onnxq.kernels.ops import can_follow
 from onnxq.kernels.targets import Target
-from onnxq.kernels.work import Shapes
+from onnxq.kernels.work import Shapes, work_of
 from onnxq.measure.profile import observed_shapes
 from onnxq.plan import KeptFloat, Plan, make_plan
 from onnxq.plan.placement import force_gemm, uneconomic
@@ -29,10 +31,15 @@ Feed = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Placement:
-    """What costs decide: nodes that are cheaper in float and why, and convolutions that another kernel runs faster."""
+    """What costs decide.
+
+    ``keep_float``: nodes that are cheaper in float and why; ``force_gemm``: convolutions that another kernel runs
+    faster; ``slower``: nodes whose integer kernel is slower than the float one, and yet saves more in conversions.
+    """
 
     keep_float: Mapping[str, KeptFloat] = field(default_factory=dict)
     force_gemm: frozenset[str] = frozenset()
+    slower: frozenset[str] = frozenset()
 
 
 def place(model: ir.Model, config: Config, target: Target, feeds: Iterable[Feed], folder: Path) -> Placement:
@@ -44,15 +51,36 @@ def place(model: ir.Model, config: Config, target: Target, feeds: Iterable[Feed]
     if table is None or feed is None:
         return Placement()
     shapes = tensor_shapes(model, feed, folder)
-    plan = make_plan(model, config, target)
-    kept = uneconomic(model, plan, shapes, table, wanted=wanted_on_integers(model, config))
-    return Placement(kept, force_gemm(model, shapes, table))
+    wanted, products = wanted_on_integers(model, config), force_gemm(model, shapes, table, target)
+    slow = frozenset(n.name or "" for n in nodes(model) if _slower(n, shapes, table, target))
+    for slower in (slow, frozenset[str]()) if slow else (frozenset[str](),):
+        plan = make_plan(model, config, target, slower=slower)
+        kept = uneconomic(model, plan, shapes, table, target, wanted=wanted)
+        taken = slower & set(plan.integer) - kept.keys()
+        if taken or not slower:  # where none is taken, the plan is the one without them
+            break
+    return Placement({name: why for name, why in kept.items() if name not in slow}, products, taken)
+
+
+def _slower(node: ir.Node, shapes: Shapes, table: CostTable, target: Target) -> bool:
+    """Whether ``node`` has an integer kernel that is slower than float, and that was measured."""
+    if not can_follow(node) or operator(node).fast(target):
+        return False
+    work = work_of(node, shapes, target)
+    return work is not None and (work.kernel, "int8") in table.grids
 
 
 def planned(model: ir.Model, config: Config, target: Target, feeds: Iterable[Feed], folder: Path) -> Plan:
     """The plan that ``place`` leads to, for a look without building anything."""
     placement = place(model, config, target, feeds, folder)
-    return make_plan(model, config, target, keep_float=placement.keep_float, force_gemm=placement.force_gemm)
+    return make_plan(
+        model,
+        config,
+        target,
+        keep_float=placement.keep_float,
+        force_gemm=placement.force_gemm,
+        slower=placement.slower,
+    )
 
 
 def wanted_on_integers(model: ir.Model, config: Config) -> frozenset[str]:

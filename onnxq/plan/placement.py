@@ -22,7 +22,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxq.kernels import ops
-from onnxq.kernels.costs import CostTable
+from onnxq.kernels.costs import A_PASS, COPY, DEQUANTIZE, ENTER_BLOCKS, LEAVE_BLOCKS, QUANTIZE, CostTable
+from onnxq.kernels.operators import operator
+from onnxq.kernels.targets import Target
 from onnxq.kernels.work import (
     Shapes,
     Work,
@@ -32,7 +34,6 @@ from onnxq.kernels.work import (
     fused_in_float,
     in_layout,
     work_of,
-    writes_codes,
 )
 from onnxq.plan.types import KeptFloat, Plan, Storage
 from onnxq.plan.units import absorbed, ends_in_activation, read, written
@@ -55,46 +56,46 @@ class Costs:
     pace: float = 1.0
 
 
-def table_costs(model: ir.Model, plan: Plan, shapes: Shapes, table: CostTable) -> Costs:
+def table_costs(model: ir.Model, plan: Plan, shapes: Shapes, table: CostTable, target: Target) -> Costs:
     """The ``Costs`` of the nodes that ``plan`` runs on integers, from ``table``."""
     float_us, integer_us = {}, {}
     for node in nodes(model):
         name = node.name or ""
         if name not in plan.integer:
             continue
-        work = work_of(node, shapes)
-        if work is None:
+        work = work_of(node, shapes, target)
+        if work is None or not work.known(table):
             float_us[name], integer_us[name] = (_UNKNOWN_GAIN if name in plan.anchors else 0.0), 0.0
             continue
         fused = ops.weight_slot(node) is None and fused_in_float(node)
-        float_us[name] = 0.0 if fused else work.cost(table, "float") + _beside(node, shapes, table)
+        float_us[name] = 0.0 if fused else work.cost(table, "float") + _beside(node, shapes, table, target)
         integer_us[name] = work.on_integers(table)
     return Costs(float_us, integer_us)
 
 
-def _beside(node: ir.Node, shapes: Shapes, table: CostTable) -> float:
+def _beside(node: ir.Node, shapes: Shapes, table: CostTable, target: Target) -> float:
     """What ``node`` takes in float besides its own kernel."""
-    return _clipping(node, shapes, table) + _reordering(node, shapes, table)
+    return _clipping(node, shapes, table) + _reordering(node, shapes, table, target)
 
 
-def _reordering(node: ir.Node, shapes: Shapes, table: CostTable) -> float:
+def _reordering(node: ir.Node, shapes: Shapes, table: CostTable, target: Target) -> float:
     """Changes of layout around ``node``, where float convolutions beside it keep channels in blocks and it cannot."""
-    if not breaks_blocks(node, shapes):
+    if not breaks_blocks(node, shapes, target):
         return 0.0
     before = [elements(v, shapes) for v in read(node) if blocked(v.producer())]
     after = [elements(v, shapes) for v in node.outputs if any(blocked(use.node) for use in v.uses())]
-    reorders = [("ReorderOutput", n) for n in before] + [("ReorderInput", n) for n in after]
+    reorders = [(LEAVE_BLOCKS, n) for n in before] + [(ENTER_BLOCKS, n) for n in after]
     return sum(table.cost(kernel, "float", count) for kernel, count in reorders if count is not None)
 
 
 def _clipping(node: ir.Node, shapes: Shapes, table: CostTable) -> float:
     """What a Clip behind ``node`` takes in float: a pass of its own, even where it is fused; only Relu costs nothing.
 
-    Taken from LeakyRelu, a pass as well. On integers the quantizer clips.
+    On integers the quantizer clips.
     """
-    clip = next((n for n in absorbed(node) if n.op_type == "Clip"), None)
+    clip = next((n for n in absorbed(node) if operator(n).absorbed and not operator(n).free_in_float), None)
     count = None if clip is None else elements(clip.outputs[0], shapes)
-    return 0.0 if count is None else table.cost("LeakyRelu", "float", count)
+    return 0.0 if count is None else table.cost(A_PASS, "float", count)
 
 
 def uneconomic(
@@ -102,6 +103,7 @@ def uneconomic(
     plan: Plan,
     shapes: Shapes,
     table: CostTable,
+    target: Target,
     *,
     costs: Costs | None = None,
     wanted: Collection[str] = (),
@@ -112,14 +114,20 @@ def uneconomic(
         model: what ``plan`` was made for.
         plan: the plan with everything on integers that can be.
         shapes: by tensor, as one run had them; tensors that are missing cost nothing.
+        target: what ``plan`` was made for.
         table: the costs of conversions, and of kernels where ``costs`` is not given.
         costs: of kernels, if they were measured.
         wanted: nodes that shall run on integers whatever that costs.
     """
-    costs = table_costs(model, plan, shapes, table) if costs is None else costs
+    costs = table_costs(model, plan, shapes, table, target) if costs is None else costs
     kept = _Cut(model, plan, shapes, table, costs, wanted).float_side()
     by_name = {n.name or "": n for n in nodes(model)}
     return {name: KeptFloat(NOT_WORTH_IT, _stored(by_name[name])) for name in plan.integer if name in kept}
+
+
+def _writes_codes(node: ir.Node) -> bool:
+    """Whether the integer kernel of ``node`` writes 8-bit codes whatever reads them."""
+    return ops.weight_slot(node) is None or operator(node).between_codes
 
 
 def _stored(node: ir.Node) -> Storage | None:
@@ -187,12 +195,12 @@ class _Cut:
         """A node without weights runs on integers only if what it reads is there in integers."""
         for value in read(node):
             writer = self.writer.get(id(value))
-            if writer is not None and writes_codes(writer):
+            if writer is not None and _writes_codes(writer):
                 self._edge(node.name, writer.name, None)
             elif ops.wants_channels_last(node):
                 self._edge(node.name, self.SINK, None)
             elif not (ops.cheap_operand(node, value) or ops.quantizes_its_inputs(node)):
-                reader = next((n for n in self._readers(value) if n is not None and n.op_type == "Conv"), None)
+                reader = next((n for n in self._readers(value) if n is not None and operator(n).between_codes), None)
                 self._edge(node.name, self.SINK if reader is None else reader.name, None)
 
     def _readers(self, value: ir.Value) -> list[ir.Node | None]:
@@ -206,7 +214,7 @@ class _Cut:
     def _conversions(self, value: ir.Value) -> None:
         readers = self._readers(value)
         writer = self.writer.get(id(value))
-        integer_writer = writer is not None and (writes_codes(writer) or ends_in_activation(writer))
+        integer_writer = writer is not None and (_writes_codes(writer) or ends_in_activation(writer))
         # A matrix product with one reader writes what that reader wants; with several it writes float.
         joined = writer is not None and not integer_writer and len(readers) == 1 and readers[0] is not None
         name = writer.name if writer is not None and (integer_writer or joined) else self.SINK
@@ -223,17 +231,17 @@ class _Cut:
                 self._edge(d, self.SINK if reader is None else reader.name, None)
 
     def _quantize(self, value: ir.Value) -> float:
-        cost = self._of("QuantizeLinear", value)
+        cost = self._of(QUANTIZE, value)
         if in_layout(value, self.shapes):  # out of the blocks of float convolutions, channels last for integer ones
-            cost += self._of("Transpose", value, "int8")
-            cost += self._of("ReorderOutput", value) if blocked(value.producer()) else 0.0
+            cost += self._of(COPY, value, "int8")
+            cost += self._of(LEAVE_BLOCKS, value) if blocked(value.producer()) else 0.0
         return cost
 
     def _dequantize(self, value: ir.Value) -> float:
-        cost = self._of("DequantizeLinear", value)
+        cost = self._of(DEQUANTIZE, value)
         if in_layout(value, self.shapes):
-            cost += self._of("Transpose", value, "int8")
-            cost += self._of("ReorderInput", value) if any(blocked(use.node) for use in value.uses()) else 0.0
+            cost += self._of(COPY, value, "int8")
+            cost += self._of(ENTER_BLOCKS, value) if any(blocked(use.node) for use in value.uses()) else 0.0
         return cost
 
     def _of(self, kernel: str, value: ir.Value, number: str = "float") -> float:
@@ -245,7 +253,8 @@ class _Cut:
 _ROUNDING = 1e-9
 
 
-def force_gemm(model: ir.Model, shapes: Shapes, table: CostTable) -> frozenset[str]:
+def force_gemm(model: ir.Model, shapes: Shapes, table: CostTable, target: Target) -> frozenset[str]:
     """The convolutions that are faster by matrix products than by onnxruntime's direct kernel."""
-    works: dict[str, Work | None] = {n.name or "": work_of(n, shapes) for n in nodes(model) if n.op_type == "Conv"}
+    convolutions = [n for n in nodes(model) if operator(n).direct]
+    works: dict[str, Work | None] = {n.name or "": work_of(n, shapes, target) for n in convolutions}
     return frozenset(name for name, work in works.items() if work is not None and work.force_gemm(table))

@@ -1,9 +1,10 @@
 """From a prepared float graph to a ``Plan``: a pure function of the graph, the configuration and the target.
 
 1. *Anchors*: Conv, Gemm and MatMul with a constant weight. They are what quantization pays for.
-2. *Followers*: operators without weights whose integer kernel is at least as fast as the float one (``ops.py``). They
-   are taken only between integer neighbours: all inputs already integers, at least one reader that wants integers.
-   That is the greatest fixed point of two monotone conditions, so the order of visiting does not matter.
+2. *Followers*: operators without weights whose integer kernel is at least as fast as the float one
+   (``onnxq.kernels``). They are taken only between integer neighbours: all inputs already integers, at least one reader
+   that wants integers. That is the greatest fixed point of two monotone conditions, so the order of visiting does not
+   matter.
 3. *Points*: an integer kernel reads quantized inputs; a convolution or a follower must also write a quantized output
    (onnxruntime fuses only where every edge of the output goes to a QuantizeLinear). Gemm and MatMul may write float,
    unless a Relu or Clip follows that a quantizer must absorb: the residual stream, normalisation and softmax of a
@@ -21,6 +22,8 @@ import onnx_ir as ir
 from onnxq.config import Config, Rule
 from onnxq.graph.instrument import unobservable
 from onnxq.kernels import ops
+from onnxq.kernels.operators import operator
+from onnxq.kernels.record import Layout
 from onnxq.kernels.targets import Target
 from onnxq.plan.stored import stored_formats
 from onnxq.plan.types import KeptFloat, Own, Plan, Point, SharedWith, Skipped, Source, Storage
@@ -38,11 +41,13 @@ def make_plan(
     *,
     keep_float: Mapping[str, KeptFloat] | None = None,
     force_gemm: Collection[str] = (),
+    slower: Collection[str] = (),
 ) -> Plan:
     """The ``Plan`` for ``model`` (as ``graph.prepare`` leaves it; not changed).
 
     ``keep_float`` maps names of nodes to the reason why they must stay float: what measurements or the runtime said
-    about an earlier plan. ``force_gemm`` names the convolutions that shall run as matrix products (``Weight.shift``).
+    about an earlier plan. ``force_gemm`` names the convolutions that shall run as matrix products (``Weight.shift``),
+    ``slower`` the nodes whose integer kernel is slower than the float one, but shall be taken all the same.
     Node names must be unique across bodies of If and Loop.
     """
     rules = _Rules(config.rules)
@@ -69,7 +74,7 @@ def make_plan(
                 refused[name] = KeptFloat(ONLY_WEIGHTS, Storage.BLOCKS)
             if name not in refused:
                 anchors[name] = node
-        elif name not in refused and ops.can_follow(node):
+        elif name not in refused and ops.can_follow(node) and (operator(node).fast(target) or name in slower):
             candidates[name] = node
     integer = _followers(candidates, anchors)
     formats = stored_formats(model, config)
@@ -77,7 +82,7 @@ def make_plan(
     skipped = [
         Skipped(name, node.op_type, refused[name].reason)
         for name, node in by_name.items()
-        if name in refused and (ops.weight_slot(node) or ops.can_follow(node) or ops.has_integer_recurrence(node))
+        if name in refused and _could_run(node, target)
     ]
     chosen = {**anchors, **integer}
     points = _points(model, chosen, anchors, target)
@@ -129,6 +134,12 @@ class _Rules:
         return tuple(r.match for i, r in enumerate(self._rules) if i not in self._used)
 
 
+def _could_run(node: ir.Node, target: Target) -> bool:
+    """Whether there is an integer kernel worth using for ``node``."""
+    fast = ops.can_follow(node) and operator(node).fast(target)
+    return ops.weight_slot(node) is not None or fast or ops.can_be_dynamic(node, target)
+
+
 def _named(model: ir.Model) -> dict[str, ir.Node]:
     return {n.name or "": n for n in nodes(model)}
 
@@ -136,8 +147,8 @@ def _named(model: ir.Model) -> dict[str, ir.Node]:
 def _followers(candidates: Mapping[str, ir.Node], anchors: Mapping[str, ir.Node]) -> dict[str, ir.Node]:
     """The greatest set of candidates that all read integers and are read by at least one node that wants them."""
     chosen = dict(candidates)
-    convolutions = {n.name for n in anchors.values() if n.op_type == "Conv"}
-    wanted = {id(n.inputs[0]) for n in anchors.values() if n.op_type == "Conv"}
+    convolutions = {n.name for n in anchors.values() if operator(n).between_codes}
+    wanted = {id(n.inputs[0]) for n in anchors.values() if operator(n).between_codes}
     while True:
         makers = {**{k: v for k, v in anchors.items() if v.name in convolutions}, **chosen}
         codes = {id(v) for n in makers.values() for v in written(n)}
@@ -169,12 +180,12 @@ def _channels_last(node: ir.Node, chosen: Collection[int]) -> bool:
     if x is None or not _from_convolution(x, chosen):
         return False
     maker = maker_of(x)
-    if maker is not None and maker.op_type == "Conv":
+    if maker is not None and operator(maker).layout is Layout.STARTS:
         return True
     pending, seen = [node], {id(node)}
     while pending:
         for use in (u for out in written(pending.pop()) for u in out.uses()):
-            if use.node.op_type == "Conv" and id(use.node) in chosen and use.idx == 0:
+            if operator(use.node).layout is Layout.STARTS and id(use.node) in chosen and use.idx == 0:
                 return True
             if id(use.node) in chosen and id(use.node) not in seen and ops.keeps_channels_last(use.node):
                 seen.add(id(use.node))
@@ -189,7 +200,7 @@ def _from_convolution(value: ir.Value, chosen: Collection[int]) -> bool:
         maker = maker_of(pending.pop())
         if maker is None or id(maker) not in chosen:
             continue
-        if maker.op_type == "Conv":
+        if operator(maker).layout is Layout.STARTS:
             return True
         if ops.keeps_channels_last(maker):
             new = [v for v in read(maker) if id(v) not in seen]
@@ -252,7 +263,7 @@ def _points(
             # A linear layer whose activation is absorbed must not leak an unquantized copy of it.
             through = producer is not None and ops.absorbed_ceiling(producer) is not None
             add(value, None if through else (name,))
-        if name in anchors and node.op_type != "Conv" and not ends_in_activation(node):
+        if name in anchors and not operator(node).between_codes and not ends_in_activation(node):
             continue
         source = SharedWith(node.inputs[0].name or "") if ops.moves_data(node) and node.inputs[0] is not None else None
         for value in written(node):

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxq.config import Config
 from onnxq.config.formats import WeightFormat, weight_format
 from onnxq.kernels import ops
+from onnxq.kernels.operators import operator
 from onnxq.query import constant, is_float, nodes
 
 # At and below so many bits the first and the last layers keep a format of their own: the first sees the input, which no
@@ -63,13 +64,11 @@ def _captured(node: ir.Node) -> list[ir.Value | None]:
 def _has_weight(node: ir.Node) -> bool:
     if node.domain:
         return False
-    slot = ops.weight_slot(node)
-    indices = (
-        [slot.index] if slot is not None else [0] if node.op_type == "Gather" else ops.STORED.get(node.op_type, {})
-    )
+    slot, gathered = ops.weight_slot(node), operator(node).gathered
+    indices = [slot.index] if slot is not None else [0] if gathered else ops.stored_slots(node)
     for index in indices:
         value = node.inputs[index] if index < len(node.inputs) else None
         weight = constant(value)
         if weight is not None and is_float(value) and len(weight.shape) >= 2:
-            return node.op_type != "Gather" or constant(node.inputs[1]) is None
+            return not gathered or constant(node.inputs[1]) is None
     return False

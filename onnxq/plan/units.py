@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.kernels import ops
+from onnxq.kernels.operators import operator
+from onnxq.kernels.record import Arithmetic
 from onnxq.query import constant, is_float
 
 
@@ -14,11 +16,10 @@ def fused_output(node: ir.Node) -> ir.Value:
     A MatMul's bias is the Add that follows; a Relu, or a Clip from 0, is absorbed by the output's quantizer.
     """
     out = node.outputs[0]
-    if ops.weight_slot(node) is not None and bias_add(node) is not None:
-        add = bias_add(node)
-        assert add is not None
+    add = bias_add(node)
+    if add is not None:
         out = add[0].outputs[0]
-    if ops.moves_data(node) or node.op_type in ("Sigmoid", "HardSigmoid", "LeakyRelu", "Concat"):
+    if not operator(node).takes_activation:
         return out
     follower = _only_reader(out)
     if follower is not None and ops.absorbed_ceiling(follower) is not None and follower.inputs[0] is out:
@@ -53,11 +54,11 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 
 def bias_add(node: ir.Node) -> tuple[ir.Node, int] | None:
     """The Add after a MatMul that adds one constant to each output channel, and which of its inputs is the constant."""
-    if node.op_type != "MatMul":
+    if not operator(node).bias_behind:
         return None
     add = _only_reader(node.outputs[0])
     weight = constant(node.inputs[1])
-    if add is None or add.op_type != "Add" or add.domain or weight is None:
+    if add is None or operator(add).arithmetic is not Arithmetic.SUM or weight is None:
         return None
     for index, value in enumerate(add.inputs):
         bias = constant(value)
@@ -72,7 +73,7 @@ def bias_add(node: ir.Node) -> tuple[ir.Node, int] | None:
 
 def written(node: ir.Node) -> list[ir.Value]:
     """The tensors that an integer ``node`` must write quantized."""
-    return list(node.outputs) if node.op_type == "Split" else [fused_output(node)]
+    return list(node.outputs) if operator(node).all_outputs else [fused_output(node)]
 
 
 def read(node: ir.Node) -> list[ir.Value]:

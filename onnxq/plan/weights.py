@@ -9,11 +9,12 @@ import onnx_ir as ir
 
 from onnxq.config.formats import USUAL_BLOCK, WeightFormat
 from onnxq.kernels import ops
+from onnxq.kernels.operators import operator
 from onnxq.kernels.targets import Target
 from onnxq.numerics import UINT4, Granularity, PerAxis, PerBlock
 from onnxq.plan.types import Bias, Constant, KeptFloat, Point, Storage, Weight
 from onnxq.plan.units import bias_add, fused_output, maker_of
-from onnxq.query import attribute, constant, is_float, nodes
+from onnxq.query import constant, is_float, nodes
 
 # Symmetric codes reach from -127 to 127 at most: one lower they still fit.
 _SHIFT = -1
@@ -33,7 +34,7 @@ def fused_products(anchors: Mapping[str, ir.Node], points: Sequence[Point]) -> f
         biased = bias_add(node) is not None
         writes_codes = fused_output(node).name in everywhere
         is_matrix = out.shape is not None and len(out.shape) == 2
-        if node.op_type == "MatMul" and not (writes_codes and (is_matrix or not biased)):
+        if operator(node).kernel_to_float is not None and not (writes_codes and (is_matrix or not biased)):
             found.add(name)
     return frozenset(found)
 
@@ -55,7 +56,7 @@ def anchor_weights(
     assert weight is not None
     granularity = PerAxis(slot.axis % len(weight.shape))
     storage = Storage.FUSED if node.name in fused else Storage.INTEGER
-    shift = _SHIFT if node.name in force_gemm and node.op_type == "Conv" else 0
+    shift = _SHIFT if node.name in force_gemm and operator(node).direct else 0
     name, of = node.name or "", value.name or ""
     padded = 0 if shift else _padded_input_channels(node, target, chosen)
     return [Weight(of, name, slot.index, target.weights, granularity, storage, stored, shift, padded)]
@@ -65,7 +66,7 @@ def _padded_input_channels(node: ir.Node, target: Target, chosen: Collection[str
     """``ops.padded_input_channels`` where ``node`` reads what is quantized for it: other codes are laid out already."""
     source = None if node.inputs[0] is None else maker_of(node.inputs[0])
     quantized_here = source is None or (source.name or "") not in chosen
-    return ops.padded_input_channels(node) if quantized_here and target.direct_convolution else 0
+    return ops.padded_input_channels(node, target) if quantized_here and target.direct_convolution else 0
 
 
 def biases(node: ir.Node) -> list[Bias]:
@@ -116,18 +117,19 @@ def stored_weights(
         name = node.name or ""
         if name in anchors or node.domain or (name in refused and refused[name].weight is None):
             continue
+        linear = ops.weight_slot(node) is not None
         for index, axes in _stored_slots(node).items():
             value = node.inputs[index] if index < len(node.inputs) else None
             weight = constant(value)
             if value is None or weight is None or not is_float(value) or weight.size < ops.STORED_MINIMUM:
                 continue
             storage = Storage.PACKED
-            if node.op_type == "Gather":
+            if operator(node).gathered:
                 storage = Storage.GATHERED
-            elif recurrences and ops.has_integer_recurrence(node):
+            elif recurrences and not linear and ops.can_be_dynamic(node, target):
                 wish = refused[name].weight if name in refused else Storage.DYNAMIC
                 storage = Storage.PACKED if wish is Storage.PACKED else Storage.DYNAMIC
-            elif name in refused and ops.can_be_dynamic(node):
+            elif linear and name in refused and ops.can_be_dynamic(node, target):
                 wish = refused[name].weight
                 if wish is Storage.BLOCKS and own_operators and _fits_blocks(formats.get(name)):
                     found.append(_in_blocks(node, value.name or "", formats[name]))
@@ -136,7 +138,6 @@ def stored_weights(
                 if wish is Storage.DYNAMIC or (wish is Storage.BLOCKS and own_operators):
                     storage = Storage.DYNAMIC
             shape = tuple(weight.shape.numpy())
-            linear = ops.weight_slot(node) is not None
             granularity = PerAxis(axes[0]) if linear else _row_granularity(shape, axes)
             stored = formats.get(name, WeightFormat(8))
             if stored.block:  # blocks run along the inputs of linear layers; elsewhere a row is the block
@@ -165,11 +166,7 @@ def _stored_slots(node: ir.Node) -> Mapping[int, tuple[int, ...]]:
     if slot is not None:
         weight = constant(node.inputs[slot.index])
         return {} if weight is None or len(weight.shape) < 2 else {slot.index: (slot.axis % len(weight.shape),)}
-    if node.op_type == "Gather":
-        table = constant(node.inputs[0])
-        is_embedding = table is not None and len(table.shape) == 2 and constant(node.inputs[1]) is None
-        return {0: (0,)} if is_embedding and attribute(node, "axis", 0) == 0 else {}
-    return ops.STORED.get(node.op_type, {})
+    return ops.stored_slots(node)
 
 
 def _row_granularity(shape: tuple[int, ...], axes: tuple[int, ...]) -> Granularity:

@@ -245,7 +245,8 @@ def _equalized(job: Job, placement: Placement, feed: Feed, *, costly: bool) -> E
         return Equalized(model)
     job.tell("equalize", 0, None)
     kept, force_gemm = placement.keep_float, placement.force_gemm
-    plan = make_plan(model, config, target_of(config), keep_float=kept, force_gemm=force_gemm)
+    slower = placement.slower
+    plan = make_plan(model, config, target_of(config), keep_float=kept, force_gemm=force_gemm, slower=slower)
     # What a rule keeps float keeps its weights too.
     untouched = {n.name or "" for n in nodes(model) if config.precision_of(n.name or "", n.op_type) == "float"}
     fewest, most = _EQUALIZED_SAMPLES

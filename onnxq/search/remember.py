@@ -71,7 +71,7 @@ def recall(key: str, seconds: float) -> Tuning | None:
             for name, (reason, storage) in content["keep_float"].items()
         }
         trials = tuple(Trial(**trial) for trial in content["trials"])
-        placement = Placement(kept, frozenset(content["force_gemm"]))
+        placement = Placement(kept, frozenset(content["force_gemm"]), frozenset(content["slower"]))
         return Tuning(placement, content["operators"], trials, reused=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.debug("no tuning under %s: %s", key, error)
@@ -84,6 +84,7 @@ def remember(key: str, tuning: Tuning, seconds: float) -> None:
         "seconds": seconds,
         "operators": tuning.operators,
         "force_gemm": sorted(tuning.placement.force_gemm),
+        "slower": sorted(tuning.placement.slower),
         "keep_float": {
             name: (kept.reason, None if kept.weight is None else kept.weight.name)
             for name, kept in tuning.placement.keep_float.items()

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from onnxq.build.builder import Builder, Built
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.kernels.costs import conversion_table
+from onnxq.kernels.operators import operator
 from onnxq.kernels.work import Shapes, work_of
 from onnxq.measure.attribution import Attribution, attribute
 from onnxq.measure.latency import benchmark
@@ -71,8 +72,9 @@ class _Candidate:
     operators: str
 
     @property
-    def choice(self) -> tuple[frozenset[str], frozenset[str], str]:
-        return frozenset(self.placement.keep_float), self.placement.force_gemm, self.operators
+    def choice(self) -> tuple[frozenset[str], frozenset[str], frozenset[str], str]:
+        placed = self.placement
+        return frozenset(placed.keep_float), placed.force_gemm, placed.slower, self.operators
 
 
 def tune(
@@ -202,7 +204,7 @@ class _Facts:
         # What did not become an integer kernel is decided already.
         for name in set(self.plan.integer) - set(names):
             float_us[name], integer_us[name] = 0.0, _NEVER
-        expected = table_costs(self.model, self.plan, self.shapes, self.table).float_us
+        expected = table_costs(self.model, self.plan, self.shapes, self.table, self.target).float_us
         ratios = [float_us[n] / expected[n] for n in names if expected[n] > 0 and float_us[n] > 0]
         self.costs = Costs(float_us, integer_us, median(ratios) if ratios else 1.0)
 
@@ -220,12 +222,13 @@ class _Facts:
         float_us = {**self.costs.float_us, **{n: _NEVER for n, integer in told.items() if integer}}
         integer_us = {**self.costs.integer_us, **{n: _NEVER for n, integer in told.items() if not integer}}
         costs = Costs(float_us, integer_us, self.costs.pace)
-        kept = uneconomic(self.model, self.plan, self.shapes, self.table, costs=costs, wanted=self.wanted)
+        known = (self.model, self.plan, self.shapes, self.table, self.target)
+        kept = uneconomic(*known, costs=costs, wanted=self.wanted)
         return replace(base.placement, keep_float=kept)
 
     def faster_as_products(self) -> frozenset[str]:
         """The convolutions that this machine runs faster by matrix products than directly."""
-        convolutions = frozenset(n for n in self.plan.anchors if self.nodes[n].op_type == "Conv")
+        convolutions = frozenset(n for n in self.plan.anchors if operator(self.nodes[n]).direct)
         if not convolutions:
             return convolutions
         force_gemm = replace(self.search.everywhere, placement=Placement(force_gemm=convolutions))
@@ -242,7 +245,7 @@ class _Facts:
         for name in self.plan.integer:
             if self.costs.integer_us[name] < _NEVER and name not in self.wanted:
                 node, on_integers = self.nodes[name], name not in base.placement.keep_float
-                groups[node.op_type, work_of(node, self.shapes), not on_integers].append(name)
+                groups[node.op_type, work_of(node, self.shapes, self.target), not on_integers].append(name)
 
         def promise(names: list[str]) -> float:
             pairs = [(self.costs.float_us[n], self.costs.integer_us[n]) for n in names]

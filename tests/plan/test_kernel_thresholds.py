@@ -47,7 +47,7 @@ def test_few_inputs_are_widened_for_outputs_by_eights(outputs: int, padded: int)
     n = Net(2)
     n.conv("x", 3, outputs, name="conv", out="y")
     (conv,) = nodes(prepared(n.model({"x": [1, 3, 8, 8]}, {"y": [1, outputs, 8, 8]})))
-    assert padded_input_channels(conv) == padded
-    work = work_of(conv, {"y": (1, outputs, 8, 8)})
+    assert padded_input_channels(conv, VNNI) == padded
+    work = work_of(conv, {"y": (1, outputs, 8, 8)}, VNNI)
     assert work is not None
     assert work.kernel == ("conv.widened" if padded else "conv.few")

@@ -50,7 +50,7 @@ def conversions(proto: onnx.ModelProto, shape: tuple[int, ...], rules: tuple[Rul
 
     def stays(gain: float) -> bool:
         costs = Costs({"middle": gain}, {"middle": 0.0}, **how)
-        return bool(uneconomic(model, plan, shapes, table(), costs=costs))
+        return bool(uneconomic(model, plan, shapes, table(), VNNI, costs=costs))
 
     low, high = 0.0, 1024.0
     while high - low > 5e-4:
@@ -153,7 +153,7 @@ def test_a_concat_that_breaks_blocks_pays_for_them_in_float(
     operand = (1, channels, 5, 5)
     shapes = {v.name: operand for n in model.graph for v in (*n.inputs, *n.outputs) if v is not None}
     shapes |= {"join_out": (1, 2 * channels, 5, 5), "y": (1, 16, 5, 5)}
-    found = table_costs(model, plan, shapes, table())
+    found = table_costs(model, plan, shapes, table(), VNNI)
     thousands = channels * 25 / 1000
     reorders = out_of * OUT_OF_BLOCKS * thousands + into * INTO_BLOCKS * 2 * thousands
     assert found.float_us["join"] == pytest.approx(CONCAT * thousands + reorders)
@@ -164,7 +164,7 @@ def test_what_is_not_known_of_a_size_costs_nothing() -> None:
     model = prepared(joined(24))
     plan = make_plan(model, Config(), VNNI)
     shapes = {"a_conv_out": (1, 24, 5, 5), "join_out": (1, 48, 5, 5)}
-    found = table_costs(model, plan, shapes, table())
+    found = table_costs(model, plan, shapes, table(), VNNI)
     reorders = OUT_OF_BLOCKS * 0.6 + INTO_BLOCKS * 1.2  # of the other operand nothing is known
     assert found.float_us["join"] == pytest.approx(CONCAT * 0.6 + reorders)
 
@@ -180,4 +180,4 @@ def test_matrix_products_must_save_a_tenth(gemm_us: float, expected: set[str]) -
     grids["conv.pointwise", "int8"] = Grid(sizes, np.full((2, 2, 2), 1.0))
     grids["conv.pointwise", "int8-gemm"] = Grid(sizes, np.full((2, 2, 2), gemm_us))
     shapes = dict.fromkeys(("x", "y"), (1, 16, 4, 4))
-    assert force_gemm(model, shapes, CostTable("test", grids)) == expected
+    assert force_gemm(model, shapes, CostTable("test", grids), VNNI) == expected

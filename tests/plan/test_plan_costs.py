@@ -11,6 +11,7 @@ from onnxq.kernels.targets import TARGETS
 from onnxq.kernels.work import Work, breaks_blocks, fused_in_float, work_of
 from onnxq.query import nodes
 
+VNNI = TARGETS["x86-vnni"]
 GRID = Grid((("a", (1.0, 4.0, 16.0)), ("b", (10.0, 100.0))), np.array([[1.0, 10.0], [4.0, 40.0], [16.0, 160.0]]))
 
 
@@ -75,15 +76,15 @@ def test_the_work_of_a_convolution(how, kernel, sizes) -> None:
     n.conv("x", name="conv", out="y", **how)
     model = prepared(n.model({"x": [1, how["cin"], 8, 8]}, {"y": [1, how["cout"], 8, 8]}))
     (conv,) = nodes(model)
-    assert work_of(conv, {"y": (1, how["cout"], 8, 8)}) == Work(kernel, sizes)
-    assert work_of(conv, {}) is None
+    assert work_of(conv, {"y": (1, how["cout"], 8, 8)}, VNNI) == Work(kernel, sizes)
+    assert work_of(conv, {}, VNNI) is None
 
 
 def test_what_is_spelled_otherwise_on_integers_costs_what_that_does() -> None:
     n = Net()
     n("Resize", n.conv("x", 3, 16, name="conv"), "", n.const("twice", [1, 1, 2, 2]), name="enlarge", out="y")
     model = prepared(n.model({"x": [1, 3, 8, 8]}, {"y": [1, 16, 16, 16]}))
-    conv, enlarge = (work_of(n, {"conv_out": (1, 16, 8, 8), "y": (1, 16, 16, 16)}) for n in nodes(model))
+    conv, enlarge = (work_of(n, {"conv_out": (1, 16, 8, 8), "y": (1, 16, 16, 16)}, VNNI) for n in nodes(model))
     otherwise = Work("conv.few", (27, 16, 64), integer=(("conv.spatial", (36, 16, 64)),))
     assert conv == Work("conv.widened", (3, 9, 16, 64), otherwise=otherwise)
     assert enlarge == Work("Resize", (4096,), integer=(("Concat", (3072,)),))
@@ -110,7 +111,7 @@ def test_a_convolution_whose_channels_the_direct_kernel_does_not_take(cin: int, 
     n = Net()
     n.conv("x", cin, cout, name="conv", out="y")
     (node,) = nodes(prepared(n.model({"x": [1, cin, 8, 8]}, {"y": [1, cout, 8, 8]})))
-    work = work_of(node, {"y": (1, cout, 8, 8)})
+    work = work_of(node, {"y": (1, cout, 8, 8)}, VNNI)
     assert work is not None
     assert work.direct == direct
 
@@ -124,7 +125,7 @@ def test_the_work_of_products_and_of_nodes_without_weights() -> None:
         n.model({"x": [2, 5, 8], "m": [1, 4, 6, 6]}, {"y": [2, 120], "z": [1, 4, 1, 1], "w": [1, 8, 6, 6]})
     )
     shapes = {"mm_out": (2, 5, 24), "y": (2, 120), "m": (1, 4, 6, 6), "z": (1, 4, 1, 1), "w": (1, 8, 6, 6)}
-    works = {node.name: work_of(node, shapes) for node in nodes(model)}
+    works = {node.name: work_of(node, shapes, VNNI) for node in nodes(model)}
     assert works == {
         "mm": Work("matmul", (10, 8, 24)),
         "view": Work("", ()),
@@ -161,7 +162,7 @@ def test_depthwise_channels_that_16_does_not_divide_cost_what_matrix_products_co
         n = Net()
         n.conv("x", channels, channels, name="conv", group=channels, out="y")
         (node,) = nodes(prepared(n.model({"x": [1, channels, 8, 8]}, {"y": [1, channels, 8, 8]})))
-        work = work_of(node, {"x": (1, channels, 8, 8), "y": (1, channels, 8, 8)})
+        work = work_of(node, {"x": (1, channels, 8, 8), "y": (1, channels, 8, 8)}, VNNI)
         found[channels] = (round(work.on_integers(table), 6), work.force_gemm(table))
     assert found == {24: (20.0, False), 32: (10.0, False)}
 
@@ -185,4 +186,4 @@ def test_float_layouts_that_a_node_breaks(op: str, channels: tuple[int, ...], ax
     outs = ["node_out0", "node_out1"] if op == "Split" else ["node_out"]
     sizes = {name: [1, c, 8, 8] for name, c in zip(names, channels, strict=True)}
     (node,) = nodes(prepared(n.model(sizes, {o: [1, "c", "h", 8] for o in outs})))
-    assert breaks_blocks(node, {name: tuple(size) for name, size in sizes.items()}) == breaks
+    assert breaks_blocks(node, {name: tuple(size) for name, size in sizes.items()}, VNNI) == breaks

@@ -83,7 +83,7 @@ def test_no_placement_is_cheaper(seed: int) -> None:
     shapes = {
         v.name: (1, CHANNELS, 16) for n in nodes(model) for v in (*n.inputs, *n.outputs) if v is not None and v.name
     }
-    kept = uneconomic(model, plan, shapes, table(convert), costs=costs)
+    kept = uneconomic(model, plan, shapes, table(convert), VNNI, costs=costs)
     found = cost_of(model, plan, set(plan.integer) - set(kept), costs, convert)
     choices = itertools.chain.from_iterable(
         itertools.combinations(plan.integer, size) for size in range(len(plan.integer) + 1)
@@ -109,7 +109,7 @@ def kept(
     model = prepared(chain())
     plan = make_plan(model, Config(), VNNI)
     costs = Costs(dict.fromkeys(plan.integer, float_us), {**dict.fromkeys(plan.integer, integer_us), "two": middle})
-    found = uneconomic(model, plan, SHAPES, table(convert), costs=costs, wanted=wanted)
+    found = uneconomic(model, plan, SHAPES, table(convert), VNNI, costs=costs, wanted=wanted)
     assert {k.reason for k in found.values()} <= {NOT_WORTH_IT}
     assert {k.weight for k in found.values()} <= {Storage.PACKED}  # the file shrinks all the same
     return set(found)
@@ -136,7 +136,7 @@ def test_ties_stay_float() -> None:
 def test_layers_of_unknown_size_run_on_integers() -> None:
     model = prepared(chain())
     plan = make_plan(model, Config(), VNNI)
-    assert uneconomic(model, plan, {}, table(1.0)) == {}
+    assert uneconomic(model, plan, {}, table(1.0), VNNI) == {}
 
 
 def test_costs_come_from_the_table_by_kernel_and_size() -> None:
@@ -144,7 +144,7 @@ def test_costs_come_from_the_table_by_kernel_and_size() -> None:
     plan = make_plan(model, Config(), VNNI)
     axes = (("reduction", (8.0, 64.0)), ("channels", (8.0, 64.0)), ("pixels", (16.0, 64.0)))
     grids = {("conv.pointwise", k): Grid(axes, np.full((2, 2, 2), us)) for k, us in (("float", 7.0), ("int8", 3.0))}
-    costs = table_costs(model, plan, dict.fromkeys(SHAPES, (1, 8, 4, 4)), CostTable("t", grids))
+    costs = table_costs(model, plan, dict.fromkeys(SHAPES, (1, 8, 4, 4)), CostTable("t", grids), VNNI)
     assert costs.float_us == dict.fromkeys(("one", "two", "three"), pytest.approx(7.0))
     assert costs.integer_us == dict.fromkeys(("one", "two", "three"), pytest.approx(3.0))
 
@@ -158,7 +158,7 @@ def test_a_clip_is_a_pass_of_its_own_in_float() -> None:
         n(op, n.conv("x", 16, 16, name="conv"), *ends, name="act", out="y")
         model = prepared(n.model({"x": [1, 16, 32, 32]}, {"y": [1, 16, 32, 32]}))
         shapes = dict.fromkeys(("x", "conv_out", "y"), (1, 16, 32, 32))
-        costs[op] = table_costs(model, make_plan(model, Config(), VNNI), shapes, known)
+        costs[op] = table_costs(model, make_plan(model, Config(), VNNI), shapes, known, VNNI)
     assert costs["Clip"].integer_us == costs["Relu"].integer_us
     one_pass = known.cost("LeakyRelu", "float", 16 * 32 * 32)
     assert costs["Clip"].float_us["conv"] == pytest.approx(costs["Relu"].float_us["conv"] + one_pass)

@@ -1,0 +1,144 @@
+"""Operators that put numbers elsewhere and change none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from onnxq.kernels.costs import Shapes, Work
+from onnxq.kernels.record import Gradient, Layout, Operator, Role
+from onnxq.kernels.sizes import elements, in_layout
+from onnxq.kernels.targets import Target
+from onnxq.query import attribute, constant
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# The domain of onnxruntime's float kernels with channels in blocks.
+_BLOCKED = "com.microsoft.nchwc"
+
+
+def _no_work(_: ir.Node, __: Shapes, ___: Target) -> Work:
+    """Only a view: no kernel touches an element."""
+    return Work("", ())
+
+
+def _copy_work(node: ir.Node, shapes: Shapes, _: Target) -> Work:
+    """Taken from Transpose, by elements of what it reads."""
+    x = node.inputs[0]
+    given = shapes.get((x.name if x is not None else "") or "", shapes[node.outputs[0].name or ""])
+    return Work("Transpose", (math.prod(given),))
+
+
+def _concat_work(node: ir.Node, shapes: Shapes, _: Target) -> Work | None:
+    """It was measured with two operands; its size is that of one."""
+    count = elements(node.outputs[0], shapes)
+    return None if count is None else Work("Concat", (count / 2,))
+
+
+def _resize_work(node: ir.Node, shapes: Shapes, _: Target) -> Work | None:
+    count, x = elements(node.outputs[0], shapes), node.inputs[0]
+    if count is None:
+        return None
+    if x is None or not in_layout(x, shapes):
+        return Work("Resize", (count,))
+    # Two Concats, of columns and of rows: half as many elements and all. See ``emit.enlarged``.
+    return Work("Resize", (count,), integer=(("Concat", (0.75 * count,)),))
+
+
+def _repeats(node: ir.Node) -> bool:
+    """Whether a Resize copies numbers: what it interpolates has no exact integer kernel."""
+    crops = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    return bool(attribute(node, "mode", "nearest") == "nearest" and not crops)
+
+
+def _breaks_channels(node: ir.Node, shapes: Shapes, target: Target) -> bool:
+    """A Concat of channels keeps blocks if every operand fills its own."""
+    channels = [shapes[v.name or ""][1] for v in node.inputs if v is not None and (v.name or "") in shapes]
+    return attribute(node, "axis", 1) != 1 or any(count % target.float_block for count in channels)
+
+
+def _breaks_blocks(_: ir.Node, __: Shapes, ___: Target) -> bool:
+    return True
+
+
+def _fills(node: ir.Node) -> bool:
+    return bool(attribute(node, "mode", "constant") == "constant")
+
+
+def _embedding(node: ir.Node) -> Mapping[int, tuple[int, ...]]:
+    """The table of a Gather whose rows computed indices pick."""
+    table = constant(node.inputs[0])
+    is_embedding = table is not None and len(table.shape) == 2 and constant(node.inputs[1]) is None
+    return {0: (0,)} if is_embedding and attribute(node, "axis", 0) == 0 else {}
+
+
+def _view(name: str, *, propagates: bool = True, flattens: bool = False) -> Operator:
+    return Operator(
+        name,
+        role=Role.MOVES,
+        kind="integer movement",
+        kernels=(name,),
+        propagates=propagates,
+        work=_no_work,
+        flattens=flattens,
+        gradient=Gradient.SMOOTH,
+    )
+
+
+def _copy(name: str, **own: object) -> Operator:
+    return Operator(
+        name,
+        role=Role.MOVES,
+        kind="integer movement",
+        kernels=(name,),
+        breaks_blocks=_breaks_blocks,
+        work=_copy_work,
+        **own,  # type: ignore[arg-type]
+    )
+
+
+OPERATORS = (
+    _view("Reshape"),
+    _view("Squeeze"),
+    _view("Unsqueeze"),
+    _view("Flatten", propagates=False, flattens=True),
+    _copy("Transpose", propagates=True, changes_layout=True, gradient=Gradient.SMOOTH),
+    _copy("Slice", propagates=True, gradient=Gradient.SMOOTH),
+    _copy("Split", all_outputs=True, gradient=Gradient.SMOOTH),
+    _copy("DepthToSpace"),
+    Operator(
+        "Resize",
+        role=Role.MOVES,
+        kind="integer movement",
+        kernels=("Resize", "Concat"),
+        fits=_repeats,
+        work=_resize_work,
+    ),
+    Operator(
+        "Concat",
+        role=Role.FOLLOWER,
+        kind="integer movement",
+        kernels=("QLinearConcat",),
+        data=None,
+        constants=True,
+        joins=True,
+        layout=Layout.KEEPS,
+        breaks_blocks=_breaks_channels,
+        work=_concat_work,
+        gradient=Gradient.SMOOTH,
+    ),
+    Operator(
+        "Gather",
+        role=Role.STORED,
+        kind="integer movement",
+        stored=_embedding,
+        gathered=True,
+        gradient=Gradient.SMOOTH,
+    ),
+    Operator("Pad", kind="integer movement", gradient=Gradient.SMOOTH, gradient_if=_fills),
+    *(Operator(name, kind="integer movement", gradient=Gradient.SMOOTH) for name in ("Expand", "Tile", "Identity")),
+    *(Operator(name, kind="integer movement") for name in ("GatherElements", "SpaceToDepth")),
+    *(Operator(name, domains=(_BLOCKED,), changes_layout=True) for name in ("ReorderInput", "ReorderOutput")),
+)
