@@ -24,8 +24,7 @@ from onnxq.kernels.targets import target_of
 from onnxq.measure.compare import Comparison
 from onnxq.measure.latency import NOTICEABLE, benchmark
 from onnxq.measure.size import model_size
-from onnxq.plan import KeptFloat, Plan, Storage, make_plan
-from onnxq.plan.placement import NOT_WORTH_IT
+from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage, make_plan
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.query import nodes
 from onnxq.ranges.registry import find_method
@@ -137,7 +136,7 @@ def _never_larger(job: Job, outcome: Outcome) -> Outcome:
         return outcome
     if model_size(built.runtime_model).file_bytes < model_size(job.reference).file_bytes:
         return outcome
-    reason = KeptFloat("storing its weight as integers does not make the file smaller")
+    reason = KeptFloat.of(ReasonCode.FILE_NOT_SMALLER)
     note = "nothing can be gained: no layer is left that integers would speed up, and the file would not be smaller"
     found = _rebuilt(job, outcome, [w.node for w in built.plan.weights], reason, note)
     return outcome if found.built.plan.weights else found  # what a rule wants stored is stored
@@ -160,7 +159,7 @@ def _never_slower(job: Job, outcome: Outcome) -> Outcome:
     outcome = _timed(job, outcome)
     if not _slower(outcome) or not outcome.built.plan.layers or job.config.simulated:
         return outcome
-    reason = KeptFloat("its integer kernel made the model slower than float on this machine", Storage.PACKED)
+    reason = KeptFloat.of(ReasonCode.SLOWER_THAN_FLOAT, Storage.PACKED)
     note = "integer kernels made this model slower on this machine: weights are stored as int8, the computing is float"
     return _timed(job, _rebuilt(job, outcome, outcome.built.plan.layers, reason, note))
 
@@ -186,7 +185,7 @@ def _result(job: Job, outcome: Outcome, notes: tuple[str, ...]) -> Result:
     if (
         not built.plan.layers
         and built.plan.weights
-        and any(k.reason == NOT_WORTH_IT for k in built.kept_float.values())
+        and any(k.code is ReasonCode.NOT_WORTH_IT for k in built.kept_float.values())
     ):
         notes = (*notes, NOTHING_PAYS)
     unused = tuple(f"rule '{rule}' matched no node" for rule in built.plan.unused_rules)
@@ -201,6 +200,7 @@ def _result(job: Job, outcome: Outcome, notes: tuple[str, ...]) -> Result:
         kernels=built.kernels,
         assignments=built.assignments,
         reasons={s.node: s.reason for s in built.plan.skipped},
+        reason_codes={s.node: s.code.value for s in built.plan.skipped},
         notes=(*notes, *storage_notes(built.plan, job.config), *unused),
         warnings=outcome.warnings,
         provenance=provenance(config, outcome.made_from),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import onnx_ir as ir
 
@@ -27,7 +26,7 @@ from onnxq.kernels.targets import resolve_target, target_of
 from onnxq.measure.assignment import KernelAssignment, assignments
 from onnxq.measure.kernels import KernelMap, kernel_map
 from onnxq.measure.size import ModelSize, model_size
-from onnxq.plan import Plan, absorbed
+from onnxq.plan import Plan, ReasonCode, Skipped, absorbed
 from onnxq.plan.place import planned
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.query import is_float, nodes
@@ -74,11 +73,15 @@ class OpOutlook:
 
 @dataclass(frozen=True)
 class LeftGroup:
-    """Nodes of one operator type that compute in float for one ``reason``; ``nodes``: their names."""
+    """Nodes of one operator type that compute in float for one ``reason``, whose ``code`` no wording changes.
+
+    ``nodes``: their names.
+    """
 
     op: str
     reason: str
     nodes: tuple[str, ...]
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,9 @@ class Inspection:
     def left_float(self) -> tuple[LeftGroup, ...]:
         """With ``kernels``: the compute nodes that onnxruntime does not run on integers, grouped by reason."""
         # Most causes name a tensor, which only its own node shares: without it alike ones come together.
-        causes = [(f, re.sub(r"^its (input|weight) \S+ does", r"its \1 does", f.why)) for f in self.assignments]
-        return _grouped([(f.op, why, f.node or f.output) for f, why in causes if not f.integer])
+        return _grouped(
+            [_Left(f.op, f.code.text(op=f.op), f.code.value, f.node or f.output) for f in self.assignments if f.code]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -264,10 +268,10 @@ def _bytes(model: ir.Model, plan: Plan, integer: bool) -> int:
 
 def _by_op(model: ir.Model, plan: Plan) -> tuple[tuple[OpOutlook, ...], tuple[LeftGroup, ...]]:
     integer, stored = {*plan.integer, *plan.layers}, {w.node for w in plan.weights if not w.storage.computes}
-    reasons = {s.node: s.reason for s in plan.skipped}
+    skipped = {s.node: s for s in plan.skipped}
     taken_in = _absorbed(model, integer)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    left: list[tuple[str, str, str]] = []
+    left: list[_Left] = []
     for node in nodes(model):
         name = node.name or ""
         if name not in integer and not any(is_float(v) for v in node.outputs):
@@ -278,8 +282,9 @@ def _by_op(model: ir.Model, plan: Plan) -> tuple[tuple[OpOutlook, ...], tuple[Le
         row[1] += name in integer
         row[2] += name in taken_in
         row[3] += name in stored and name not in integer
-        if name not in integer and name not in taken_in and (name in reasons or operator(node).kind == "float compute"):
-            left.append((op, reasons.get(name) or _why_float(name in stored), name))
+        if name not in integer and name not in taken_in and (name in skipped or operator(node).kind == "float compute"):
+            known = skipped.get(name) or Skipped(name, op, *_why_float(name in stored))
+            left.append(_Left(op, known.reason, known.code.value, name))
     outlooks = tuple(OpOutlook(op, *row) for op, row in counts.items())
     return tuple(sorted(outlooks, key=lambda o: (-o.integer, -o.nodes, o.op))), _grouped(left)
 
@@ -289,15 +294,22 @@ def _absorbed(model: ir.Model, integer: set[str]) -> set[str]:
     return {inner.name or "" for n in nodes(model) if n.name in integer for inner in absorbed(n)} - integer
 
 
-def _why_float(stored: bool) -> str:
-    kernel = "onnxruntime has no integer kernel that is faster"
-    return f"{kernel}; its weights are stored as int8" if stored else kernel
+def _why_float(stored: bool) -> tuple[str, ReasonCode]:
+    code = ReasonCode.STORED_ONLY if stored else ReasonCode.NO_FASTER_KERNEL
+    return code.text(), code
 
 
-def _grouped(left: list[tuple[str, str, str]]) -> tuple[LeftGroup, ...]:
-    """(op, reason, node) grouped by the first two, the largest group first."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for op, reason, node in left:
-        groups.setdefault((op, reason), []).append(node)
-    found = (LeftGroup(op, reason, tuple(names)) for (op, reason), names in groups.items())
+class _Left(NamedTuple):
+    op: str
+    reason: str
+    code: str
+    node: str
+
+
+def _grouped(left: list[_Left]) -> tuple[LeftGroup, ...]:
+    """Nodes of one operator and reason together, the largest group first."""
+    groups: dict[_Left, list[str]] = {}
+    for one in left:
+        groups.setdefault(one._replace(node=""), []).append(one.node)
+    found = (LeftGroup(of.op, of.reason, tuple(names), of.code) for of, names in groups.items())
     return tuple(sorted(found, key=lambda g: -len(g.nodes)))

@@ -17,12 +17,12 @@ from onnxq.files.scratch import Scratch
 from onnxq.graph.linear_layer import products
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.kernels.targets import Target
-from onnxq.measure.assignment import KernelAssignment
+from onnxq.measure.assignment import KernelAssignment, assignments
 from onnxq.measure.kernels import KernelMap, kernel_map
 from onnxq.parameters.align import aligned
 from onnxq.parameters.choose import Parameters, choose
 from onnxq.parameters.concat import joined
-from onnxq.plan import KeptFloat, Plan, Storage, make_plan
+from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage, make_plan
 from onnxq.plan.place import Placement
 from onnxq.query import nodes
 from onnxq.ranges.fit import code_type, compensated_inputs
@@ -72,7 +72,7 @@ class Builder:
     placement: Placement = field(default_factory=Placement)
     fixed: Mapping[str, KeptFloat] = field(default_factory=dict)
     ahead: bool = False
-    unseen: str = "the calibration data never reached it (a branch that did not run)"
+    unseen: ReasonCode = ReasonCode.NEVER_REACHED
     statistics: Statistics = field(default_factory=Statistics)
     parameters: Parameters | None = None
     scratch: Scratch = field(default_factory=Scratch)
@@ -88,20 +88,20 @@ class Builder:
                 plan = self._plan(kept)
             draft = self._drafted(plan)
             kernels = kernel_map(draft.runtime_model)
-            assignments = kernels.assignments(draft.runtime_model)
+            found = assignments(draft.runtime_model, kernels)
             refused = (
                 {}
                 if self.config.simulated
                 else {
-                    f.node: KeptFloat(f"the runtime keeps it in a float kernel ({f.why or f.kernel})", Storage.DYNAMIC)
-                    for f in assignments
+                    f.node: KeptFloat.of(ReasonCode.RUNTIME_KERNEL, Storage.DYNAMIC, why=f.why or f.kernel or "")
+                    for f in found
                     if f.node in plan.anchors and not f.integer and f.node not in kept
                 }
             )
             if not refused:
                 break
             kept.update(refused)
-        return Built(plan, draft.parameters, draft.model, draft.runtime_model, kernels, assignments, kept)
+        return Built(plan, draft.parameters, draft.model, draft.runtime_model, kernels, found, kept)
 
     def draft(self, keep_float: Mapping[str, KeptFloat]) -> Draft:
         """As ``build``, for a look in passing, without asking the runtime about its kernels."""
@@ -179,7 +179,7 @@ class Builder:
         missing = {t for t in plan.observed if t not in self.statistics.histograms}
         if not missing:
             return {}
-        reason = KeptFloat(self.unseen, Storage.DYNAMIC)
+        reason = KeptFloat.of(self.unseen, Storage.DYNAMIC)
         return {name: reason for name in plan.integer if touches(self.prepared, name, missing)}
 
 

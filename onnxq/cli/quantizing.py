@@ -80,6 +80,7 @@ def quantize(
     from onnxq.files.atomic import write_bytes
     from onnxq.measure.size import model_size
     from onnxq.pipeline import quantize as run_pipeline
+    from onnxq.report.tables import show
 
     notices = Console(stderr=True)
     if calib is None and data is not None and not quiet:
@@ -97,7 +98,7 @@ def quantize(
         more = {"output": str(target), "shortcomings": failures}
         typer.echo(json.dumps({**report.to_dict(), **more}, indent=2, allow_nan=False))
     elif not quiet:
-        report.render(Console())
+        show(report, Console())
         # The name that was typed; a data file, if there is one, lies beside it.
         typer.echo(f"Wrote {' and '.join([str(target), *(path.name for path in written[1:])])}.")
     if data is None and not quiet:

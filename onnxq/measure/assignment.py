@@ -18,6 +18,7 @@ import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
 from onnxq.kernels.operators import named
@@ -31,12 +32,43 @@ if TYPE_CHECKING:
 _SMALLEST_WEIGHT = 9
 
 
+class FloatCause(Enum):
+    """The likeliest cause why a compute node does not run on integers; ``TEXTS`` says each in words."""
+
+    NO_INTEGER_KERNEL = "no_integer_kernel"
+    INPUT_NOT_DEQUANTIZED = "input_not_dequantized"
+    WEIGHT_NOT_DEQUANTIZED = "weight_not_dequantized"
+    GRAPH_OUTPUT = "graph_output"
+    OUTPUT_NOT_QUANTIZED = "output_not_quantized"
+    FUSION_RULES = "fusion_rules"
+    UNTRACED = "untraced"
+
+    def text(self, **names: str) -> str:
+        """The cause in words; without ``names`` that of all nodes that share it."""
+        return " ".join(TEXTS[self].format_map(defaultdict(str, names)).split())
+
+
+# ``tensor``: the name of the one that is not as it should be; ``op``: the node's operator.
+TEXTS = {
+    FloatCause.NO_INTEGER_KERNEL: "onnxruntime has no integer kernel for {op}",
+    FloatCause.INPUT_NOT_DEQUANTIZED: "its input {tensor} does not come from a DequantizeLinear in the same graph",
+    FloatCause.WEIGHT_NOT_DEQUANTIZED: "its weight {tensor} does not come from a DequantizeLinear in the same graph",
+    FloatCause.GRAPH_OUTPUT: "its output is an output of the graph, so no QuantizeLinear can absorb it",
+    FloatCause.OUTPUT_NOT_QUANTIZED: "its output does not go to one QuantizeLinear alone",
+    FloatCause.FUSION_RULES: (
+        "its types, zero points, bias or activation do not meet onnxruntime's rules for integer kernels"
+    ),
+    FloatCause.UNTRACED: "no node of the optimised graph could be traced to it",
+}
+
+
 @dataclass(frozen=True)
 class KernelAssignment:
     """Where the compute node ``node`` (an ``op``; its first output is ``output``) of the unoptimised model ended.
 
     ``kernel``: the operator that runs it, None where no trace of it is left (folded away, or fused with others).
-    ``found_by``: ``name``, ``output``, ``weight`` or ``""``. ``why``: for those not on integers, the likeliest cause.
+    ``found_by``: ``name``, ``output``, ``weight`` or ``""``. ``why``: for those not on
+    integers, the likeliest cause in words; ``code``: which one that is.
     """
 
     node: str
@@ -47,6 +79,7 @@ class KernelAssignment:
     integer: bool
     found_by: str
     why: str
+    code: FloatCause | None = None
 
 
 def assignments(model: Model, kernels: KernelMap) -> tuple[KernelAssignment, ...]:
@@ -117,14 +150,19 @@ class _Original:
     output: str
     reached: tuple[str, ...]
     weights: tuple[str, ...]
+    code: FloatCause
     why: str
 
 
 def _assignment(original: _Original, kernel: Kernel | None, rule: str) -> KernelAssignment:
     integer = kernel is not None and kernel.kind == "integer compute"
-    why = "" if integer else original.why if kernel else "no node of the optimised graph could be traced to it"
     op = None if kernel is None else kernel.op
-    return KernelAssignment(original.node, original.op, original.scope, original.output, op, integer, rule, why)
+    code: FloatCause | None = None
+    why = ""
+    if not integer:
+        code = FloatCause.UNTRACED if kernel is None else original.code
+        why = code.text() if kernel is None else original.why
+    return KernelAssignment(original.node, original.op, original.scope, original.output, op, integer, rule, why, code)
 
 
 _Rule: TypeAlias = "tuple[str, Callable[[_Original], Iterable[str]], Callable[[Kernel], Iterable[str]]]"
@@ -149,7 +187,7 @@ class _Graph:
                 output = next((name for name in node.output if name), "")
                 weights = tuple(sorted(w for name in node.input for w in self._weights(name)))
                 reached = self._reached(node)
-                yield _Original(node.name, node.op_type, self.scope, output, reached, weights, self._why(node))
+                yield _Original(node.name, node.op_type, self.scope, output, reached, weights, *self._cause(node))
 
     def _reached(self, node: onnx.NodeProto) -> tuple[str, ...]:
         order = dict.fromkeys(name for name in node.output if name)
@@ -178,23 +216,27 @@ class _Graph:
                 return set()
         return found
 
-    def _why(self, node: onnx.NodeProto) -> str:
-        """The first rule of onnxruntime's QDQ fusions that ``node`` breaks, or a shrug."""
+    def _cause(self, node: onnx.NodeProto) -> tuple[FloatCause, str]:
+        """The first rule of onnxruntime's QDQ fusions that ``node`` breaks, or a shrug; and that in words."""
+        tensor, code = self._broken_rule(node)
+        return code, code.text(tensor=tensor, op=node.op_type)
+
+    def _broken_rule(self, node: onnx.NodeProto) -> tuple[str, FloatCause]:
         record = named(node.op_type)
         if record.slot is None:
-            return f"onnxruntime has no integer kernel for {node.op_type}"
-        for i, role in enumerate(("input", "weight")):
+            return "", FloatCause.NO_INTEGER_KERNEL
+        for i, code in enumerate((FloatCause.INPUT_NOT_DEQUANTIZED, FloatCause.WEIGHT_NOT_DEQUANTIZED)):
             name = node.input[i] if i < len(node.input) else ""
             maker = self.makers.get(name)
             while maker is not None and named(maker.op_type).propagates:
                 maker = self.makers.get(maker.input[0])
             if maker is None or named(maker.op_type).kind != "dequantize":
-                return f"its {role} {name} does not come from a DequantizeLinear in the same graph"
+                return name, code
         users = self.users[node.output[0]]
         while len(users) == 1 and named(users[0].op_type).absorbed:
             users = self.users[users[0].output[0]]
         if node.output[0] in self.outputs and record.between_codes:
-            return "its output is an output of the graph, so no QuantizeLinear can absorb it"
+            return "", FloatCause.GRAPH_OUTPUT
         if record.between_codes and not (len(users) == 1 and named(users[0].op_type).kind == "quantize"):
-            return "its output does not go to one QuantizeLinear alone"
-        return "its types, zero points, bias or activation do not meet onnxruntime's rules for integer kernels"
+            return "", FloatCause.OUTPUT_NOT_QUANTIZED
+        return "", FloatCause.FUSION_RULES

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import onnx
 
     from onnxq.kernels.record import Kind
-    from onnxq.measure.assignment import KernelAssignment
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,6 @@ class KernelMap:
         for node in self.nodes:
             table.setdefault(node.kind, Counter())[node.op] += 1
         return {kind: dict(sorted(ops.items())) for kind, ops in sorted(table.items())}
-
-    def assignments(self, model: Model) -> tuple[KernelAssignment, ...]:
-        """For each compute node of ``model``, which this map was made from: the kernel it ended in."""
-        from onnxq.measure.assignment import assignments
-
-        return assignments(model, self)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, the counts included."""

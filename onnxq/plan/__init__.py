@@ -1,6 +1,7 @@
 """Where QuantizeLinear and DequantizeLinear go, decided from the graph alone."""
 
 from onnxq.plan.planner import make_plan
+from onnxq.plan.reasons import ReasonCode
 from onnxq.plan.types import Bias, Constant, KeptFloat, Own, Plan, Point, SharedWith, Skipped, Storage, Weight
 from onnxq.plan.units import absorbed, fused_output
 
@@ -11,6 +12,7 @@ __all__ = [
     "Own",
     "Plan",
     "Point",
+    "ReasonCode",
     "SharedWith",
     "Skipped",
     "Storage",

@@ -35,11 +35,11 @@ from onnxq.kernels.work import (
     in_layout,
     work_of,
 )
+from onnxq.plan.reasons import ReasonCode
 from onnxq.plan.types import KeptFloat, Plan, Storage
 from onnxq.plan.units import absorbed, ends_in_activation, read, written
 from onnxq.query import nodes
 
-NOT_WORTH_IT = "integers would not pay here, conversions counted"
 # What a layer of unknown size is taken to gain, in microseconds.
 _UNKNOWN_GAIN = 1.0
 
@@ -122,7 +122,9 @@ def uneconomic(
     costs = table_costs(model, plan, shapes, table, target) if costs is None else costs
     kept = _Cut(model, plan, shapes, table, costs, wanted).float_side()
     by_name = {n.name or "": n for n in nodes(model)}
-    return {name: KeptFloat(NOT_WORTH_IT, _stored(by_name[name])) for name in plan.integer if name in kept}
+    return {
+        name: KeptFloat.of(ReasonCode.NOT_WORTH_IT, _stored(by_name[name])) for name in plan.integer if name in kept
+    }
 
 
 def _writes_codes(node: ir.Node) -> bool:

@@ -25,13 +25,12 @@ from onnxq.kernels import ops
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Layout
 from onnxq.kernels.targets import Target
+from onnxq.plan.reasons import ReasonCode
 from onnxq.plan.stored import stored_formats
 from onnxq.plan.types import KeptFloat, Own, Plan, Point, SharedWith, Skipped, Source, Storage
 from onnxq.plan.units import ends_in_activation, maker_of, read, written
 from onnxq.plan.weights import anchor_weights, biases, fused_products, operands, stored_weights
 from onnxq.query import array, constant, is_float, nodes
-
-ONLY_WEIGHTS = "only weights are quantized (activations = none)"
 
 
 def make_plan(
@@ -56,22 +55,20 @@ def make_plan(
     candidates: dict[str, ir.Node] = {}
     refused = dict(keep_float or {})
     for name in unobservable(model):
-        refused.setdefault(
-            name, KeptFloat("inside a Loop or Scan body, whose tensors cannot be observed", Storage.DYNAMIC)
-        )
+        refused.setdefault(name, KeptFloat.of(ReasonCode.LOOP_BODY, Storage.DYNAMIC))
     for node in nodes(model):
         name = node.name or ""
         rule = rules.first(node)
         if rule is not None and rule.precision in ("float", "stored"):
             weight = Storage.PACKED if rule.precision == "stored" else None
-            refused[name] = KeptFloat(f"kept float by rule '{rule.match}'", weight)
+            refused[name] = KeptFloat.of(ReasonCode.RULE, weight, why=rule.match)
         if rule is not None and rule.precision == "int8-gemm":
             products.add(name)
         if ops.weight_slot(node) is not None:
             if name not in refused and (obstacle := ops.anchor_obstacle(node)) is not None:
-                refused[name] = KeptFloat(obstacle, Storage.PACKED)
+                refused[name] = KeptFloat.of(ReasonCode.OBSTACLE, Storage.PACKED, why=obstacle)
             if name not in refused and config.activations == "none":
-                refused[name] = KeptFloat(ONLY_WEIGHTS, Storage.BLOCKS)
+                refused[name] = KeptFloat.of(ReasonCode.WEIGHTS_ONLY, Storage.BLOCKS)
             if name not in refused:
                 anchors[name] = node
         elif name not in refused and ops.can_follow(node) and (operator(node).fast(target) or name in slower):
@@ -80,7 +77,7 @@ def make_plan(
     formats = stored_formats(model, config)
     by_name = _named(model)
     skipped = [
-        Skipped(name, node.op_type, refused[name].reason)
+        Skipped(name, node.op_type, refused[name].reason, refused[name].code)
         for name, node in by_name.items()
         if name in refused and _could_run(node, target)
     ]

@@ -7,6 +7,7 @@ from enum import Enum
 
 from onnxq.config.formats import WeightFormat
 from onnxq.numerics import Granularity, QType
+from onnxq.plan.reasons import ReasonCode
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,12 @@ class Constant:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A node that could carry integers but stays float, and why."""
+    """A node that could carry integers but stays float, and why: in words, and as a code."""
 
     node: str
     op: str
     reason: str
+    code: ReasonCode = ReasonCode.OTHER
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,17 @@ class KeptFloat:
     """Why a node cannot have a fixed activation range, and what its weight may become all the same.
 
     ``weight``: None leaves it float; ``DYNAMIC`` falls back to ``PACKED`` for nodes that have no such kernel.
+    ``reason`` is for the user; what is compared is ``code``.
     """
 
     reason: str
     weight: Storage | None = None
+    code: ReasonCode = ReasonCode.OTHER
+
+    @classmethod
+    def of(cls, code: ReasonCode, weight: Storage | None = None, *, why: str = "") -> KeptFloat:
+        """That for the reason ``code``; ``why`` as in ``ReasonCode.text``."""
+        return cls(code.text(why), weight, code)
 
 
 @dataclass(frozen=True)

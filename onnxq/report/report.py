@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnxq.measure.assignment import KernelAssignment
 from onnxq.measure.compare import Comparison
@@ -14,18 +14,19 @@ from onnxq.measure.layers import LayerNoise
 from onnxq.measure.size import ModelSize
 from onnxq.runtime.plain import plain
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 
 @dataclass(frozen=True)
 class LeftFloat:
-    """A compute node that does not run on integers: the float operator ``kernel`` it ended in, and why."""
+    """A compute node that does not run on integers: the float operator ``kernel`` it ended in, and why.
+
+    ``code``: that of the reason, which no wording changes.
+    """
 
     node: str
     op: str
     kernel: str | None
     reason: str
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ class Report:
 
     ``latency``: the float model first, the quantized one second. ``assignments``: of the compute nodes of the *result*.
     ``reasons``: why a node was left float, by node name or, for unnamed nodes, by first output name; where it says
-    nothing, the cause found in the graph stands. ``provenance``: versions, options, data, as text. ``tuning``: the
-    candidates that were timed. ``adaptation``: None where none was asked for. ``bits``: where they were given by
-    sensitivity.
+    nothing, the cause found in the graph stands; ``reason_codes``: the codes of these.
+    ``provenance``: versions, options, data, as text. ``tuning``: the candidates that were timed. ``adaptation``: None
+    where none was asked for. ``bits``: where they were given by sensitivity.
     """
 
     source: ModelSize
@@ -120,6 +121,7 @@ class Report:
     assignments: tuple[KernelAssignment, ...] = ()
     layers: tuple[LayerNoise, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
+    reason_codes: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -136,10 +138,14 @@ class Report:
     def left_float(self) -> tuple[LeftFloat, ...]:
         """The compute nodes that do not, each with its reason."""
         return tuple(
-            LeftFloat(f.node or f.output, f.op, f.kernel, self.reasons.get(f.node or f.output) or f.why)
-            for f in self.assignments
-            if not f.integer
+            LeftFloat(f.node or f.output, f.op, f.kernel, *self._reason(f)) for f in self.assignments if not f.integer
         )
+
+    def _reason(self, assignment: KernelAssignment) -> tuple[str, str]:
+        name = assignment.node or assignment.output
+        if name in self.reasons:
+            return self.reasons[name], self.reason_codes.get(name, "")
+        return assignment.why, "" if assignment.code is None else assignment.code.value
 
     @property
     def smaller(self) -> float:
@@ -178,9 +184,3 @@ class Report:
         import json
 
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    def render(self, console: Console) -> None:
-        """Print it as tables on ``console``, fit for 80 columns and more."""
-        from onnxq.report.tables import show
-
-        show(self, console)

@@ -1,4 +1,4 @@
-"""Every result of this room as rich tables for the console; rich itself is imported only when something is printed."""
+"""A report, and what it holds, as rich tables for the console; rich is imported only when something is printed."""
 
 from __future__ import annotations
 

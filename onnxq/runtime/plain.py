@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """``value`` with dataclasses as dicts, tuples as lists, numpy scalars as numbers, and NaN or infinity as None.
+    """``value`` with dataclasses as dicts, members of an enum as their values, tuples as lists.
+
+    Numpy scalars become numbers, NaN and infinity None.
 
     Raises ``TypeError`` for anything JSON has no word for, rather than writing its ``repr``.
     """
+    if isinstance(value, Enum):
+        return plain(value.value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -42,7 +42,7 @@ def open_session(
     data_folder: Path | None = None,
     profile: Path | None = None,
 ) -> InferenceSession:
-    """An ``InferenceSession`` of ``model`` on the CPU that prints nothing.
+    """An ``InferenceSession`` of ``model`` on the CPU that prints nothing; the process's own logger stays as it is.
 
     ``threads``: for one operator; None leaves onnxruntime's choice. Operators run one after another.
     ``save_optimized``: where to write the graph that really runs, its weights in a ``.data`` file beside it.
@@ -53,7 +53,6 @@ def open_session(
     """
     import onnxruntime as ort
 
-    ort.set_default_logger_severity(_FATAL)
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimize])

@@ -23,7 +23,7 @@ from onnxq.graph.signature import Signature, signature
 from onnxq.kernels.targets import target_of
 from onnxq.measure.latency import LatencyReport, benchmark
 from onnxq.parameters.choose import Parameters
-from onnxq.plan import KeptFloat, make_plan
+from onnxq.plan import KeptFloat, ReasonCode, make_plan
 from onnxq.plan.place import Placement, place
 from onnxq.query import nodes
 from onnxq.report.provenance import metadata
@@ -218,7 +218,7 @@ def _repaired(
 
 def _fixed(equal: Equalized) -> dict[str, KeptFloat]:
     """What equalizing added stays float: it makes ready what is rounded behind it."""
-    return {name: KeptFloat(why) for name, why in equal.added.items()}
+    return {name: KeptFloat.of(ReasonCode.EQUALIZES, why=why) for name, why in equal.added.items()}
 
 
 def _harder(job: Job, builder: Builder, feed: Feed) -> tuple[Equalized, Builder] | None:
@@ -312,7 +312,7 @@ def without_data(job: Job, options: FeedOptions | None) -> Outcome:
         placement=place(job.prepared, job.config, target, feed or (), job.folder),
         watched=watched,
         trusted=trusted if feed is not None else frozenset(),
-        unseen="without calibration data the range of its input is unknown",
+        unseen=ReasonCode.RANGE_UNKNOWN,
         scratch=job.scratch,
     )
     timed = None if feed is None else feed.limit(_TIMED_FEEDS)

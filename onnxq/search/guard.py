@@ -17,7 +17,7 @@ import numpy.typing as npt
 from onnxq.build.builder import Built
 from onnxq.config import Config
 from onnxq.measure.compare import Comparison, OutputComparison, compare
-from onnxq.plan import KeptFloat, Plan, Storage
+from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Build = Callable[[Mapping[str, KeptFloat]], Built]
@@ -128,7 +128,7 @@ def repair(
         if (count, weight) not in tried:
             given = set(ranking[:count])
             given.update(layer for layer, served in goes_with.items() if served in given)
-            back = KeptFloat("given back to float: it cost too much accuracy", weight)
+            back = KeptFloat.of(ReasonCode.ACCURACY, weight)
             candidate = build({**first.kept_float, **dict.fromkeys(sorted(given), back)})
             tried[count, weight] = (candidate, verdict_of(candidate))
         return tried[count, weight][1].good
@@ -179,7 +179,7 @@ def _ranking(
     """The ``layers`` of ``first``, the noisiest one first: each in turn is all that is rounded ``among`` all layers."""
     noise: dict[str, float] = {}
     for done, name in enumerate(layers, start=1):
-        others = {n: KeptFloat("quantized alone") for n in among or first.plan.layers if n != name}
+        others = {n: KeptFloat.of(ReasonCode.QUANTIZED_ALONE) for n in among or first.plan.layers if n != name}
         noise[name] = noise_alone({**first.kept_float, **others})
         if progress is not None:
             progress(done, len(layers))

@@ -21,7 +21,7 @@ from onnxq.build.builder import Built
 from onnxq.config import Config, Rule
 from onnxq.files.cache import cache_folder, in_one_stroke
 from onnxq.kernels import cpu
-from onnxq.plan import KeptFloat, Storage
+from onnxq.plan import KeptFloat, ReasonCode, Storage
 from onnxq.plan.place import Placement
 from onnxq.query import nodes
 from onnxq.report.report import Trial
@@ -29,7 +29,7 @@ from onnxq.search.tune import Tuning
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
-_FORMAT = 1
+_FORMAT = 2
 _log = logging.getLogger(__name__)
 
 
@@ -67,8 +67,8 @@ def recall(key: str, seconds: float) -> Tuning | None:
         if content["seconds"] < seconds:
             return None
         kept = {
-            name: KeptFloat(reason, None if storage is None else Storage[storage])
-            for name, (reason, storage) in content["keep_float"].items()
+            name: KeptFloat(reason, None if storage is None else Storage[storage], ReasonCode(code))
+            for name, (reason, storage, code) in content["keep_float"].items()
         }
         trials = tuple(Trial(**trial) for trial in content["trials"])
         placement = Placement(kept, frozenset(content["force_gemm"]), frozenset(content["slower"]))
@@ -86,7 +86,7 @@ def remember(key: str, tuning: Tuning, seconds: float) -> None:
         "force_gemm": sorted(tuning.placement.force_gemm),
         "slower": sorted(tuning.placement.slower),
         "keep_float": {
-            name: (kept.reason, None if kept.weight is None else kept.weight.name)
+            name: (kept.reason, None if kept.weight is None else kept.weight.name, kept.code.value)
             for name, kept in tuning.placement.keep_float.items()
         },
         "trials": [asdict(trial) for trial in tuning.trials],

@@ -19,7 +19,7 @@ from onnxq.graph.runtime_model import to_runtime
 from onnxq.graph.signature import signature
 from onnxq.kernels.targets import TARGETS
 from onnxq.measure.assignment import KernelAssignment
-from onnxq.plan import KeptFloat, Storage
+from onnxq.plan import KeptFloat, ReasonCode, Storage
 from onnxq.search.trial import Trial, with_extrapolated_ranges
 
 
@@ -81,32 +81,27 @@ def test_a_branch_that_did_not_run_is_not_guessed(tmp_path: Path) -> None:
 
 def test_what_the_runtime_refuses_stays_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A runtime that does not fuse ``conv1``: the next round leaves it float and says why."""
-    real = build_module.kernel_map
+    real = build_module.assignments
 
-    class Map:
-        def __init__(self, model: Any) -> None:
-            self.model = model
+    def refusing(model: Any, kernels: Any) -> tuple[KernelAssignment, ...]:
+        return tuple(
+            KernelAssignment(f.node, f.op, f.scope, f.output, "Conv", False, f.found_by, "no kernel")
+            if f.node == "conv1"
+            else f
+            for f in real(model, kernels)
+        )
 
-        def assignments(self, model: Any) -> tuple[KernelAssignment, ...]:
-            found = real(model).assignments(model)
-            return tuple(
-                KernelAssignment(f.node, f.op, f.scope, f.output, "Conv", False, f.found_by, "no kernel")
-                if f.node == "conv1"
-                else f
-                for f in found
-            )
-
-    monkeypatch.setattr(build_module, "kernel_map", Map)
+    monkeypatch.setattr(build_module, "assignments", refusing)
     built = builder(residual(), tmp_path).build()
     assert set(built.plan.anchors) == {"stem", "conv2", "fc"}
     assert built.kept_float["conv1"].reason == "the runtime keeps it in a float kernel (no kernel)"
 
 
 def test_without_trust_no_activation_is_quantized(tmp_path: Path) -> None:
-    b = builder(gemm(), tmp_path, [], trusted=frozenset(), unseen="nobody saw it")
+    b = builder(gemm(), tmp_path, [], trusted=frozenset(), unseen=ReasonCode.RANGE_UNKNOWN)
     built = b.build()
     assert built.plan.points == ()
-    assert {s.reason for s in built.plan.skipped} == {"nobody saw it"}
+    assert {s.reason for s in built.plan.skipped} == {"without calibration data the range of its input is unknown"}
 
 
 def test_any_number_of_rounds_of_unseen_tensors_ends(tmp_path: Path) -> None:
@@ -128,7 +123,7 @@ def test_a_trusted_part_is_quantized_with_fixed_ranges(tmp_path: Path) -> None:
 
     proto = batchnorm_cnn()
     watched, trusted = impose_moments(prepared(proto))
-    built = builder(proto, tmp_path, watched=watched, trusted=trusted, unseen="unknown").build()
+    built = builder(proto, tmp_path, watched=watched, trusted=trusted, unseen=ReasonCode.RANGE_UNKNOWN).build()
     assert built.plan.anchors == ("conv1", "conv2", "fc")  # conv0 reads the input, of which nothing is known
     assert "x" not in built.parameters.tensors
 

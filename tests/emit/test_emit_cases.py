@@ -17,6 +17,7 @@ from onnxq.config import Config, Rule
 from onnxq.emit import emit, weight_key
 from onnxq.errors import DataError, ModelError
 from onnxq.kernels.targets import TARGETS
+from onnxq.measure.assignment import assignments
 from onnxq.measure.kernels import kernel_map
 from onnxq.numerics import INT32, QType, bias_params
 from onnxq.plan import KeptFloat, Storage
@@ -31,7 +32,7 @@ def ops(proto: onnx.ModelProto) -> list[str]:
 
 
 def kernels(e: Emitted) -> dict[str, str | None]:
-    return {f.node: f.kernel for f in kernel_map(e.content).assignments(e.content)}
+    return {f.node: f.kernel for f in assignments(e.content, kernel_map(e.content))}
 
 
 # -- weights --------------------------------------------------------------------------------------------------------

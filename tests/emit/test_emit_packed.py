@@ -20,6 +20,7 @@ from onnxq.emit.packed import expanded
 from onnxq.emit.pieces import Before, Pieces
 from onnxq.errors import ModelError
 from onnxq.graph.io import serialize
+from onnxq.measure.assignment import assignments
 from onnxq.measure.kernels import kernel_map
 from onnxq.numerics import PerAxis
 from onnxq.plan import KeptFloat, Storage
@@ -132,7 +133,7 @@ def test_native_int4_tensors_give_the_same_on_the_same_kernels(net: str) -> None
         outputs = [session(content, optimized=optimized).run(None, feed) for content in contents]
         for one, other in zip(*outputs, strict=True):
             np.testing.assert_array_equal(one, other)
-    kernels = [{f.node: f.kernel for f in kernel_map(content).assignments(content)} for content in contents]
+    kernels = [{f.node: f.kernel for f in assignments(content, kernel_map(content))} for content in contents]
     assert kernels[0] == kernels[1]
     assert any("onnxruntime 1.23" in note for note in native.report.notes)
 
@@ -175,7 +176,7 @@ def test_integer_kernels_compute_with_packed_weights(net: str, text: str) -> Non
     usual = emitted(proto)
     packed = emitted(proto, config=Config(weights=text, first_last=text))
     assert all(str(w.stored) == text for w in packed.plan.weights)
-    kernels = [{f.node: f.kernel for f in kernel_map(e.content).assignments(e.content)} for e in (usual, packed)]
+    kernels = [{f.node: f.kernel for f in assignments(e.content, kernel_map(e.content))} for e in (usual, packed)]
     assert kernels[0] == kernels[1]
     assert not [k.name for k in kernel_map(packed.content).waste if k.waste >= 64]
     (feed,) = feeds(proto, 1, seed=3)
@@ -274,7 +275,7 @@ def test_blocks_compute_what_the_weight_says(text: str, inputs: int) -> None:
     for optimized in (True, False):
         (found,) = session(e.content, optimized=optimized).run(None, feed)
         np.testing.assert_allclose(found, y, rtol=1e-4, atol=1e-4 * np.abs(y).max())
-    assert [k for k in (f.kernel for f in kernel_map(e.content).assignments(e.content)) if k] == ["MatMulNBits"] * 2
+    assert [k for k in (f.kernel for f in assignments(e.content, kernel_map(e.content))) if k] == ["MatMulNBits"] * 2
 
 
 def test_a_shared_weight_has_one_tensor_of_blocks() -> None:

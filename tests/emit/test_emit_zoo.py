@@ -10,6 +10,7 @@ import pytest
 from emitting import Emitted, emitted, session, simulate, sqnr
 from zoo import ZOO, feeds
 
+from onnxq.measure.assignment import assignments
 from onnxq.measure.kernels import kernel_map
 
 # Static models without bodies: what the simulation can follow.
@@ -31,9 +32,9 @@ def made(name: str) -> Emitted:
 @pytest.mark.parametrize("name", ZOO)
 def test_every_anchor_runs_in_an_integer_kernel(name: str) -> None:
     e = made(name)
-    assignments = {f.node: f for f in kernel_map(e.content).assignments(e.content)}
-    assert {n: assignments[n].kernel for n in e.plan.anchors if not assignments[n].integer} == {}
-    assert "MatMulNBits" not in {assignments[n].kernel for n in e.plan.anchors}  # weights only: activations stay float
+    found = {f.node: f for f in assignments(e.content, kernel_map(e.content))}
+    assert {n: found[n].kernel for n in e.plan.anchors if not found[n].integer} == {}
+    assert "MatMulNBits" not in {found[n].kernel for n in e.plan.anchors}  # weights only: activations stay float
 
 
 @pytest.mark.parametrize("name", ZOO)

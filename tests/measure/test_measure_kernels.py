@@ -10,7 +10,7 @@ import onnx
 import pytest
 from measure_models import Graph, conv_net, if_net, linear_net, residual_net
 
-from onnxq.measure import kernel_map
+from onnxq.measure import assignments, kernel_map
 
 
 @pytest.mark.parametrize("level", ["extended", "all"])
@@ -19,26 +19,26 @@ def test_conv_relu_conv_runs_on_integers(level: str) -> None:
     assert [k.op for k in kernels.integer_compute] == ["QLinearConv", "QLinearConv"]
     assert kernels.float_compute == ()
     assert kernels.waste == ()
-    found = [(f.node, f.kernel, f.integer, f.why) for f in kernels.assignments(conv_net())]
+    found = [(f.node, f.kernel, f.integer, f.why) for f in assignments(conv_net(), kernels)]
     assert found == [("conv1", "QLinearConv", True, ""), ("conv2", "QLinearConv", True, "")]
 
 
 @pytest.mark.parametrize("level", ["extended", "all"])
 def test_nodes_without_names_are_traced_by_their_outputs(level: str) -> None:
     model = conv_net(named=False)
-    assignments = kernel_map(model, level=level).assignments(model)
-    assert [(f.output, f.kernel, f.integer) for f in assignments] == [
+    found = assignments(model, kernel_map(model, level=level))
+    assert [(f.output, f.kernel, f.integer) for f in found] == [
         ("c1", "QLinearConv", True),
         ("c2", "QLinearConv", True),
     ]
-    assert all(f.found_by in ("output", "weight") for f in assignments)
+    assert all(f.found_by in ("output", "weight") for f in found)
 
 
 def test_missing_output_quantization_leaves_float_convs_and_says_why() -> None:
     model = conv_net(broken=True)
     kernels = kernel_map(model)
     assert kernels.integer_compute == ()
-    first, second = kernels.assignments(model)
+    first, second = assignments(model, kernels)
     assert (first.kernel, second.kernel) == ("FusedConv", "Conv")
     assert "QuantizeLinear" in first.why
     assert "r1" in second.why
@@ -49,17 +49,17 @@ def test_missing_output_quantization_leaves_float_convs_and_says_why() -> None:
 
 def test_matmul_with_bias_and_gemm() -> None:
     model = linear_net(quantized=True)
-    assignments = kernel_map(model).assignments(model)
-    assert [(f.node, f.op, f.integer) for f in assignments] == [("matmul", "MatMul", True), ("gemm", "Gemm", True)]
-    assert assignments[1].kernel == "QGemm"
+    found = assignments(model, kernel_map(model))
+    assert [(f.node, f.op, f.integer) for f in found] == [("matmul", "MatMul", True), ("gemm", "Gemm", True)]
+    assert found[1].kernel == "QGemm"
 
 
 def test_float_model_is_all_float_even_where_layouts_rename_nodes() -> None:
     model = conv_net(quantized=False)
     for level in ("extended", "all"):
-        assignments = kernel_map(model, level=level).assignments(model)
-        assert [f.node for f in assignments] == ["conv1", "conv2"]
-        assert all(f.kernel is not None and not f.integer and f.why for f in assignments)
+        found = assignments(model, kernel_map(model, level=level))
+        assert [f.node for f in found] == ["conv1", "conv2"]
+        assert all(f.kernel is not None and not f.integer and f.why for f in found)
 
 
 def test_elementwise_and_movement_are_told_from_compute() -> None:
@@ -72,8 +72,8 @@ def test_elementwise_and_movement_are_told_from_compute() -> None:
 
 def test_bodies_are_looked_into() -> None:
     kernels = kernel_map(if_net())
-    assignments = {f.scope: (f.node, f.kernel, f.integer) for f in kernels.assignments(if_net())}
-    assert assignments == {
+    found = {f.scope: (f.node, f.kernel, f.integer) for f in assignments(if_net(), kernels)}
+    assert found == {
         "branch/then_branch": ("inner", "QLinearMatMul", True),
         "branch/else_branch": ("inner", "MatMul", False),
     }
@@ -94,8 +94,8 @@ def attention(*, named: bool) -> bytes:
 @pytest.mark.parametrize("named", [True, False])
 def test_values_renamed_by_moving_q_are_traced(named: bool) -> None:
     model = attention(named=named)
-    assignments = kernel_map(model).assignments(model)
-    assert [(f.output, f.kernel, f.integer) for f in assignments] == [
+    found = assignments(model, kernel_map(model))
+    assert [(f.output, f.kernel, f.integer) for f in found] == [
         ("m", "QLinearMatMul", True),
         ("a", "MatMul", False),
     ]
@@ -107,7 +107,7 @@ def test_a_nameless_weight_only_matmul_is_traced_by_its_weight() -> None:
     g.node("MatMul", ["x", g.weight("w", g.random(64, 32), axis=1)[0]], "m", name="")
     g.node("Add", ["m", g.const("b", g.random(32))], "y", name="")
     model = g.model({"x": [1, 5, 64]}, {"y": [1, 5, 32]})
-    (assignment,) = kernel_map(model).assignments(model)
+    (assignment,) = assignments(model, kernel_map(model))
     assert assignment.kernel in ("MatMulNBits", "MatMul", "Gemm")
     assert assignment.integer == (assignment.kernel == "MatMulNBits")
 
@@ -117,8 +117,8 @@ def test_an_inlined_branch_is_traced_and_the_dead_one_is_not() -> None:
     model.graph.node[1].CopyFrom(onnx.helper.make_node("Identity", ["always"], ["condition"]))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "always"))
     changed = model.SerializeToString()
-    assignments = {f.scope: (f.kernel, f.integer) for f in kernel_map(changed).assignments(changed)}
-    assert assignments == {"branch/then_branch": ("QLinearMatMul", True), "branch/else_branch": (None, False)}
+    found = {f.scope: (f.kernel, f.integer) for f in assignments(changed, kernel_map(changed))}
+    assert found == {"branch/then_branch": ("QLinearMatMul", True), "branch/else_branch": (None, False)}
 
 
 def test_paths_and_bytes_agree_and_the_map_is_json(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +148,34 @@ def test_a_missing_kernel_names_the_operator(said: str, monkeypatch: pytest.Monk
     text = failure(one_node("Relu", [2], opset=28))
     assert "(opset 28) needs QuantizeLinear of opset 28" in text
     assert "upgrade onnxruntime" in text
+
+
+HOST = """
+import sys
+import onnxruntime as ort
+from onnxq.errors import OnnxqError
+from onnxq.runtime.session import open_session
+
+ort.set_default_logger_severity(1)
+for path in sys.argv[1:3]:
+    try:
+        open_session(path if path.endswith("net.onnx") else b"broken")
+    except OnnxqError:
+        pass
+print("onnxq is done", file=sys.stderr, flush=True)
+ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+"""
+
+
+@pytest.mark.parametrize("second", ["net.onnx", "broken"])
+def test_the_hosts_logger_is_as_it_was(tmp_path: Path, second: str) -> None:
+    """A host that asks onnxruntime for its log hears it behind onnxq, and nothing from within."""
+    path = tmp_path / "net.onnx"
+    path.write_bytes(conv_net())
+    done = subprocess.run(
+        [sys.executable, "-c", HOST, str(path), str(tmp_path / second)], capture_output=True, text=True, check=True
+    )
+    within, behind = done.stderr.split("onnxq is done\n")
+    assert "[I:onnxruntime:" in behind
+    assert "Initializing session" in behind
+    assert "Initializing session" not in within

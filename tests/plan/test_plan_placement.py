@@ -14,7 +14,8 @@ from onnxq.config import Config
 from onnxq.kernels.costs import CostTable, Grid, cost_table
 from onnxq.kernels.targets import TARGETS
 from onnxq.plan import Plan, Storage, fused_output, make_plan
-from onnxq.plan.placement import NOT_WORTH_IT, Costs, table_costs, uneconomic
+from onnxq.plan.placement import Costs, table_costs, uneconomic
+from onnxq.plan.reasons import ReasonCode
 from onnxq.query import constant, nodes
 
 CHANNELS = 8
@@ -110,7 +111,7 @@ def kept(
     plan = make_plan(model, Config(), VNNI)
     costs = Costs(dict.fromkeys(plan.integer, float_us), {**dict.fromkeys(plan.integer, integer_us), "two": middle})
     found = uneconomic(model, plan, SHAPES, table(convert), VNNI, costs=costs, wanted=wanted)
-    assert {k.reason for k in found.values()} <= {NOT_WORTH_IT}
+    assert {k.code for k in found.values()} <= {ReasonCode.NOT_WORTH_IT}
     assert {k.weight for k in found.values()} <= {Storage.PACKED}  # the file shrinks all the same
     return set(found)
 

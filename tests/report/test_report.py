@@ -12,7 +12,7 @@ import pytest
 from measure_models import conv_net, feeds
 from rich.console import Console
 
-from onnxq.measure import benchmark, common_tensors, compare, kernel_map, layer_noise, model_size
+from onnxq.measure import assignments, benchmark, common_tensors, compare, kernel_map, layer_noise, model_size
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.report.report import Report
 from onnxq.report.tables import show
@@ -31,7 +31,7 @@ def report() -> Report:
         comparison=compare(FLOAT, QUANTIZED, DATA),
         latency=benchmark([FLOAT, QUANTIZED], DATA, seconds=0.02, min_rounds=5),
         kernels=kernels,
-        assignments=kernels.assignments(QUANTIZED),
+        assignments=assignments(QUANTIZED, kernels),
         layers=tuple(layer_noise(FLOAT, QUANTIZED, common_tensors(FLOAT, QUANTIZED)[:1], DATA)),
         reasons={"conv2": "first [and] last layer stay float"},
         notes=("calibrated on 3 samples",),

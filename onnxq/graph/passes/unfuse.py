@@ -184,13 +184,13 @@ def _attention(node: ir.Node) -> bool:
     return spelling.done(spelling("MultiHeadAttention", *inputs, part="heads", domain=_DOMAIN, **own))
 
 
-_COUNT = "keys"
+# Set on the value that this pass makes to hold the number of keys of each sample.
+_COUNTS_KEYS = "onnxq.counts_keys"
 
 
 def _counts_keys(mask: ir.Value) -> bool:
     """Whether ``mask`` holds the number of keys of each sample, and not one of the other things of rank 1."""
-    node = mask.producer()
-    return node is not None and (node.name or "").endswith(f"_{_COUNT}") and node.op_type == "ReduceSum"
+    return _COUNTS_KEYS in mask.meta
 
 
 def _normalised(spelling: _Spelling, x: ir.Value, *parameters: ir.Value | None) -> ir.Value:
@@ -252,7 +252,9 @@ def _embedding(node: ir.Node) -> bool:
     ones = spelling("Equal", mask, spelling.constant(np.array(1, np.int32), "one"), part="kept")
     ones = spelling("Cast", ones, part="kept_numbers", to=int(ir.DataType.INT32))
     axis = spelling.constant(np.array([1], np.int64), "row")
-    return spelling.done(y, spelling("ReduceSum", ones, axis, part=_COUNT, keepdims=0))
+    count = spelling("ReduceSum", ones, axis, part="keys", keepdims=0)
+    count.meta[_COUNTS_KEYS] = True
+    return spelling.done(y, count)
 
 
 _SPELLED = {

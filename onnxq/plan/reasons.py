@@ -1,0 +1,50 @@
+"""Why a node stays float, as codes: what is compared is the code, what is shown is its text."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class ReasonCode(Enum):
+    """Why a node has no fixed activation range; ``TEXTS`` says each in words."""
+
+    RULE = "rule"
+    LOOP_BODY = "loop_body"
+    OBSTACLE = "obstacle"
+    WEIGHTS_ONLY = "weights_only"
+    NOT_WORTH_IT = "not_worth_it"
+    NEVER_REACHED = "never_reached"
+    RANGE_UNKNOWN = "range_unknown"
+    RUNTIME_KERNEL = "runtime_kernel"
+    EQUALIZES = "equalizes"
+    ACCURACY = "accuracy"
+    FILE_NOT_SMALLER = "file_not_smaller"
+    SLOWER_THAN_FLOAT = "slower_than_float"
+    NO_FASTER_KERNEL = "no_faster_kernel"
+    STORED_ONLY = "stored_only"
+    QUANTIZED_ALONE = "quantized_alone"
+    OTHER = "other"  # whoever kept the node float says why in words only
+
+    def text(self, why: str = "") -> str:
+        """The reason in words; ``why``: the rule, obstacle or kernel that it names."""
+        return TEXTS[self].format(why=why)
+
+
+TEXTS = {
+    ReasonCode.RULE: "kept float by rule '{why}'",
+    ReasonCode.LOOP_BODY: "inside a Loop or Scan body, whose tensors cannot be observed",
+    ReasonCode.OBSTACLE: "{why}",
+    ReasonCode.WEIGHTS_ONLY: "only weights are quantized (activations = none)",
+    ReasonCode.NOT_WORTH_IT: "integers would not pay here, conversions counted",
+    ReasonCode.NEVER_REACHED: "the calibration data never reached it (a branch that did not run)",
+    ReasonCode.RANGE_UNKNOWN: "without calibration data the range of its input is unknown",
+    ReasonCode.RUNTIME_KERNEL: "the runtime keeps it in a float kernel ({why})",
+    ReasonCode.EQUALIZES: "{why}",
+    ReasonCode.ACCURACY: "float fallback: on integers it cost too much accuracy",
+    ReasonCode.FILE_NOT_SMALLER: "storing its weight as integers does not make the file smaller",
+    ReasonCode.SLOWER_THAN_FLOAT: "its integer kernel made the model slower than float on this machine",
+    ReasonCode.NO_FASTER_KERNEL: "onnxruntime has no integer kernel that is faster",
+    ReasonCode.STORED_ONLY: "onnxruntime has no integer kernel that is faster; its weights are stored as int8",
+    ReasonCode.QUANTIZED_ALONE: "another layer is quantized alone",
+    ReasonCode.OTHER: "{why}",
+}
