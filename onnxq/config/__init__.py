@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from onnxq.config.formats import weight_format
+from onnxq.config.formats import format_name
 from onnxq.errors import ConfigError, one_line
 
 # What ``ranges.layer`` knows; importing that would cost numpy, which ``onnxq --help`` does without.
@@ -58,7 +58,7 @@ class Rule:
         if not self.precision:
             object.__setattr__(self, "precision", "auto" if self.weights else "float")
         if self.weights:
-            weight_format(self.weights)
+            format_name(self.weights)
         if self.precision not in PRECISIONS:
             raise ConfigError(
                 f"rule '{self.match}': precision is one of {', '.join(PRECISIONS)}, not '{self.precision}'"
@@ -155,8 +155,9 @@ class Config:
         if self.weights == AUTO and self.activations != "uint8":
             raise ConfigError("weights = 'auto' goes with activations = 'uint8'")
         for text in (self.usual_weights, self.first_last, *(r.weights for r in self.rules if r.weights)):
-            if weight_format(text).offset and self.activations != "none":
-                raise ConfigError(f"weight format '{text}' has zero points: it goes with activations = 'none' only")
+            why = format_name(text).weights_only
+            if why and self.activations != "none":
+                raise ConfigError(f"weight format '{text}' {why}: it goes with activations = 'none' only")
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is one of {', '.join(known)}, not '{getattr(self, name)}'")
@@ -186,7 +187,7 @@ class Config:
     def native(self) -> bool:
         """Whether any weight may become an int4 tensor, which needs opset 21."""
         formats = (self.usual_weights, self.first_last, *(r.weights for r in self.rules if r.weights))
-        return self.int4_storage == "native" and (self.weights == AUTO or any(weight_format(f).native for f in formats))
+        return self.int4_storage == "native" and (self.weights == AUTO or any(format_name(f).native for f in formats))
 
     @property
     def guarded(self) -> bool:
