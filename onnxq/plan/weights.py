@@ -12,7 +12,7 @@ from onnxq.numerics import UINT4, Granularity, PerAxis, PerBlock
 from onnxq.plan.types import Bias, Constant, KeptFloat, Point, Storage, Weight
 from onnxq.plan.units import bias_add, fused_output, maker_of
 from onnxq.query import attribute, constant, is_float, nodes
-from onnxq.weights import NBits, WeightFormat, weight_format
+from onnxq.weights import NBits, WeightFormat, for_rows, weight_format
 
 # Symmetric codes reach from -127 to 127 at most: one lower they still fit.
 _SHIFT = -1
@@ -139,7 +139,7 @@ def stored_weights(
             linear = ops.weight_slot(node) is not None
             granularity = PerAxis(axes[0]) if linear else _row_granularity(shape, axes)
             stored = formats.get(name, weight_format("int8"))
-            stored = stored.folded if linear else stored.for_rows
+            stored = stored.folded if linear else for_rows(stored)
             found.append(Weight(value.name or "", name, index, target.weights, granularity, storage, stored))
     return found
 

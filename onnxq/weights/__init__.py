@@ -24,6 +24,7 @@ from onnxq.weights.format import GridFormat, Rows, WeightFormat
 from onnxq.weights.nbits import NBits
 from onnxq.weights.registry import register, unregister, weight_format
 from onnxq.weights.representation import Foldable, Levels, Plain, Representation, StoredWeight
+from onnxq.weights.uniform import for_rows
 from onnxq.weights.unpacking import Writer
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "StoredWeight",
     "WeightFormat",
     "Writer",
+    "for_rows",
     "register",
     "unregister",
     "weight_format",

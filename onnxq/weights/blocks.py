@@ -14,9 +14,8 @@ from onnxq.ranges.method import for_dead_parts
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.rounding import Blocks, Grid
 from onnxq.ranges.samples import F64
-from onnxq.weights.format import GridFormat, WeightFormat
+from onnxq.weights.format import GridFormat
 from onnxq.weights.representation import BlockLevels, Representation, all_levels
-from onnxq.weights.uniform import Uniform
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,6 @@ class BlockMultiples(GridFormat):
     @property
     def suffix(self) -> str:
         return f"w{self.bits}g{self.block}"
-
-    @property
-    def for_rows(self) -> WeightFormat:
-        """A row is the block."""
-        return Uniform(FormatName("int", self.bits))
 
     @property
     def in_kernel(self) -> FormatName | None:

@@ -75,11 +75,6 @@ class WeightFormat(ABC):
         return self
 
     @property
-    def for_rows(self) -> WeightFormat:
-        """What is stored of other weights than linear layers': rows are short, or looked up one at a time."""
-        return self
-
-    @property
     def in_kernel(self) -> FormatName | None:
         """What MatMulNBits computes with in place of this format (``nbits``); None: nothing."""
         return None

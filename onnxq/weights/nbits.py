@@ -43,10 +43,6 @@ class NBits(WeightFormat):
         return BlockMultiples(self.name)
 
     @property
-    def for_rows(self) -> WeightFormat:
-        return self.folded.for_rows
-
-    @property
     def in_kernel(self) -> FormatName | None:
         return self.name
 

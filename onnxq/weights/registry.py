@@ -20,6 +20,7 @@ _FORMATS: dict[str, Make] = {
     "uint": NBits,
     "codebook": Codebook,
 }
+_OWN = frozenset(_FORMATS)
 
 
 def register(family: Family, make: Make) -> None:
@@ -43,7 +44,9 @@ def register(family: Family, make: Make) -> None:
 
 
 def unregister(family: str) -> None:
-    """Forgets the formats of ``family``, which were registered."""
+    """Forgets the formats of ``family``. Raises ``ConfigError`` where nobody registered it."""
+    if family in _OWN or family not in FAMILIES:
+        raise ConfigError(f"'{family}' is no family that was registered")
     del FAMILIES[family], _FORMATS[family]
 
 

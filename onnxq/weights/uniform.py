@@ -14,7 +14,7 @@ from onnxq.ranges.layer import layer_steps
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.rounding import Grid
 from onnxq.ranges.samples import F64
-from onnxq.weights.format import GridFormat
+from onnxq.weights.format import GridFormat, WeightFormat
 from onnxq.weights.representation import Levels, Plain, Representation, all_levels
 
 # Weights of a block where MatMulNBits computes and no other number was asked for.
@@ -54,6 +54,11 @@ class Uniform(GridFormat):
 
     def representation(self, found: Fitted) -> Representation:
         return Levels(self.bits, all_levels(self.bits)) if self.packed else Plain()
+
+
+def for_rows(stored: WeightFormat) -> WeightFormat:
+    """What is stored in place of ``stored`` of weights that are no linear layer's: there a row is the block."""
+    return Uniform(FormatName("int", stored.bits)) if stored.block else stored
 
 
 def uniform_grid(step: F64, qtype: QType) -> Grid:
