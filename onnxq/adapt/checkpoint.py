@@ -19,9 +19,10 @@ import numpy.typing as npt
 from onnxq._version import __version__
 from onnxq.config import Config
 from onnxq.files.cache import cache_folder, in_one_stroke
-from onnxq.numerics import Quantized, QuantParams
+from onnxq.numerics import QuantParams
 from onnxq.parameters.choose import Parameters
 from onnxq.report.report import Refit, Step
+from onnxq.weights import StoredWeight
 
 _KEPT = 4
 
@@ -92,6 +93,8 @@ def _arrays(parameters: Parameters) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         yield f"w{i}_codes", weight.codes
         yield f"w{i}_scale", weight.params.scale
         yield f"w{i}_zero", weight.params.zero_point
+        for name, array in weight.representation.state().items():
+            yield f"w{i}_stored_{name}", array
     names = json.dumps([list(place) for place in parameters.biases])
     yield "biases", np.frombuffer(names.encode(), np.uint8)
     for i, bias in enumerate(parameters.biases.values()):
@@ -106,7 +109,11 @@ def _restored(base: Parameters, archive: np.lib.npyio.NpzFile) -> Parameters:
 
     tensors = {key: again(old, f"t{i}") for i, (key, old) in enumerate(base.tensors.items())}
     weights = {
-        key: Quantized(archive[f"w{i}_codes"], again(old.params, f"w{i}"))
+        key: StoredWeight(
+            archive[f"w{i}_codes"],
+            again(old.params, f"w{i}"),
+            replace(old.representation, **{n: archive[f"w{i}_stored_{n}"] for n in old.representation.state()}),
+        )
         for i, (key, old) in enumerate(base.weights.items())
     }
     places = [(node, index) for node, index in json.loads(archive["biases"].tobytes())]

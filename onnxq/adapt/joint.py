@@ -15,11 +15,10 @@ from onnxq.adapt.samples import Samples
 from onnxq.adapt.simulation import norm_places, simulated
 from onnxq.adapt.training_graph import Place, target_name, training_graph
 from onnxq.emit import weight_key
-from onnxq.numerics import Quantized, QuantParams, params
+from onnxq.numerics import QuantParams
 from onnxq.parameters.align import tied
 from onnxq.parameters.choose import Parameters
 from onnxq.plan import Plan, Storage, Weight
-from onnxq.ranges.fit import code_type
 
 F32 = npt.NDArray[np.float32]
 
@@ -78,7 +77,8 @@ def adapt_jointly(
         scale = (old.scale * np.exp(result.values[latent.log_scale].reshape(old.scale.shape))).astype(np.float32)
         codes = replace(old, scale=scale).quantize(result.values[latent.values])
         computed = weights[key].params
-        weights[key] = Quantized(codes.astype(computed.qtype.storage), replace(computed, scale=scale))
+        codes = codes.astype(computed.qtype.storage)
+        weights[key] = replace(weights[key], codes=codes, params=replace(computed, scale=scale))
     for place, name in biased.items():
         biases[place] = result.values[name]
     tensors = dict(parameters.tensors)
@@ -122,18 +122,14 @@ def _movable(plan: Plan, parameters: Parameters, frozen: Collection[str]) -> dic
         if keys.count(key) == 1
         and parameters.weights[key].params.granularity == w.granularity
         and w.storage is not Storage.GATHERED  # a batch reads few rows of a table
-        and not w.stored.codebook
-        and (w.storage is Storage.BLOCKS or not w.stored.block)
+        and w.stored.uniform
         and w.node not in frozen
     }
 
 
 def _in_codes(weight: Weight, computed: QuantParams) -> QuantParams:
     """The parameters with the codes that are stored, fewer than kernels compute with."""
-    if weight.storage is Storage.BLOCKS:
-        return computed
-    qtype = code_type(weight.stored, computed.qtype)
-    return params(qtype, computed.scale, granularity=computed.granularity)
+    return replace(computed, qtype=weight.stored.code_type(computed.qtype))
 
 
 def _size(model: ir.Model, name: str) -> float:

@@ -24,11 +24,12 @@ from onnxq.emit import weight_key
 from onnxq.graph.linear_layer import LinearLayer, linear_layer
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Arithmetic
-from onnxq.numerics import Quantized
-from onnxq.parameters.choose import Parameters, WeightJob, weight_jobs
+from onnxq.parameters.choose import Parameters
+from onnxq.parameters.weights import WeightJob, weight_jobs
 from onnxq.plan import Bias, Plan
 from onnxq.query import nodes, values_by_name
 from onnxq.report.report import Refit
+from onnxq.weights import StoredWeight
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -192,7 +193,7 @@ def _lacking(layer: Layer, clean: Walk, noisy: Walk, number: int) -> F32 | None:
 
 def _adapted(
     layer: Layer, fit: Pairs, check: Pairs | None, config: Config, outputs: F64 | None
-) -> tuple[Quantized, F32 | None, Refit]:
+) -> tuple[StoredWeight, F32 | None, Refit]:
     """The layer's weight and its bias, None where that has no say, for what was seen."""
     geometry, centred = layer.geometry, layer.centred
     weight = geometry.matrix(layer.job.data).astype(np.float64)

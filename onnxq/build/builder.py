@@ -25,7 +25,7 @@ from onnxq.parameters.concat import joined
 from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage, make_plan
 from onnxq.plan.place import Placement
 from onnxq.query import nodes
-from onnxq.ranges.fit import code_type, compensated_inputs
+from onnxq.ranges.fit import compensated_inputs
 from onnxq.ranges.layer import concrete
 
 # Each round gives the nodes back to float that the runtime did not fuse; that can unsettle neighbours, once or twice.
@@ -222,7 +222,7 @@ def fitted_layers(model: ir.Model, plan: Plan, config: Config, tensors: set[str]
             weight = weights.get((node.name or "", index))
             if weight is None or source.name not in tensors:
                 continue
-            goal = concrete(config.objective, layer.inputs, code_type(weight.stored, weight.qtype))
+            goal = concrete(config.objective, layer.inputs, weight.stored.code_type(weight.qtype))
             full = goal == "output" or layer.inputs <= compensated_inputs(config.rounding, weight.stored.bits)
             held += layer.groups * layer.inputs**2 * _MOMENT_BYTES if full else 0
             found[weight.node, index] = LayerInput(source.name, layer, full and held <= MOST_MOMENT_BYTES)

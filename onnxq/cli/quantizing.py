@@ -15,8 +15,7 @@ from onnxq.cli.choices import all_choices
 from onnxq.cli.commands import NOT_GOOD, takes
 from onnxq.cli.options import Json, Model, Quiet, feed_options
 from onnxq.cli.progress import progress_bar
-from onnxq.config import AUTO, Config, config_text
-from onnxq.config.formats import weight_format
+from onnxq.config import AUTO, PRESETS, Config, config_text, preset
 from onnxq.errors import OutputError
 
 if TYPE_CHECKING:
@@ -109,13 +108,20 @@ def quantize(
 
 
 def suffix(config: Config) -> str:
-    """``int8``, ``w4a8``, ``w4``, ...: bits of weights and activations, for the name of a file."""
+    """``int8``, ``w4a8``, ``codebook4a8``, ...: format of weights and bits of activations, for the name of a file.
+
+    What a preset chooses has the preset's name; 32 bits are those of activations that stay float.
+    """
+    from onnxq.weights import weight_format
+
     if config.weights == AUTO:
         return "mixed"
-    weights = weight_format(config.weights).bits
-    if config.activations == "none":
-        return f"w{weights}"
-    return "int8" if weights == config.activation_bits == 8 else f"w{weights}a{config.activation_bits}"
+    for name in PRESETS:
+        usual = preset(name)
+        if (usual.weights, usual.activations) == (config.weights, config.activations):
+            return name
+    bits = 32 if config.activations == "none" else config.activation_bits
+    return f"{weight_format(config.weights).suffix}a{bits}"
 
 
 def check_output(target: Path, model: Path, *, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, fields, replace
 
 from onnxq.config.choices import checked, choice_of, described
-from onnxq.config.formats import weight_format
+from onnxq.config.formats import format_name
 from onnxq.config.groups import (
     AUTO,
     GROUPS,
@@ -48,8 +48,9 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
         if self.weights == AUTO and self.activations != "uint8":
             raise ConfigError("weights = 'auto' goes with activations = 'uint8'")
         for text in self._named_formats:
-            if weight_format(text).offset and self.activations != "none":
-                raise ConfigError(f"weight format '{text}' has zero points: it goes with activations = 'none' only")
+            why = format_name(text).weights_only
+            if why and self.activations != "none":
+                raise ConfigError(f"weight format '{text}' {why}: it goes with activations = 'none' only")
         if self.resume and self.adapt == "none":
             raise ConfigError("resume goes with adapt: there is no adaptation to go on with")
         if self.labels and self.adapt != "full":
@@ -68,7 +69,7 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
     @property
     def native(self) -> bool:
         """Whether any weight may become an int4 tensor, which needs opset 21."""
-        named = any(weight_format(text).native for text in self._named_formats)
+        named = any(format_name(text).native for text in self._named_formats)
         return self.int4_storage == "native" and (self.weights == AUTO or named)
 
     @property

@@ -1,21 +1,12 @@
-"""How weights are stored, by name. What computes with them are 8-bit integers, whatever the format.
+"""The names of weight formats: which there are, and how a text is read as one. ``onnxq.weights`` has what they mean.
 
-n: weights of one output channel (Conv ``[C, n / k / k, k, k]``, MatMul ``[n, C]``); N: all weights of the tensor.
-
-| name         | real value                                                             | bits a weight      |
-|--------------|------------------------------------------------------------------------|--------------------|
-| `int8`       | ``s_c q``, codes q of the target's 8-bit type                          | 8 + 40 / n         |
-| `intB`       | ``s_c q``, ``|q| <= Q``, ``Q = 2^(B-1) - 1``, B = 2 to 6               | B + 40 / n         |
-| `intB:S`     | ``s_c m_b q``: also an integer ``1 <= m_b <= 127 / Q`` for S weights   | B + 8 / S + 40 / n |
-| `codebookB`  | ``s_c L[q]``, ``2^B`` levels L from -127 to 127 of the tensor; B 2 to 4 | B + 40 / n + 2^(B+3) / N |
-
-Where only weights are quantized (``activations = none``), linear layers of 4 bits become MatMulNBits, which unpacks
-while it computes: ``int4:S`` is ``s_b q``, q from -8 to 7, ``s_b`` a float32 of either sign for S weights, 4 + 32 / S
-bits; ``uint4:S`` is ``s_b (q - z_b)``, q and z from 0 to 15, 4 + 36 / S bits. Blocks of ``int4`` are of 32.
-
-40 / n: a float32 scale and the kernel's zero point. B = 2 to 4 for blocks. In every format a real value is a scale for
-each channel times an integer from -127 to 127: packed codes become that integer once, when the runtime loads the model,
-and the integer kernels of INT8 do the rest. ``m_b q`` is exact, so that block scales cost no second rounding.
+| name                  | weights are stored as                                                      |
+|-----------------------|----------------------------------------------------------------------------|
+| `int8`                | integers of the target's 8-bit type                                        |
+| `int2` to `int6`      | integers of so many bits                                                   |
+| `int2:S` to `int4:S`  | such integers, times another one for every S weights (a block)             |
+| `uint4:S`             | 4 bits with a scale and a zero point a block; where activations stay float |
+| `codebook2` to `4`    | indices of 4 to 16 levels that are the weight's own                        |
 """
 
 from __future__ import annotations
@@ -25,53 +16,80 @@ from dataclasses import dataclass
 
 from onnxq.errors import ConfigError
 
-_NAME = re.compile(r"(u?int|codebook)([2-8])(?::(\d+))?")
+_NAME = re.compile(r"([a-z]+)([0-9])(?::([0-9]+))?")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-USUAL_BLOCK = 32
-# Bits up to which blocks have enough room for multiples below 127, and codebooks gain over uniform codes.
-_FINE = 4
 
 
 @dataclass(frozen=True)
-class WeightFormat:
-    """``intB``, ``intB:S``, ``uint4:S`` or ``codebookB``: the module's table.
+class Family:
+    """The names of formats that differ in bits and blocks alone.
 
-    ``block`` is S, 0 for one scale for each channel; ``offset`` whether blocks have zero points.
+    | field          | meaning                                                                               |
+    |----------------|---------------------------------------------------------------------------------------|
+    | `name`         | the letters that a name begins with                                                   |
+    | `bits`         | how many bits a weight may have                                                       |
+    | `blocks`       | with which of them there may be blocks                                                |
+    | `plain`        | whether there are formats without blocks                                              |
+    | `native`       | the bits of plain formats that may be a tensor of a type of their own                 |
+    | `weights_only` | why the formats go only with activations that stay float; empty where they do not     |
+    | `text`         | all of its names, for messages                                                        |
     """
 
-    bits: int
-    codebook: bool = False
-    block: int = 0
-    offset: bool = False
+    name: str
+    bits: tuple[int, ...]
+    text: str
+    blocks: tuple[int, ...] = ()
+    plain: bool = True
+    native: tuple[int, ...] = ()
+    weights_only: str = ""
 
-    @property
-    def packed(self) -> bool:
-        """Whether several weights share a byte of the file."""
-        return self.bits < 7
+
+# By name. ``onnxq.weights.register`` adds to it.
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("int", (2, 3, 4, 5, 6, 8), "int2 to int6, int8, int4:32 (blocks)", blocks=(2, 3, 4), native=(4,)),
+        Family(
+            "uint", (4,), "uint4:32 (zero points)", blocks=(4,), plain=False, weights_only="has blocks with zero points"
+        ),
+        Family("codebook", (2, 3, 4), "codebook2 to codebook4"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class FormatName:
+    """A name that has been read: ``int4:32`` is of the family ``int``, of 4 bits and blocks of 32 (0: no blocks)."""
+
+    family: str
+    bits: int
+    block: int = 0
 
     @property
     def native(self) -> bool:
-        """Whether the weight may be stored as an int4 tensor."""
-        return self == WeightFormat(4)
+        """Whether a weight of this format may be a tensor of a 4-bit type, which takes opset 21."""
+        return not self.block and self.bits in FAMILIES[self.family].native
+
+    @property
+    def weights_only(self) -> str:
+        """Why the format goes only with activations that stay float; empty where it does not."""
+        return FAMILIES[self.family].weights_only
 
     def __str__(self) -> str:
-        kind = "codebook" if self.codebook else "uint" if self.offset else "int"
-        return f"{kind}{self.bits}" + (f":{self.block}" if self.block else "")
+        return f"{self.family}{self.bits}" + (f":{self.block}" if self.block else "")
 
 
-def weight_format(text: str) -> WeightFormat:
-    """The format called ``text``. Raises ``ConfigError`` for any other text; the message lists what there is."""
+def format_name(text: str) -> FormatName:
+    """``text`` as the name of a format. Raises ``ConfigError`` where it is none; the message lists what there is."""
     match = _NAME.fullmatch(text)
-    bits, block = (int(match[2]), int(match[3] or 0)) if match else (0, 0)
-    codebook = match is not None and match[1] == "codebook"
-    if match is None or bits == 7 or (codebook and bits > _FINE):
-        raise ConfigError(
-            f"no weight format '{text}': int2 to int6, int8, int4:32 or uint4:32 (blocks), codebook2 to 4"
-        )
-    if block and (codebook or bits > _FINE or block not in BLOCK_SIZES):
+    family = FAMILIES.get(match[1]) if match else None
+    if match is None or family is None or int(match[2]) not in family.bits:
+        raise ConfigError(f"no weight format '{text}': {', '.join(f.text for f in FAMILIES.values())}")
+    found = FormatName(family.name, int(match[2]), int(match[3] or 0))
+    if match[3] and (found.bits not in family.blocks or found.block not in BLOCK_SIZES):
         sizes = ", ".join(str(size) for size in BLOCK_SIZES)
-        raise ConfigError(f"weight format '{text}': blocks of {sizes} weights go with int2, int3 and int4")
-    offset = match[1] == "uint"
-    if offset and (bits != _FINE or not block):
-        raise ConfigError(f"weight format '{text}': zero points go with uint4:32, blocks of 16 to 256 weights")
-    return WeightFormat(bits, codebook, block, offset)
+        with_blocks = ", ".join(f"{f.name}{bits}" for f in FAMILIES.values() for bits in f.blocks)
+        raise ConfigError(f"weight format '{text}': blocks of {sizes} weights go with {with_blocks}")
+    if not match[3] and not family.plain:
+        raise ConfigError(f"weight format '{text}' comes in blocks: write {text}:32")
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from onnxq.config.formats import weight_format
+from onnxq.config.formats import format_name
 from onnxq.errors import ConfigError
 
 PRECISIONS = ("auto", "int8", "int8-gemm", "stored", "float")
@@ -29,7 +29,7 @@ class Rule:
         if not self.precision:
             object.__setattr__(self, "precision", "auto" if self.weights else "float")
         if self.weights:
-            weight_format(self.weights)
+            format_name(self.weights)
         if self.precision not in PRECISIONS:
             raise ConfigError(
                 f"rule '{self.match}': precision is one of {', '.join(PRECISIONS)}, not '{self.precision}'"

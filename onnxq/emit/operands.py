@@ -10,16 +10,17 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.emit.nbits import block_matmul
-from onnxq.emit.packed import expanded
+from onnxq.emit.packed import Writing, expanded
 from onnxq.emit.padded import pad_weight, widened
 from onnxq.emit.pieces import Before, Pieces, graph_of
 from onnxq.emit.recurrent import Gates, gates, integer_lstm
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.edit import is_op, replace_value
-from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params
+from onnxq.numerics import PerAxis, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Storage, Weight
 from onnxq.query import array
+from onnxq.weights import Foldable, StoredWeight
 
 F32 = npt.NDArray[np.float32]
 WeightKey = tuple[str, str]  # tensor, granularity and format: nodes that agree in all share one integer tensor
@@ -38,7 +39,7 @@ class Operands(Pieces):
         model: ir.Model,
         scratch: Scratch | None,
         tensors: Mapping[str, QuantParams],
-        weights: Mapping[WeightKey, Quantized],
+        weights: Mapping[WeightKey, StoredWeight],
         biases: Mapping[tuple[str, int], F32],
         plan: Plan,
     ) -> None:
@@ -73,20 +74,17 @@ class Operands(Pieces):
             return
         if key not in self.made:
             chosen = self._shifted(weight)
-            # Blocks would begin elsewhere with more channels, and 0 need not be in a codebook: they grow unpacked.
-            late = bool(weight.stored.block or weight.stored.codebook)
+            stored, padded = quantized.representation, weight.padded_input_channels
+            late = not (isinstance(stored, Foldable) and stored.extensible)  # such codes grow when they are unpacked
             codes = expanded(
-                self,
-                widened(quantized.codes, 0 if late else weight.padded_input_channels),
-                weight.stored,
-                weight.granularity,
-                weight.tensor,
-                place=Before(node),
+                self._writing(node, weight),
+                widened(quantized.codes, 0 if late else padded),
+                stored,
+                axis=_channel_axis(weight),
                 shift=weight.shift,
-                native=self._native,
             )
-            if late and weight.padded_input_channels:
-                codes = pad_weight(self, codes, weight.padded_input_channels, weight.tensor, place=Before(node))
+            if late and padded:
+                codes = pad_weight(self, codes, padded, weight.tensor, place=Before(node))
             if weight.storage is Storage.PACKED:
                 scale = chosen.granularity.expand(chosen.scale, quantized.codes.shape)
                 if chosen.scale.ndim == scale.ndim:  # one block along the last axis: broadcasting does the rest
@@ -101,20 +99,12 @@ class Operands(Pieces):
             self._packed[weight.node] = quantized.codes
         node.replace_input_with(weight.index, shared)
 
-    def _gather(self, node: ir.Node, weight: Weight, quantized: Quantized) -> None:
+    def _gather(self, node: ir.Node, weight: Weight, quantized: StoredWeight) -> None:
         """``Cast(Gather(codes, i)) * Gather(scale, i)``: only the rows that are read become float."""
         graph, tensor = graph_of(node), weight.tensor
         key, scale_key = (id(graph), weight_key(weight), "table"), (id(graph), weight_key(weight), "table scale")
         if key not in self.made:
-            self.made[key] = expanded(
-                self,
-                quantized.codes,
-                weight.stored,
-                weight.granularity,
-                tensor,
-                place=Before(node),
-                native=self._native,
-            )
+            self.made[key] = expanded(self._writing(node, weight), quantized.codes, quantized.representation)
             self.made[scale_key] = self.initializer(graph, f"{tensor}_scale", quantized.params.scale)
         index = node.inputs[1]
         codes = self.node("Gather", [self.made[key], index], f"{tensor}_row_codes", place=Before(node), axis=0)
@@ -126,21 +116,18 @@ class Operands(Pieces):
         self.take_over(node.outputs[0], rows)
         graph.remove(node, safe=True)
 
-    def _gates(self, node: ir.Node, weight: Weight, quantized: Quantized) -> None:
+    def _gates(self, node: ir.Node, weight: Weight, quantized: StoredWeight) -> None:
         """One weight of an LSTM, ``[directions, 4 units, inputs]``; with the other one the node becomes integer."""
         key = (id(graph_of(node)), weight_key(weight), "gates")
         if key not in self.made:
             codes = np.ascontiguousarray(quantized.codes.transpose(0, 2, 1))
-            place = Before(node)
-            self.made[key] = expanded(
-                self, codes, weight.stored, PerAxis(2), weight.tensor, place=place, native=self._native
-            )
+            self.made[key] = expanded(self._writing(node, weight), codes, quantized.representation, axis=2)
         known = self._recurrent.setdefault(weight.node, {})
         known[weight.index] = gates(self, node, self.made[key], quantized.params, weight.tensor)
         if len(known) == 2:
             integer_lstm(self, node, known)
 
-    def _dynamic(self, node: ir.Node, weight: Weight, quantized: Quantized) -> None:
+    def _dynamic(self, node: ir.Node, weight: Weight, quantized: StoredWeight) -> None:
         """``(q(x) W_q) * (s_x s_w) + bias``, the range of ``x`` measured at every run.
 
         Spelled as onnxruntime's dynamic quantization is, so that it becomes one DynamicQuantizeMatMul.
@@ -153,15 +140,8 @@ class Operands(Pieces):
         if key not in self.made:
             codes, chosen = quantized.codes, quantized.params
             rows = weight.granularity == PerAxis(0)  # a Gemm with transB: MatMulInteger takes columns
-            self.made[key] = expanded(
-                self,
-                np.ascontiguousarray(codes.T if rows else codes),
-                weight.stored,
-                PerAxis(1),
-                name,
-                place=Before(node),
-                native=self._native,
-            )
+            across = np.ascontiguousarray(codes.T if rows else codes)
+            self.made[key] = expanded(self._writing(node, weight), across, quantized.representation, axis=1)
             self.made[scale_key] = self.initializer(graph, f"{name}_scale", chosen.scale)
             self.made[zero_key] = self.initializer(graph, f"{name}_zero_point", chosen.zero_point)
         place = Before(node)
@@ -245,8 +225,17 @@ class Operands(Pieces):
             raise ModelError(f"tensor '{root}' has no quantization parameters; observe it before emitting")
         return self._tensors[root]
 
-    def _quantized(self, weight: Weight) -> Quantized:
+    def _writing(self, node: ir.Node, weight: Weight) -> Writing:
+        """What spells ``weight`` in front of ``node``."""
+        return Writing(self, weight.tensor, Before(node), self._native)
+
+    def _quantized(self, weight: Weight) -> StoredWeight:
         key = weight_key(weight)
         if key not in self._weights:
             raise ModelError(f"weight '{weight.tensor}' was not quantized")
         return self._weights[key]
+
+
+def _channel_axis(weight: Weight) -> int:
+    """The axis of the output channels; 0 where rows have a scale each."""
+    return weight.granularity.axis if isinstance(weight.granularity, PerAxis) else 0

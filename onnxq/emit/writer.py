@@ -24,10 +24,11 @@ from onnxq.emit.short_names import shorten
 from onnxq.emit.sums import spell_sums
 from onnxq.files.scratch import Scratch
 from onnxq.graph.copying import copy_model
-from onnxq.numerics import PerAxis, Quantized, QuantParams
+from onnxq.numerics import PerAxis, QuantParams
 from onnxq.plan.types import Plan, Point, Storage
 from onnxq.plan.units import read
 from onnxq.query import array, attribute
+from onnxq.weights import StoredWeight
 
 F32 = npt.NDArray[np.float32]
 
@@ -40,7 +41,7 @@ def emit(
     plan: Plan,
     *,
     tensors: Mapping[str, QuantParams],
-    weights: Mapping[WeightKey, Quantized],
+    weights: Mapping[WeightKey, StoredWeight],
     biases: Mapping[tuple[str, int], F32],
     scratch: Scratch | None = None,
     steer: bool = True,

@@ -70,6 +70,11 @@ class Packing:
         """Groups that hold ``count`` codes."""
         return -(-count // self.group)
 
+    def nbytes(self, count: int) -> int:
+        """Bytes that ``count`` codes take, main and extra ones."""
+        groups = self.groups(count)
+        return groups + -(-groups * self.extra_bits // _BYTE)
+
     def pack(self, codes: npt.NDArray[np.integer]) -> Packed:
         """``codes: [..]``, from 0 to ``2^bits - 1``, in C order; the last group is filled up with 0.
 

@@ -8,7 +8,8 @@ the zero point is odd), saturation last.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from onnxq.numerics.qtype import INT32, QType
 
 F32 = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.integer]
+AnyQuantized = TypeVar("AnyQuantized", bound="Quantized")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +140,9 @@ class Quantized:
         """The real values, float32."""
         return self.params.dequantize(self.codes)
 
-    def kept(self, keep: Callable[[Ints], Ints]) -> Quantized:
+    def kept(self: AnyQuantized, keep: Callable[[Ints], Ints]) -> AnyQuantized:
         """The same, its codes where ``keep`` puts them."""
-        return Quantized(keep(self.codes), self.params)
+        return replace(self, codes=keep(self.codes))
 
 
 def params(

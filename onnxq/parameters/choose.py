@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,29 +13,16 @@ from threadpoolctl import threadpool_limits
 
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
-from onnxq.config.formats import WeightFormat
-from onnxq.emit import WeightKey, weight_key
-from onnxq.errors import DataError, ModelError, NumericsError, one_line
+from onnxq.emit import WeightKey
 from onnxq.files.scratch import Scratch
-from onnxq.graph.linear_layer import Product, products
-from onnxq.numerics import INT32, PerBlock, PerTensor, Quantized, QuantParams, params
-from onnxq.plan.types import Bias, Own, Plan, Point, Storage, Weight
-from onnxq.query import array, nodes, values_by_name
-from onnxq.ranges import activation_params, fitted, mean_shift
-from onnxq.ranges.blocks import InBlocks, in_blocks
-from onnxq.ranges.histogram import Histogram
-from onnxq.ranges.moments import Moments
-from onnxq.ranges.samples import from_rows, rows_of
+from onnxq.numerics import QuantParams
+from onnxq.parameters.tensors import tensor_params
+from onnxq.parameters.weights import weight_jobs
+from onnxq.plan.types import Plan
+from onnxq.query import values_by_name
+from onnxq.weights import StoredWeight
 
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-
-# Codes of an int32 bias stay within half the type's range: the kernel adds products to them in the same 32 bits.
-_BIAS_CODES = INT32.qmax / 2
-
-
-# What is left to restore where a layer has no bias.
-_WITHOUT_BIAS = {"none": "none", "mean": "none", "gain": "gain", "mean+gain": "gain"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +35,7 @@ class Parameters:
     """
 
     tensors: dict[str, QuantParams]
-    weights: dict[WeightKey, Quantized]
+    weights: dict[WeightKey, StoredWeight]
     biases: dict[tuple[str, int], F32]
 
 
@@ -75,7 +58,7 @@ def choose(
     """
     values = values_by_name(model)
     known, scratch = known or Parameters({}, {}, {}), scratch or Scratch()
-    tensors = {**known.tensors, **_tensors(values, plan, statistics, config, known.tensors.keys(), ahead=ahead)}
+    tensors = {**known.tensors, **tensor_params(values, plan, statistics, config, known.tensors.keys(), ahead=ahead)}
     jobs = weight_jobs(model, values, plan, statistics, config, tensors)
     missing = [job for job in jobs if job.key not in known.weights or job.too_small(known.weights[job.key])]
     # The sorting and summing in numpy leaves the interpreter free for other threads; large weights go first.
@@ -91,227 +74,3 @@ def choose(
             stale = [b for b in job.biases if job.key in found or (b.node, b.index) not in biases]
             biases.update(job.restored(stale, weights[job.key], values))
     return Parameters(tensors, weights, biases)
-
-
-class Rounded(NamedTuple):
-    """A weight in some format: ``real: [..] float32``, and ``error``, the energy of its layer's output error."""
-
-    real: F32
-    error: float
-
-
-def rounded_as(
-    model: ir.Model, plan: Plan, statistics: Statistics, config: Config, weight: Weight, stored: WeightFormat
-) -> Rounded:
-    """What ``weight`` of ``plan`` would be in the format ``stored``; nothing is kept.
-
-    The error is by the second moments of the layer's inputs where they are known, else the squared error of the weight.
-    """
-    values = values_by_name(model)
-    biases = tuple(b for b in plan.biases if b.weight_node == weight.node)
-    one = replace(plan, weights=(replace(weight, stored=stored),), biases=biases)
-    (job,) = weight_jobs(model, values, one, statistics, config, None)
-    found = job.quantized(config).dequantize()
-    if not job.seen:
-        return Rounded(found, float(np.square(found - job.data, dtype=np.float64).sum()))
-    layer, moments = next(iter(job.seen.values()))
-    lost = layer.matrix(job.data - found).astype(np.float64)
-    seen = np.matmul(lost, moments.matrix(centred="mean" in job.restore))
-    return Rounded(found, float((seen * lost).sum()))
-
-
-def _tensors(
-    values: Mapping[str, ir.Value],
-    plan: Plan,
-    statistics: Statistics,
-    config: Config,
-    known: Collection[str],
-    *,
-    ahead: bool,
-) -> dict[str, QuantParams]:
-    """Parameters of the activations and of the constant operands that are not ``known``."""
-    found = {
-        point.tensor: _activation(point, statistics.histograms, config, ahead)
-        for point in plan.points
-        if isinstance(point.source, Own) and point.tensor not in known
-    }
-    for constant in plan.constants:
-        if constant.tensor not in known and constant.tensor not in found:
-            histogram = _histogram(_data(values, constant.tensor), constant.tensor)
-            found[constant.tensor] = activation_params(histogram, qtype=constant.qtype, method="minmax")
-    return found
-
-
-def weight_jobs(
-    model: ir.Model,
-    values: Mapping[str, ir.Value],
-    plan: Plan,
-    statistics: Statistics,
-    config: Config,
-    tensors: Mapping[str, QuantParams] | None,
-) -> list[WeightJob]:
-    """One job for each weight of ``plan``, whatever the number of nodes that share it.
-
-    Without ``tensors`` no room is left for biases: for a look at what a weight would be.
-    """
-    layers = {(n.name or "", i): layer for n in nodes(model) for i, (_, layer) in products(n).items()}
-    least = {} if tensors is None else _least_scales(plan, values, tensors)
-    uses: dict[WeightKey, list[Weight]] = {}
-    for weight in plan.weights:
-        uses.setdefault(weight_key(weight), []).append(weight)
-    jobs = []
-    for key, same in uses.items():
-        biases = [b for b in plan.biases if b.weight_node in {w.node for w in same}]
-        # A mean that no bias can put right counts as error.
-        complete = {b.weight_node for b in biases} == {w.node for w in same}
-        restore = config.restore if complete else _WITHOUT_BIAS[config.restore]
-        places = [(w.node, w.index) for w in same if (w.node, w.index) in statistics.moments]
-        seen = {place[0]: (layers[place], statistics.moments[place]) for place in places}
-        room, data = least.get(key, np.float32(0)), _data(values, same[0].tensor)
-        jobs.append(WeightJob(same[0], data, seen, biases, room, restore))
-    return jobs
-
-
-def _activation(point: Point, statistics: Mapping[str, Histogram], config: Config, ahead: bool) -> QuantParams:
-    if point.tensor not in statistics:
-        raise DataError(f"tensor '{point.tensor}' was never computed on the calibration data; exclude its nodes")
-    seen = statistics[point.tensor]
-    chosen = activation_params(seen, qtype=point.qtype, method=config.activation_range, extrapolated=ahead)
-    if point.ceiling is None:
-        return chosen
-    # The runtime drops a Clip only if no code lies above it.
-    steps = chosen.qtype.qmax - int(chosen.zero_point)
-    scale = chosen.scale
-    while float(scale) * steps > point.ceiling:
-        scale = np.minimum(np.nextafter(scale, np.float32(0)), np.float32(point.ceiling / steps))
-    return replace(chosen, scale=np.asarray(scale, np.float32))
-
-
-def _histogram(data: F32, name: str) -> Histogram:
-    from onnxq.calibrate.observers import observe
-
-    seen = observe(data, tensor=name)
-    if seen is None:
-        raise ModelError(f"constant '{name}' is empty")
-    return seen
-
-
-def _least_scales(
-    plan: Plan, values: Mapping[str, ir.Value], tensors: Mapping[str, QuantParams]
-) -> dict[WeightKey, F32]:
-    """The smallest scales at which the biases still fit into int32 (a dead channel beside a large bias)."""
-    roots = plan.roots
-    weight_of = {w.node: w for w in plan.weights if w.storage is Storage.INTEGER}
-    least: dict[WeightKey, F32] = {}
-    for bias in plan.biases:
-        if bias.weight_node not in weight_of:
-            continue
-        root = roots.get(bias.input, bias.input)
-        weight = weight_of[bias.weight_node]
-        needed = np.abs(_data(values, bias.tensor).reshape(-1)) / (_BIAS_CODES * float(tensors[root].scale))
-        if isinstance(weight.granularity, PerTensor):
-            needed = needed.max()
-        key = weight_key(weight)
-        least[key] = np.maximum(needed.astype(np.float32), least.get(key, np.float32(0)))
-    return least
-
-
-@dataclass(frozen=True)
-class WeightJob:
-    """One weight to be quantized for all nodes that share it; ``use`` is the first of them.
-
-    ``seen``: by node, how it reads the weight and what it multiplies it with, as far as that is known. ``least``: the
-    smallest scale that leaves room for the biases, of the scale's shape or a scalar; 0 for none. ``restore``: what can
-    be put right after rounding.
-    """
-
-    use: Weight
-    data: F32
-    seen: Mapping[str, tuple[Product, Moments]]
-    biases: list[Bias]
-    least: F32
-    restore: str
-
-    @property
-    def key(self) -> WeightKey:
-        return weight_key(self.use)
-
-    def too_small(self, found: Quantized) -> bool:
-        return bool(self.least.any() and (found.params.scale < self.least).any())
-
-    def quantized(self, config: Config, outputs: F64 | None = None) -> Quantized:
-        """The weight in integers; ``outputs`` as in ``fitted``."""
-        # A packed weight or a table is read in float: its full code range is used, saturation is no concern.
-        use = self.use
-        layer, moments = next(iter(self.seen.values()), (None, None))
-        if use.storage is Storage.BLOCKS:
-            return self._in_blocks(config, moments)
-        if layer is not None and moments is not None:
-            # The same weight may serve convolutions with different numbers of groups; one kind is fitted to.
-            alike = [m for _, m in self.seen.values() if m.second.shape == moments.second.shape]
-            rows, moments = layer.matrix(self.data), reduce(add, alike)
-        else:
-            rows = rows_of(self.data, use.granularity)[None]
-        least = self.least.reshape(-1).astype(np.float64)
-        try:
-            found = fitted(
-                rows,
-                moments,
-                stored=use.stored,
-                qtype=use.qtype,
-                method=config.weight_range,
-                objective=config.objective,
-                restore=self.restore,
-                rounding=config.rounding,
-                least=np.broadcast_to(least, rows.shape[0] * rows.shape[1]).reshape(rows.shape[:2]),
-                outputs=outputs,
-            )
-        except NumericsError as error:
-            raise ModelError(f"weight '{use.tensor}': {one_line(error)}") from error
-        integers: npt.NDArray[Any] = found.codes.astype(use.qtype.storage)
-        codes: npt.NDArray[Any] = integers[0]
-        codes = from_rows(codes, use.granularity, self.data.shape) if layer is None else layer.tensor(integers)
-        scale = found.scale.reshape(use.granularity.scale_shape(self.data.shape))
-        return Quantized(codes, params(use.qtype, scale, granularity=use.granularity))
-
-    def _in_blocks(self, config: Config, moments: Moments | None) -> Quantized:
-        """The weight of a linear layer in blocks along its inputs (``ranges.blocks``)."""
-        granularity = self.use.granularity
-        assert isinstance(granularity, PerBlock)
-        rows = self.data if granularity.axis == 1 else self.data.T
-        try:
-            found = in_blocks(
-                rows,
-                moments,
-                size=granularity.size,
-                offset=self.use.stored.offset,
-                method=config.weight_range,
-                rounding="nearest" if config.rounding == "nearest" else "compensated",
-                centred="mean" in self.restore,
-            )
-        except NumericsError as error:
-            raise ModelError(f"weight '{self.use.tensor}': {one_line(error)}") from error
-        if granularity.axis == 0:
-            found = InBlocks(*(np.ascontiguousarray(x.T) for x in found))
-        return Quantized(found.codes, QuantParams(self.use.qtype, found.scale, found.zero, granularity))
-
-    def restored(
-        self, biases: list[Bias], found: Quantized, values: Mapping[str, ir.Value]
-    ) -> Iterator[tuple[tuple[str, int], F32]]:
-        """By node and input, those of ``biases`` whose layer's inputs are known, with what its mean has lost."""
-        real = found.dequantize() if biases and self.seen else None
-        for bias in biases:
-            if real is None or bias.weight_node not in self.seen:
-                continue
-            layer, moments = self.seen[bias.weight_node]
-            weight, quantized = (layer.matrix(x).astype(np.float64) for x in (self.data, real))
-            shift, data = mean_shift(weight, quantized, moments).astype(np.float32), _data(values, bias.tensor)
-            if shift.size == data.size:
-                yield (bias.node, bias.index), data + shift.reshape(data.shape)
-
-
-def _data(values: Mapping[str, ir.Value], tensor: str) -> F32:
-    data = array(values.get(tensor))
-    if data is None:
-        raise ModelError(f"tensor '{tensor}' is not a constant of this model")
-    return data.astype(np.float32, copy=False)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from onnxq.config import Config
-from onnxq.config.formats import WeightFormat, weight_format
 from onnxq.kernels import ops
 from onnxq.kernels.operators import operator
 from onnxq.query import constant, is_float, nodes
+from onnxq.weights import WeightFormat, weight_format
 
 # At and below so many bits the first and the last layers keep a format of their own: the first sees the input, which no
 # layer before it has spread over channels, the last has no layer behind it that could average its noise out.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from onnxq.config.formats import WeightFormat
 from onnxq.numerics import Granularity, QType
 from onnxq.plan.reasons import ReasonCode
+from onnxq.weights import WeightFormat, weight_format
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Weight:
     qtype: QType
     granularity: Granularity
     storage: Storage
-    stored: WeightFormat = field(default=WeightFormat(8))
+    stored: WeightFormat = field(default=weight_format("int8"))
     shift: int = 0
     padded_input_channels: int = 0
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnxq.config.formats import USUAL_BLOCK, WeightFormat
 from onnxq.kernels import ops
 from onnxq.kernels.operators import operator
 from onnxq.kernels.targets import Target
@@ -15,6 +13,7 @@ from onnxq.numerics import UINT4, Granularity, PerAxis, PerBlock
 from onnxq.plan.types import Bias, Constant, KeptFloat, Point, Storage, Weight
 from onnxq.plan.units import bias_add, fused_output, maker_of
 from onnxq.query import constant, is_float, nodes
+from onnxq.weights import NBits, WeightFormat, for_rows, weight_format
 
 # Symmetric codes reach from -127 to 127 at most: one lower they still fit.
 _SHIFT = -1
@@ -59,7 +58,7 @@ def anchor_weights(
     shift = _SHIFT if node.name in force_gemm and operator(node).direct else 0
     name, of = node.name or "", value.name or ""
     padded = 0 if shift else _padded_input_channels(node, target, chosen)
-    return [Weight(of, name, slot.index, target.weights, granularity, storage, stored, shift, padded)]
+    return [Weight(of, name, slot.index, target.weights, granularity, storage, stored.folded, shift, padded)]
 
 
 def _padded_input_channels(node: ir.Node, target: Target, chosen: Collection[str]) -> int:
@@ -131,33 +130,27 @@ def stored_weights(
                 storage = Storage.PACKED if wish is Storage.PACKED else Storage.DYNAMIC
             elif linear and name in refused and ops.can_be_dynamic(node, target):
                 wish = refused[name].weight
-                if wish is Storage.BLOCKS and own_operators and _fits_blocks(formats.get(name)):
-                    found.append(_in_blocks(node, value.name or "", formats[name]))
+                in_kernel = formats[name].in_kernel if name in formats else None
+                if wish is Storage.BLOCKS and own_operators and in_kernel is not None:
+                    found.append(_in_blocks(node, value.name or "", NBits(in_kernel)))
                     continue
                 # Where 4 bits are too few, a kernel that measures its input at run time is the fast one.
                 if wish is Storage.DYNAMIC or (wish is Storage.BLOCKS and own_operators):
                     storage = Storage.DYNAMIC
             shape = tuple(weight.shape.numpy())
             granularity = PerAxis(axes[0]) if linear else _row_granularity(shape, axes)
-            stored = formats.get(name, WeightFormat(8))
-            if stored.block:  # blocks run along the inputs of linear layers; elsewhere a row is the block
-                stored = stored if linear else WeightFormat(stored.bits)
+            stored = formats.get(name, weight_format("int8"))
+            stored = stored.folded if linear else for_rows(stored)
             found.append(Weight(value.name or "", name, index, target.weights, granularity, storage, stored))
     return found
 
 
-def _fits_blocks(stored: WeightFormat | None) -> bool:
-    return stored is not None and stored.bits == UINT4.bits and not stored.codebook
-
-
-def _in_blocks(node: ir.Node, tensor: str, stored: WeightFormat) -> Weight:
+def _in_blocks(node: ir.Node, tensor: str, stored: NBits) -> Weight:
     """The weight of a linear layer for MatMulNBits: blocks along its inputs."""
     slot = ops.weight_slot(node)
     assert slot is not None
-    size = stored.block or USUAL_BLOCK
-    granularity = PerBlock(1 if slot.axis == 0 else 0, size)
-    named = replace(stored, block=size)
-    return Weight(tensor, node.name or "", slot.index, UINT4, granularity, Storage.BLOCKS, named)
+    granularity = PerBlock(1 if slot.axis == 0 else 0, stored.block)
+    return Weight(tensor, node.name or "", slot.index, UINT4, granularity, Storage.BLOCKS, stored)
 
 
 def _stored_slots(node: ir.Node) -> Mapping[int, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Ranges: from a weight or an activation's histogram to quantization parameters, exactly or as the literature does."""
 
 from onnxq.ranges.choose import activation_params, weight_params
-from onnxq.ranges.fit import fitted
+from onnxq.ranges.fit import Fit, fitted
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.layer import layer_steps, mean_shift
 from onnxq.ranges.method import RangeMethod
@@ -11,6 +11,7 @@ from onnxq.ranges.registry import METHODS, find_method
 
 __all__ = [
     "METHODS",
+    "Fit",
     "Histogram",
     "Moments",
     "RangeMethod",

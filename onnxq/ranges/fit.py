@@ -1,36 +1,66 @@
-"""A weight in integers of any format: grid, codes and scale of all its channels."""
+"""A weight in integers on any grid: codes and scale of all its channels."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.config.formats import WeightFormat
-from onnxq.numerics import PerAxis, QType
-from onnxq.ranges.choose import weight_params
-from onnxq.ranges.grids import block_grid, codebook_grid, uniform_grid
-from onnxq.ranges.layer import MANY_BITS, MATRIX_INPUTS, layer_steps, with_gain
+from onnxq.numerics import QType
+from onnxq.ranges.layer import MANY_BITS, MATRIX_INPUTS, with_gain
 from onnxq.ranges.moments import Moments
-from onnxq.ranges.rounding import Floats, Grid, Metric, coupled
+from onnxq.ranges.rounding import Blocks, Floats, Grid, Levels, Metric, coupled
 from onnxq.ranges.samples import F64, channel_parts
 
 # The most inputs of a layer whose weights are rounded together.
 COMPENSATED_INPUTS = 4608
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How weights are fitted: ``weight_range``, ``objective``, ``restore`` and ``rounding`` of ``Config``."""
+
+    method: str
+    objective: str
+    restore: str
+    rounding: str
+
+    @property
+    def centred(self) -> bool:
+        """Whether a bias takes care of the means of outputs."""
+        return "mean" in self.restore
+
+
+class Grids(Protocol):
+    """What says which values a weight may take: a weight format.
+
+    ``bits`` a weight; ``shared``: whether channels have more in common than the type of their codes, so that none can
+    be looked at without the others.
+    """
+
+    @property
+    def bits(self) -> int: ...
+
+    @property
+    def shared(self) -> bool: ...
+
+    def grid(self, weight: F64, moments: Moments | None, *, qtype: QType, how: Fit) -> Grid:
+        """The grid of the channels ``weight: [g, C, n]``; the arguments are those of ``fitted``."""
+        ...
+
+
 class Fitted(NamedTuple):
-    """``codes: [g, C, n] int16``, within the type that is computed with, and ``scale: [g, C]`` that reads them."""
+    """``codes: [g, C, n] int16``, within the type that is computed with, and ``scale: [g, C]`` that reads them.
+
+    Codes are ``levels: [K]``, times the multiples of ``blocks`` where there are some.
+    """
 
     codes: npt.NDArray[np.int16]
     scale: F64
-
-
-def code_type(stored: WeightFormat, computed: QType) -> QType:
-    """The type of the uniform codes of ``stored``: ``computed`` itself where they are not packed."""
-    return QType(stored.bits, signed=True, narrow=True) if stored.packed else computed
+    levels: F64
+    blocks: Blocks | None
 
 
 def compensated_inputs(rounding: str, bits: int) -> int:
@@ -44,77 +74,68 @@ def compensated_inputs(rounding: str, bits: int) -> int:
     return MATRIX_INPUTS if rounding == "auto" and bits >= MANY_BITS else COMPENSATED_INPUTS
 
 
+def importance_of(weight: F64, moments: Moments | None, *, centred: bool) -> F64 | None:
+    """``[g, C, n]`` what errors of ``weight: [g, C, n]`` cost by the mean squares of its inputs; None: all the same."""
+    if moments is None:
+        return None
+    return np.broadcast_to(moments.squares(centred=centred)[:, None, :], weight.shape)
+
+
 def fitted(
     weight: Floats,
     moments: Moments | None,
+    grids: Grids,
     *,
-    stored: WeightFormat,
     qtype: QType,
-    method: str,
-    objective: str,
-    restore: str,
-    rounding: str,
+    how: Fit,
     least: F64,
     outputs: F64 | None = None,
 ) -> Fitted:
-    """``weight: [g, C, n]`` in the format ``stored``; channels that nothing couples are worked on some at a time.
+    """``weight: [g, C, n]`` on the grid of ``grids``; channels that nothing couples are worked on some at a time.
 
     ``qtype`` is the type that the kernels compute with. ``moments`` are those of the inputs (None: unknown, all inputs
-    count the same); ``least`` the smallest scale that
-    leaves room for biases, a scalar or ``[g, C]``; the rest is as in ``layer_steps`` and ``Config``. ``outputs``, where
-    it is known what errors of the outputs cost, ``[g, C, C]``: then channels are rounded together too (``coupled``).
+    count the same); ``least`` the smallest scale that leaves room for biases, a scalar or ``[g, C]``. ``outputs``,
+    where it is known what errors of the outputs cost, ``[g, C, C]``: then channels are rounded together too
+    (``coupled``).
 
     Raises ``ConfigError`` for an unknown method, ``NumericsError`` where the weight holds NaN or infinity.
     """
-    centred = "mean" in restore
-    together = moments is not None and moments.full and rounding != "nearest"
-    if together and objective == "auto" and stored.bits < MANY_BITS:
+    together = moments is not None and moments.full and how.rounding != "nearest"
+    if together and how.objective == "auto" and grids.bits < MANY_BITS:
         # The step that is best for rounding to nearest takes most of the time and is not best for rounding together:
         # on eight networks it is 0.1 dB worse at 4 bits and 0.15 at 3.
-        objective = "diagonal"
+        how = replace(how, objective="diagonal")
     metric, second = None, None
-    if moments is not None and (together or "gain" in restore):
-        seen = moments.matrix(centred=centred) if moments.full else moments.squares(centred=centred)
+    if moments is not None and (together or "gain" in how.restore):
+        seen = moments.matrix(centred=how.centred) if moments.full else moments.squares(centred=how.centred)
         metric = Metric.of(seen, moments.count) if together else None
-        second = seen.astype(np.float32) if "gain" in restore else None
+        second = seen.astype(np.float32) if "gain" in how.restore else None
         del seen  # the largest there is
     least = np.broadcast_to(least, weight.shape[:2])
-    codes, scales = np.empty(weight.shape, np.int16), np.empty(weight.shape[:2])
-    for part in (slice(None),) if stored.codebook or outputs is not None else channel_parts(weight.shape):
+    codes, scales, parts = np.empty(weight.shape, np.int16), np.empty(weight.shape[:2]), []
+    for part in (slice(None),) if grids.shared or outputs is not None else channel_parts(weight.shape):
         w = weight[:, part].astype(np.float64, copy=False)
-        grid = _grid(w, moments, stored, qtype, method, objective, restore)
+        grid = grids.grid(w, moments, qtype=qtype, how=how)
         grid = replace(grid, scale=np.maximum(grid.scale, least[:, part]).astype(np.float32).astype(np.float64))
-        if metric is None:
-            levels = grid.nearest(w)
-        else:
-            levels = metric.rounded(w, grid)
-            if outputs is not None:
-                levels = coupled(w, metric, grid, outputs, levels)
-        found = levels * grid.multiples(weight.shape[2])
+        found = _rounded(w, grid, metric, outputs) * grid.multiples(weight.shape[2])
         codes[:, part], scales[:, part] = found, grid.scale
         if second is not None:
             scales[:, part] = np.maximum(with_gain(w, found, grid.scale, second), least[:, part])
-    return Fitted(codes, scales)
+        parts.append(grid)
+    return Fitted(codes, scales, parts[0].levels, _joined([g.blocks for g in parts if g.blocks is not None]))
 
 
-def _grid(
-    weight: F64, moments: Moments | None, stored: WeightFormat, qtype: QType, method: str, objective: str, restore: str
-) -> Grid:
-    importance = None
-    if moments is not None:
-        squares = moments.squares(centred="mean" in restore)
-        importance = np.broadcast_to(squares[:, None, :], weight.shape)
-    if stored.codebook:
-        return codebook_grid(weight, importance, bits=stored.bits, computed=qtype)
-    if stored.block:
-        return block_grid(
-            weight, importance, qtype=code_type(stored, qtype), computed=qtype, size=stored.block, method=method
-        )
-    codes = code_type(stored, qtype)
-    if moments is None:
-        groups, channels, n = weight.shape
-        rows = weight.reshape(-1, n).astype(np.float32)
-        step = weight_params(rows, qtype=codes, granularity=PerAxis(0), method=method).scale.astype(np.float64)
-        return uniform_grid(step.reshape(groups, channels), codes)
-    step = layer_steps(weight, moments, qtype=codes, method=method, objective=objective, restore=restore)
-    return uniform_grid(step, codes)
+def _rounded(weight: F64, grid: Grid, metric: Metric | None, outputs: F64 | None) -> Levels:
+    """The levels of ``weight: [g, C, n]``: together where there is a ``metric``, channels too where ``outputs`` are."""
+    if metric is None:
+        return grid.nearest(weight)
+    levels = metric.rounded(weight, grid)
+    return levels if outputs is None else coupled(weight, metric, grid, outputs, levels)
+
+
+def _joined(parts: list[Blocks]) -> Blocks | None:
+    """The blocks of all channels from those of some at a time."""
+    if not parts:
+        return None
+    multiples, zeros = (np.concatenate(x, axis=1) for x in zip(*((b.multiples, b.zeros) for b in parts), strict=True))
+    return Blocks(parts[0].size, multiples, zeros)

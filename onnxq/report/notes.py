@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from onnxq.config import Config
-from onnxq.config.formats import weight_format
 from onnxq.plan import Plan, Storage
+from onnxq.weights import weight_format
 
 _NAMED = 4
 

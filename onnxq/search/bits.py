@@ -24,16 +24,16 @@ import onnx_ir as ir
 from onnxq.build.builder import Builder
 from onnxq.calibrate.feeds import Feed
 from onnxq.config import AUTO, Config, Rule
-from onnxq.config.formats import WeightFormat, weight_format
 from onnxq.errors import ConfigError
 from onnxq.files.scratch import discard
 from onnxq.graph.copying import copy_model
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.measure.references import References, references
 from onnxq.measure.size import model_size
-from onnxq.parameters.choose import rounded_as
+from onnxq.parameters.weights import rounded_as
 from onnxq.plan import Plan, Weight
 from onnxq.query import values_by_name
+from onnxq.weights import WeightFormat, weight_format
 
 Tell: TypeAlias = "Callable[[str, int, int | None], None]"
 
@@ -186,9 +186,7 @@ def layer_options(
 def stored_bytes(stored: WeightFormat, shape: Sequence[int], weight: Weight) -> int:
     """Bytes of a weight of ``shape`` in the file: codes, a scale and a zero point for each channel."""
     channels = int(np.prod(weight.granularity.scale_shape(tuple(shape))))
-    size = int(np.prod(shape))
-    bits = stored.bits if stored.packed else 8
-    return -(-size * bits // 8) + channels * 5
+    return stored.nbytes(channels, int(np.prod(shape)) // channels)
 
 
 def within_bytes(options: Mapping[str, tuple[Option, ...]], budget: int) -> tuple[Chosen, ...] | None:

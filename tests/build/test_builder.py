@@ -308,10 +308,10 @@ def test_a_mean_that_no_bias_can_restore_counts_as_error(tmp_path: Path, bias: b
 
     from sums import moments_of
 
-    from onnxq.config.formats import WeightFormat
     from onnxq.graph.linear_layer import LinearLayer
     from onnxq.numerics import INT4
-    from onnxq.ranges import fitted
+    from onnxq.ranges import Fit, fitted
+    from onnxq.weights import weight_format
 
     n = Net(5)
     n.linear("x", 24, 16, name="mm", bias=bias, out="y")
@@ -321,9 +321,15 @@ def test_a_mean_that_no_bias_can_restore_counts_as_error(tmp_path: Path, bias: b
     parameters = Builder(prepared(proto), Config(), target, data, tmp_path).draft({}).parameters
     moments = moments_of(np.concatenate([f["x"] for f in data])[None], full=True)
     weight = LinearLayer((24, 16), False).matrix(n.constants["mm_w"]).astype(np.float64)
-    how = {"qtype": INT4, "method": "mse", "objective": "auto", "rounding": "auto", "least": np.zeros(())}
     expected, other = (
-        fitted(weight, moments, stored=WeightFormat(8), restore=restore, **how).scale.reshape(-1)
+        fitted(
+            weight,
+            moments,
+            weight_format("int8"),
+            qtype=INT4,
+            how=Fit("mse", "auto", restore, "auto"),
+            least=np.zeros(()),
+        ).scale.reshape(-1)
         for restore in (("mean+gain", "gain") if bias else ("gain", "mean+gain"))
     )
     (found,) = parameters.weights.values()

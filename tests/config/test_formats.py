@@ -5,24 +5,23 @@ from __future__ import annotations
 import pytest
 
 from onnxq.config import PRESETS, Config, Rule, preset
-from onnxq.config.formats import WeightFormat, weight_format
+from onnxq.config.formats import FormatName, format_name
 from onnxq.errors import ConfigError
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("int8", WeightFormat(8)),
-        ("int5", WeightFormat(5)),
-        ("int4:64", WeightFormat(4, block=64)),
-        ("uint4:32", WeightFormat(4, block=32, offset=True)),
-        ("codebook3", WeightFormat(3, codebook=True)),
+        ("int8", FormatName("int", 8)),
+        ("int5", FormatName("int", 5)),
+        ("int4:64", FormatName("int", 4, 64)),
+        ("uint4:32", FormatName("uint", 4, 32)),
+        ("codebook3", FormatName("codebook", 3)),
     ],
 )
-def test_a_name_and_its_format(text: str, expected: WeightFormat) -> None:
-    assert weight_format(text) == expected
+def test_a_name_and_what_it_says(text: str, expected: FormatName) -> None:
+    assert format_name(text) == expected
     assert str(expected) == text
-    assert expected.packed == (text != "int8")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +34,8 @@ def test_a_name_and_its_format(text: str, expected: WeightFormat) -> None:
         "float4",
         "int4:",
         "int4:33",
+        "int4:0",
+        "int4:032x",
         "codebook5",
         "codebook4:32",
         "int6:32",
@@ -44,7 +45,7 @@ def test_a_name_and_its_format(text: str, expected: WeightFormat) -> None:
 )
 def test_other_names_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="weight format"):
-        weight_format(text)
+        format_name(text)
 
 
 def test_zero_points_of_weights_need_float_activations() -> None:

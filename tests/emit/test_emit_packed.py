@@ -14,16 +14,16 @@ from zoo import Net, embedding, feeds, gemm, lstm, mobilenet, residual, squeeze_
 
 import onnxq
 from onnxq.config import Config, Rule
-from onnxq.config.formats import weight_format
 from onnxq.emit import weight_key
-from onnxq.emit.packed import expanded
+from onnxq.emit.packed import Writing, expanded
 from onnxq.emit.pieces import Before, Pieces
 from onnxq.errors import ModelError
 from onnxq.graph.io import serialize
 from onnxq.measure.assignment import assignments
 from onnxq.measure.kernels import kernel_map
-from onnxq.numerics import PerAxis
 from onnxq.plan import KeptFloat, Storage
+from onnxq.weights import Levels, Representation, weight_format
+from onnxq.weights.representation import BlockLevels, Nibbles, all_levels
 
 RNG = np.random.default_rng(5)
 _START = RNG.bit_generator.state
@@ -50,24 +50,25 @@ FORMATS = (
 )
 
 
-def codes_for(text: str, shape: tuple[int, ...], axis: int) -> np.ndarray:
-    """Random codes of a format, every level and multiple among them."""
-    stored = weight_format(text)
-    if stored.codebook:
-        return RNG.choice(RNG.choice(np.arange(-127, 128), 2**stored.bits, replace=False), shape).astype(np.int8)
-    top = 2 ** (stored.bits - 1) - 1
+def codes_for(text: str, shape: tuple[int, ...], axis: int) -> tuple[np.ndarray, Representation]:
+    """Random codes of a format, every level and multiple among them, and how they are stored."""
+    bits, block = weight_format(text).bits, weight_format(text).block
+    if text.startswith("codebook"):
+        levels = np.sort(RNG.choice(np.arange(-127, 128), 2**bits, replace=False)).astype(np.int8)
+        return RNG.choice(levels, shape), Levels(bits, levels)
+    top = 2 ** (bits - 1) - 1
     codes = RNG.integers(-top, top + 1, shape)
-    if stored.block:
-        rows = np.moveaxis(codes, axis, 0).reshape(shape[axis], -1)
-        count = -(-rows.shape[1] // stored.block)
-        multiples = np.repeat(RNG.integers(1, 127 // top + 1, (shape[axis], count)), stored.block, axis=1)
-        rows = rows * multiples[:, : rows.shape[1]]
-        rest = tuple(n for i, n in enumerate(shape) if i != axis)
-        codes = np.moveaxis(rows.reshape(shape[axis], *rest), 0, axis)
-    return codes.astype(np.int8)
+    if not block:
+        return codes.astype(np.int8), Levels(bits, all_levels(bits))
+    rows = np.moveaxis(codes, axis, 0).reshape(shape[axis], -1)
+    multiples = RNG.integers(1, 127 // top + 1, (shape[axis], -(-rows.shape[1] // block)))
+    rows = rows * np.repeat(multiples, block, axis=1)[:, : rows.shape[1]]
+    rest = tuple(n for i, n in enumerate(shape) if i != axis)
+    codes = np.moveaxis(rows.reshape(shape[axis], *rest), 0, axis)
+    return codes.astype(np.int8), BlockLevels(bits, all_levels(bits), block, multiples)
 
 
-def unpacking(codes: np.ndarray, text: str, axis: int, opset: int) -> bytes:
+def unpacking(codes: np.ndarray, stored: Representation, axis: int, opset: int) -> bytes:
     """A model that gives back unpacked ``codes``."""
     proto = helper.make_model(
         helper.make_graph(
@@ -81,7 +82,7 @@ def unpacking(codes: np.ndarray, text: str, axis: int, opset: int) -> bytes:
     )
     model = ir.from_proto(proto)
     pieces = Pieces(model)
-    value = expanded(pieces, codes, weight_format(text), PerAxis(axis), "w", place=Before(pieces.nodes["end"]))
+    value = expanded(Writing(pieces, "w", Before(pieces.nodes["end"])), codes, stored, axis=axis)
     pieces.nodes["end"].replace_input_with(0, value)
     return serialize(model)
 
@@ -90,8 +91,9 @@ def unpacking(codes: np.ndarray, text: str, axis: int, opset: int) -> bytes:
 @pytest.mark.parametrize("text", FORMATS)
 def test_the_runtime_unpacks_what_was_packed(text: str, opset: int) -> None:
     for shape, axis in (((24, 10, 3, 3), 0), ((70, 12), 1), ((12, 70), 0), ((5, 1, 3, 3), 0), ((7, 11), 1)):
-        codes = codes_for(text, shape, axis)
-        content = unpacking(codes, text, axis, opset)
+        codes, stored = codes_for(text, shape, axis)
+        content = unpacking(codes, stored, axis, opset)
+        np.testing.assert_array_equal(stored.unpack(stored.pack(codes, axis=axis), shape, axis=axis), codes)
         for optimized in (True, False):
             (found,) = session(content, optimized=optimized).run(None, {"x": np.zeros(1, np.int8)})
             np.testing.assert_array_equal(found, codes)
@@ -100,11 +102,11 @@ def test_the_runtime_unpacks_what_was_packed(text: str, opset: int) -> None:
 @pytest.mark.parametrize("opset", [13, 17, 20])
 @pytest.mark.parametrize("text", FORMATS)
 def test_bytes_looked_up_in_pairs_give_the_same(monkeypatch: pytest.MonkeyPatch, text: str, opset: int) -> None:
-    monkeypatch.setattr("onnxq.emit.packed._PAIRED", 1)
-    monkeypatch.setattr("onnxq.emit.packed._PAIRED_ALONE", 1)
+    monkeypatch.setattr("onnxq.weights.unpacking.PAIRED", 1)
+    monkeypatch.setattr("onnxq.weights.unpacking.PAIRED_ALONE", 1)
     for shape, axis in (((24, 10, 3, 3), 0), ((12, 70), 0), ((7, 11), 1)):  # 990 bytes of 4 bits, 420, an odd number
-        codes = codes_for(text, shape, axis)
-        content = unpacking(codes, text, axis, opset)
+        codes, stored = codes_for(text, shape, axis)
+        content = unpacking(codes, stored, axis, opset)
         inputs = {"x": np.zeros(1, np.int8)}
         for optimized in (True, False):
             np.testing.assert_array_equal(session(content, optimized=optimized).run(None, inputs)[0], codes)
@@ -113,7 +115,7 @@ def test_bytes_looked_up_in_pairs_give_the_same(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_large_weight_is_looked_up_in_pairs() -> None:
-    content = unpacking(codes_for("int4", (512, 512), 1), "int4", 1, 17)
+    content = unpacking(*codes_for("int4", (512, 512), 1), 1, 17)
     assert any(i.data_type == TensorProto.UINT16 for i in onnx.load_from_string(content).graph.initializer)
 
 
@@ -152,11 +154,15 @@ def test_what_is_no_int4_tensor_keeps_its_opset() -> None:
 
 def test_codes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ModelError, match="weight 'w' has codes that 4 bits do not hold"):
-        unpacking(np.asarray([[9, 0, -8]], np.int8), "int4", 0, 17)
+        unpacking(np.asarray([[9, 0, -8]], np.int8), Levels(4, all_levels(4)), 0, 17)
     with pytest.raises(ModelError, match="weight 'w' has codes that 2 bits do not hold"):
-        unpacking(np.arange(5, dtype=np.int8)[None], "codebook2", 0, 17)
+        unpacking(np.arange(5, dtype=np.int8)[None], Levels(2, np.arange(4, dtype=np.int8)), 0, 17)
     with pytest.raises(ModelError, match="weight 'w' has blocks that 3 bits do not hold"):
-        unpacking(np.asarray([[5] + [1] * 15], np.int8), "int3:16", 0, 17)
+        unpacking(np.asarray([[5] + [1] * 15], np.int8), BlockLevels(3, all_levels(3), 16, np.asarray([[1]])), 0, 17)
+    with pytest.raises(ModelError, match="weight 'w' has blocks that 3 bits do not hold"):
+        unpacking(np.asarray([[5] + [2] * 15], np.int8), BlockLevels(3, all_levels(3), 16, np.asarray([[2]])), 0, 17)
+    with pytest.raises(ModelError, match="weight 'w' is stored for a kernel that unpacks it itself"):
+        unpacking(np.zeros((1, 16), np.uint8), Nibbles(16, np.asarray([[8]], np.uint8)), 0, 17)
 
 
 NETS = {

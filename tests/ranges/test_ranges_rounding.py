@@ -1,4 +1,4 @@
-"""Rounding together, against brute force and against what it is defined to be; the grids of the formats."""
+"""Rounding together, against brute force and against what it is defined to be."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from itertools import product
 
 import numpy as np
 import pytest
-from sums import moments_of
 
-from onnxq.config.formats import weight_format
 from onnxq.numerics import INT8_NARROW, QType
 from onnxq.ranges import Moments
 from onnxq.ranges.blocks import in_blocks
-from onnxq.ranges.fit import fitted
-from onnxq.ranges.grids import block_grid, codebook_grid, uniform_grid
 from onnxq.ranges.rounding import Grid, Metric, compensated, coupled
 from onnxq.ranges.samples import F64
+from onnxq.weights.blocks import block_grid
+from onnxq.weights.codebook import codebook_grid
+from onnxq.weights.uniform import uniform_grid
 
 RNG = np.random.default_rng(11)
 INT3 = QType(3, signed=True, narrow=True)
@@ -107,90 +106,6 @@ def test_many_rows_at_once_are_rounded_as_few_are(monkeypatch: pytest.MonkeyPatc
     whole = compensated(weight, h, MANY, grid)
     monkeypatch.setattr("onnxq.ranges.samples.PART", 100)
     np.testing.assert_array_equal(compensated(weight, h, MANY, grid), whole)
-
-
-@pytest.mark.parametrize("text", ["int4", "int3:16", "int8"])
-@pytest.mark.parametrize("restore", ["none", "mean+gain"])
-def test_a_large_layer_is_fitted_some_channels_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, text: str, restore: str
-) -> None:
-    rng = np.random.default_rng(4)
-    weight, inputs = rng.standard_normal((2, 30, 20)), rng.standard_normal((2, 300, 20)).astype(np.float32)
-    moments = moments_of(inputs @ correlated(2, 20, rng).astype(np.float32), full=True)
-    how = {**HOW, "rounding": "auto", "restore": restore, "objective": "auto"}
-    whole = fitted(weight, moments, stored=weight_format(text), **how)
-    monkeypatch.setattr("onnxq.ranges.samples.PART", 200)
-    parts = fitted(weight.astype(np.float64), moments, stored=weight_format(text), **how)
-    if ":" in text:  # of steps that are equally good for a block of few weights the search may find another one
-        lost = [
-            error(weight, f.codes * f.scale[:, :, None], moments.matrix(centred=False)).sum() for f in (parts, whole)
-        ]
-        assert lost[0] == pytest.approx(lost[1], rel=0.05)
-        return
-    np.testing.assert_array_equal(parts.codes, whole.codes)
-    np.testing.assert_allclose(parts.scale, whole.scale, rtol=1e-6)
-
-
-# -- grids ----------------------------------------------------------------------------------------------------------
-
-
-def test_blocks_lose_less_than_channels() -> None:
-    """Blocks of very different size: one scale for all of them is the wrong one for most."""
-    weight = RNG.standard_normal((1, 16, 256)) * np.repeat(RNG.uniform(0.05, 1.0, (1, 16, 8)), 32, axis=2)
-    grid = block_grid(weight, None, qtype=INT3, computed=INT8_NARROW, size=32, method="mse")
-    assert grid.blocks is not None
-    assert grid.blocks.multiples.min() >= 1
-    assert grid.blocks.multiples.max() == 127 // 3
-    channel = fitted(weight, None, stored=weight_format("int3"), **HOW)
-    per_channel = np.square(weight - channel.codes * channel.scale[:, :, None]).sum()
-    assert np.square(weight - real(grid, grid.nearest(weight))).sum() < 0.7 * per_channel
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_a_shared_codebook_loses_less_than_uniform_codes(bits: int) -> None:
-    weight = RNG.laplace(0, RNG.uniform(0.1, 2.0, (1, 24, 1)), (1, 24, 300))
-    book = fitted(weight, None, stored=weight_format(f"codebook{bits}"), **HOW)
-    plain = fitted(weight, None, stored=weight_format(f"int{bits}"), **HOW)
-    lost = [np.square(weight - f.codes * f.scale[:, :, None]).sum() for f in (book, plain)]
-    assert np.unique(book.codes).size <= 2**bits
-    assert np.abs(book.codes).max() <= 127
-    assert lost[0] < 0.9 * lost[1]
-
-
-HOW = {
-    "qtype": INT8_NARROW,
-    "method": "mse",
-    "objective": "auto",
-    "restore": "none",
-    "rounding": "nearest",
-    "least": np.zeros(()),
-}
-
-
-@pytest.mark.parametrize("text", ["int2", "int3", "int4", "int5", "int6", "int8", "int4:32", "int2:16", "codebook4"])
-@pytest.mark.parametrize("known", [True, False])
-def test_every_format_keeps_within_its_codes(text: str, known: bool) -> None:
-    weight = RNG.standard_normal((2, 6, 40))
-    weight[0, 2] = 0.0
-    moments = moments_of(RNG.standard_normal((2, 500, 40)).astype(np.float32), full=True) if known else None
-    stored = weight_format(text)
-    found = fitted(weight, moments, stored=stored, **{**HOW, "rounding": "auto", "restore": "mean+gain"})
-    assert np.array_equal(found.codes, np.rint(found.codes))
-    assert np.abs(found.codes).max() <= 127
-    assert (found.scale > 0).all()
-    assert not found.codes[0, 2].any()
-    if not stored.block and not stored.codebook:
-        assert np.abs(found.codes).max() <= 2 ** (stored.bits - 1) - 1
-    residual = np.square(weight - found.codes * found.scale[:, :, None]).sum() / np.square(weight).sum()
-    assert residual < {2: 0.6, 3: 0.15, 4: 0.06, 5: 0.02, 6: 0.005, 8: 0.0005}[stored.bits]
-
-
-def test_the_scale_leaves_room_for_biases() -> None:
-    weight = RNG.standard_normal((1, 4, 40))
-    least = np.asarray([[0.0, 10.0, 0.0, 10.0]])
-    for text in ("int4", "int4:16", "codebook4", "int8"):
-        found = fitted(weight, None, stored=weight_format(text), **{**HOW, "least": least})
-        assert (found.scale >= least).all()
 
 
 # -- MatMulNBits ----------------------------------------------------------------------------------------------------

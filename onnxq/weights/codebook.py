@@ -1,59 +1,47 @@
-"""The ``Grid`` of each weight format: a scale a channel, block multiples, or a codebook that a tensor shares."""
+"""Indices of levels that the channels of a weight share, with one scale for each channel: ``codebook2`` to ``4``."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from onnxq.numerics import PerBlock, QType, round_half_even
-from onnxq.ranges.choose import weight_params
+from onnxq.numerics import QType
+from onnxq.numerics.packing import Packing
+from onnxq.ranges.fit import Fit, importance_of
 from onnxq.ranges.kmeans import optimal_levels
 from onnxq.ranges.method import for_dead_parts, usable
-from onnxq.ranges.rounding import Blocks, Grid
+from onnxq.ranges.moments import Moments
+from onnxq.ranges.rounding import Grid
 from onnxq.ranges.samples import F64, of_rows
 from onnxq.ranges.snapped import snapped
+from onnxq.weights.format import GridFormat
 
 # Weights that a shared codebook is fitted to: more say nothing new about 16 levels.
 _POOL = 1 << 16
 _ROUNDS = 4
 
 
-def uniform_grid(step: F64, qtype: QType) -> Grid:
-    """The codes of ``qtype`` times ``step: [g, C]``."""
-    return Grid(step, np.arange(qtype.qmin, qtype.qmax + 1, dtype=np.float64))
+@dataclass(frozen=True)
+class Codebook(GridFormat):
+    """``w = s_c L[q]``: B bits q, ``2^B`` levels L, integers from -127 to 127 that are the weight's own.
 
-
-def block_grid(weight: F64, importance: F64 | None, *, qtype: QType, computed: QType, size: int, method: str) -> Grid:
-    """Blocks of ``size`` along the inputs of ``weight: [g, C, n]``, each an integer multiple of its channel's scale.
-
-    Block steps come from ``method``; the channel's scale makes the largest of them the largest multiple that the type
-    ``computed`` allows, and each block takes, of the multiples beside its step, the one of least squared error, weighed
-    by ``importance: [g, C, n]``.
+    n inputs a channel, N weights: ``B + 40 / n + 8 T / N`` bits a weight, T the bytes of the table that unpacks all
+    codes of a group at once (``numerics.packing``): 1024, 16384 and 512 for 2, 3 and 4 bits.
     """
-    groups, channels, n = weight.shape
-    rows = weight.reshape(-1, n)
-    weights = np.ones_like(rows) if importance is None else importance.reshape(-1, n)
-    largest = computed.qmax // qtype.qmax
-    found = weight_params(
-        rows.astype(np.float32),
-        qtype=qtype,
-        granularity=PerBlock(1, size),
-        method=method,
-        importance=None if importance is None else weights.astype(np.float32),
-    )
-    live = np.add.reduceat(np.abs(rows), np.arange(0, n, size), axis=1) > 0
-    step = np.where(live, found.scale.astype(np.float64), 0.0)
-    scale = for_dead_parts(step.max(axis=1) / largest, computed)
-    wanted = np.clip(round_half_even(step / scale[:, None]), 1, largest)
-    best, least = wanted, np.full(wanted.shape, np.inf)
-    for move in (0, -1, 1):
-        tried = np.clip(wanted + move, 1, largest)
-        unit = np.repeat(tried, size, axis=1)[:, :n] * scale[:, None]
-        codes = np.clip(round_half_even(rows / unit), qtype.qmin, qtype.qmax)
-        error = np.add.reduceat(weights * np.square(rows - codes * unit), np.arange(0, n, size), axis=1)
-        best, least = np.where(error < least, tried, best), np.minimum(error, least)
-    levels = np.arange(qtype.qmin, qtype.qmax + 1, dtype=np.float64)
-    multiples = best.reshape(groups, channels, -1)
-    return Grid(scale.reshape(groups, channels), levels, Blocks(size, multiples, np.zeros_like(multiples)))
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    def grid(self, weight: F64, moments: Moments | None, *, qtype: QType, how: Fit) -> Grid:
+        importance = importance_of(weight, moments, centred=how.centred)
+        return codebook_grid(weight, importance, bits=self.bits, computed=qtype)
+
+    def nbytes(self, channels: int, inputs: int) -> int:
+        packing = Packing(self.bits)
+        table = packing.group << (self.bits * packing.group)
+        return super().nbytes(channels, inputs) + table
 
 
 def codebook_grid(weight: F64, importance: F64 | None, *, bits: int, computed: QType) -> Grid:
