@@ -20,7 +20,7 @@ from onnxq.kernels import ops
 from onnxq.kernels.costs import CostTable, Grid, cost_table
 from onnxq.kernels.operators import OPERATORS, find, named, operator
 from onnxq.kernels.record import Gradient, Layout, Operator, Role
-from onnxq.kernels.targets import TARGETS, Target
+from onnxq.kernels.targets import TARGETS
 from onnxq.kernels.work import Work, work_of
 from onnxq.numerics import noise
 from onnxq.plan import make_plan
@@ -281,50 +281,3 @@ def test_records_agree_with_themselves() -> None:
         assert record.fast_on is None or record.fast_on <= set(TARGETS)
         assert not record.gradient_outputs or record.gradient is Gradient.SMOOTH
         assert not record.moves_data or record.layout in (Layout.NONE, Layout.NEEDS)
-
-
-def conv_of(cin: int, cout: int, **how: Any) -> ir.Node:
-    n = Net()
-    n.conv("x", cin, cout, name="conv", out="y", **how)
-    (node,) = nodes(prepared(n.model({"x": [1, cin, 8, 8]}, {"y": [1, cout, 8, 8]})))
-    return node
-
-
-def lstm(units: int) -> ir.Node:
-    rng = np.random.default_rng(0)
-    given = [
-        ir.Value(name=n, const_value=ir.Tensor(rng.random((1, 4 * units, units)).astype(np.float32), name=n))
-        for n in ("w", "r")
-    ]
-    graph = ir.Graph([], [], nodes=[], initializers=given, opset_imports={"": 17})
-    node = ir.node("LSTM", [ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT)), *given], num_outputs=1)
-    graph.append(node)
-    return node
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "asks"),
-    [
-        ("depthwise_multiple", 8, lambda t: work_of(conv_of(24, 24, group=24), {"y": (1, 24, 8, 8)}, t).direct),
-        ("direct_outputs", 8, lambda t: work_of(conv_of(16, 8), {"y": (1, 8, 8, 8)}, t).direct),
-        ("direct_output_multiple", 2, lambda t: work_of(conv_of(16, 18), {"y": (1, 18, 8, 8)}, t).direct),
-        ("direct_inputs", 8, lambda t: ops.padded_input_channels(conv_of(3, 16), t)),
-        ("padded_kernel", 2, lambda t: ops.padded_input_channels(conv_of(3, 16), t)),
-        ("padded_output_multiple", 32, lambda t: ops.padded_input_channels(conv_of(3, 16), t)),
-        ("recurrent_weights", 100, lambda t: ops.can_be_dynamic(lstm(16), t)),
-    ],
-)
-def test_facts_of_kernels_are_those_of_the_target(field: str, value: int, asks: Any) -> None:
-    other: Target = dataclasses.replace(VNNI, **{field: value})  # type: ignore[arg-type]
-    assert asks(other) != asks(VNNI)
-
-
-def test_every_target_has_the_facts_that_were_measured_on_x86() -> None:
-    facts = [f.name for f in dataclasses.fields(Target)][5:]
-    assert len({tuple(getattr(t, f) for f in facts) for t in TARGETS.values()}) == 1
-    assert (VNNI.direct_inputs, VNNI.direct_outputs, VNNI.depthwise_multiple, VNNI.recurrent_weights) == (
-        4,
-        16,
-        16,
-        48_000,
-    )
