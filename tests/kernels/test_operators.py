@@ -22,6 +22,7 @@ from onnxq.kernels.operators import OPERATORS, find, named, operator
 from onnxq.kernels.record import Gradient, Layout, Operator, Role
 from onnxq.kernels.targets import TARGETS
 from onnxq.kernels.work import Work, work_of
+from onnxq.measure.kernels import kernels_of
 from onnxq.numerics import noise
 from onnxq.plan import make_plan
 from onnxq.plan import place as placing
@@ -281,3 +282,11 @@ def test_records_agree_with_themselves() -> None:
         assert record.fast_on is None or record.fast_on <= set(TARGETS)
         assert not record.gradient_outputs or record.gradient is Gradient.SMOOTH
         assert not record.moves_data or record.layout in (Layout.NONE, Layout.NEEDS)
+
+
+@pytest.mark.parametrize(("zero_point", "kind"), [("zero", "integer movement"), ("", "other")])
+def test_a_product_without_an_output_zero_point_writes_floats(zero_point: str, kind: str) -> None:
+    inputs = ["a", "s", "z", "b", "s", "z", "", "s" if zero_point else "", zero_point]
+    product = helper.make_node("QGemm", inputs, ["y"], domain="com.microsoft")
+    graph = helper.make_graph([product, helper.make_node("Transpose", ["y"], ["t"])], "g", [], [])
+    assert [kernel.kind for kernel in kernels_of(graph)] == ["integer compute", kind]
