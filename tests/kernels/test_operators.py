@@ -22,7 +22,6 @@ from onnxq.kernels.operators import OPERATORS, find, named, operator
 from onnxq.kernels.record import Gradient, Layout, Operator, Role
 from onnxq.kernels.targets import TARGETS
 from onnxq.kernels.work import Work, work_of
-from onnxq.measure.kernels import kernels_of
 from onnxq.numerics import noise
 from onnxq.plan import make_plan
 from onnxq.plan import place as placing
@@ -211,6 +210,19 @@ def test_costs_choose_a_slower_kernel_where_conversions_are_dearer(
     assert place(prepared(proto), Config(placement="all"), VNNI, feeds(proto, 1), tmp_path) == Placement()
 
 
+def test_costs_choose_among_slower_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    softmax = {"Softmax__float": 4.0, "Softmax__int8": 90.0}
+    table = flat(**CHEAP, **CONVERT, **REORDER, **softmax, AveragePool__float=4.0, AveragePool__int8=5.0)
+    monkeypatch.setattr(placing, "cost_table", lambda _: table)
+    n = Net()
+    a = n("AveragePool", n.conv("x", 3, 16, name="a"), name="pool", kernel_shape=[2, 2], strides=[2, 2])
+    n.conv(n("Softmax", n.conv(a, 16, 16, name="b"), name="softmax", axis=1), 16, 16, name="c", out="y")
+    proto = n.model({"x": [1, 3, 8, 8]}, {"y": [1, 16, 4, 4]})
+    found = place(prepared(proto), Config(), VNNI, feeds(proto, 1), tmp_path)
+    assert found.slower == {"pool"}
+    assert found.keep_float == {}
+
+
 def test_a_slower_kernel_that_was_not_measured_is_never_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placing, "cost_table", lambda _: flat(**CHEAP, **CONVERT, **REORDER, AveragePool__float=4.0))
     proto = pooled_between_convolutions()
@@ -255,23 +267,6 @@ def test_what_nothing_is_known_of_stays_float() -> None:
     assert not ops.can_follow(node)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("QLinearConv", "integer compute"),
-        ("QLinearSoftmax", "integer elementwise"),
-        ("QLinearOfTomorrow", "integer elementwise"),
-        ("QOrderedAttention", "integer elementwise"),
-        ("NhwcMaxPool", "integer movement"),
-        ("Softmax", "other"),
-        ("FusedConv", "float compute"),
-    ],
-)
-def test_kernels_of_the_optimised_graph_have_records_too(name: str, kind: str) -> None:
-    assert named(name).kind == kind
-    assert named(name).quantized == kind.startswith("integer") * (kind != "integer movement")
-
-
 def test_records_agree_with_themselves() -> None:
     for name, record in OPERATORS.items():
         assert name == record.name
@@ -282,11 +277,3 @@ def test_records_agree_with_themselves() -> None:
         assert record.fast_on is None or record.fast_on <= set(TARGETS)
         assert not record.gradient_outputs or record.gradient is Gradient.SMOOTH
         assert not record.moves_data or record.layout in (Layout.NONE, Layout.NEEDS)
-
-
-@pytest.mark.parametrize(("zero_point", "kind"), [("zero", "integer movement"), ("", "other")])
-def test_a_product_without_an_output_zero_point_writes_floats(zero_point: str, kind: str) -> None:
-    inputs = ["a", "s", "z", "b", "s", "z", "", "s" if zero_point else "", zero_point]
-    product = helper.make_node("QGemm", inputs, ["y"], domain="com.microsoft")
-    graph = helper.make_graph([product, helper.make_node("Transpose", ["y"], ["t"])], "g", [], [])
-    assert [kernel.kind for kernel in kernels_of(graph)] == ["integer compute", kind]
