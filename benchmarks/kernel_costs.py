@@ -204,15 +204,39 @@ def elementwise(op: str, operands: int, **attributes: Any) -> Build:
     return build
 
 
-def max_pool(parts: Parts, number: str, sizes: tuple[int, ...]) -> None:
-    """3 x 3, stride 2, behind a pointwise convolution: its int8 kernel is fast only in that convolution's layout."""
-    shape, attributes = (1, 64, 2 * side(sizes[0] // 64), 2 * side(sizes[0] // 64)), {"kernel_shape": [3, 3]}
-    attributes |= {"strides": [2, 2], "pads": [1, 1, 1, 1]}
+def pool(op: str) -> Build:
+    """3 x 3, stride 2, behind a pointwise convolution: int8 kernels are fast only in that convolution's layout."""
+
+    def build(parts: Parts, number: str, sizes: tuple[int, ...]) -> None:
+        shape, attributes = (1, 64, 2 * side(sizes[0] // 64), 2 * side(sizes[0] // 64)), {"kernel_shape": [3, 3]}
+        attributes |= {"strides": [2, 2], "pads": [1, 1, 1, 1]}
+        if number == "float":
+            parts.output(parts.node(op, [parts.input(shape)], **attributes), 4)
+            return
+        x = parts.node("Conv", [parts.coded(shape), parts.weight((64, 64, 1, 1))])
+        y = parts.node(op, [parts.real(parts.quantized(x))], **attributes)
+        parts.output(parts.quantized(y), 4, TensorProto.UINT8)
+
+    return build
+
+
+def softmax(parts: Parts, number: str, sizes: tuple[int, ...]) -> None:
+    """Rows of 64."""
+    shape = (sizes[0] // 64, 64)
     if number == "float":
-        parts.output(parts.node("MaxPool", [parts.input(shape)], **attributes), 4)
+        parts.output(parts.node("Softmax", [parts.input(shape)], axis=-1), 2)
         return
-    x = parts.node("Conv", [parts.coded(shape), parts.weight((64, 64, 1, 1))])
-    y = parts.node("MaxPool", [parts.real(parts.quantized(x))], **attributes)
+    y = parts.node("Softmax", [parts.coded(shape)], axis=-1)
+    parts.output(parts.quantized(y, zero=0), 2, TensorProto.UINT8)
+
+
+def where(parts: Parts, number: str, sizes: tuple[int, ...]) -> None:
+    shape = (1, 64, sizes[0] // 64, 1)
+    chosen = parts.node("Cast", [parts.input(shape, np.uint8)], to=TensorProto.BOOL)
+    if number == "float":
+        parts.output(parts.node("Where", [chosen, parts.input(shape), parts.input(shape)]), 4)
+        return
+    y = parts.node("Where", [chosen, parts.coded(shape), parts.coded(shape)])
     parts.output(parts.quantized(y), 4, TensorProto.UINT8)
 
 
@@ -314,7 +338,10 @@ KERNELS = (
         elementwise("GlobalAveragePool", 1),
         ("GlobalAveragePool", "QLinearGlobalAveragePool"),
     ),
-    Kernel("MaxPool", {"elements": MAPS}, max_pool, ("MaxPool", "NhwcMaxPool")),
+    Kernel("MaxPool", {"elements": MAPS}, pool("MaxPool"), ("MaxPool", "NhwcMaxPool")),
+    Kernel("AveragePool", {"elements": MAPS}, pool("AveragePool"), ("AveragePool", "QLinearAveragePool")),
+    Kernel("Softmax", {"elements": ELEMENTS}, softmax, ("Softmax", "QLinearSoftmax")),
+    Kernel("Where", {"elements": ELEMENTS}, where, ("Where", "QLinearWhere")),
     Kernel("Transpose", {"elements": ELEMENTS}, transpose, ("Transpose",), optimize="none"),
     Kernel("Resize", {"elements": MAPS}, resize, ("Resize",), optimize="none"),
     Kernel("ReorderInput", {"elements": MAPS}, in_blocks, ("ReorderInput",), numbers=EDGE, alone=True),

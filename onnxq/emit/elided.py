@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError
-from onnxq.graph.edit import is_op, replace_value
+from onnxq.graph.edit import replace_value
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Arithmetic
 from onnxq.numerics import QuantParams, moved, scaled
@@ -40,7 +40,7 @@ def pass_codes(pieces: Pieces, name: str) -> None:
     """
     node = pieces.nodes[name]
     readers = [use.node for use in node.outputs[0].uses()]
-    if len(readers) != 1 or not is_op(readers[0], "QuantizeLinear"):
+    if len(readers) != 1 or operator(readers[0]).kind != "quantize":
         raise ModelError(f"'{name}' is not between quantizers; the plan does not belong to this model")
     dequantizers = [d for v in node.inputs if v is not None and (d := v.producer()) is not None]
     (codes,) = [c for d in dequantizers if (c := d.inputs[0]) is not None and not c.is_initializer()]

@@ -102,7 +102,7 @@ def repeat_codes(pieces: Pieces, name: str, how: Repeated) -> None:
     node = pieces.nodes[name]
     dequantizer, codes = pieces.dequantized(node)
     readers = [use.node for use in node.outputs[0].uses()]
-    if len(readers) != 1 or not is_op(readers[0], "QuantizeLinear"):
+    if len(readers) != 1 or operator(readers[0]).kind != "quantize":
         raise ModelError(f"'{name}' is not between quantizers; the plan does not belong to this model")
     graph, place = graph_of(node), Before(node)
     maps = pieces.node("Transpose", [codes], f"{name}_channels_last", place=place, perm=_CHANNELS_LAST)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError
 from onnxq.graph.edit import replace_value
+from onnxq.kernels.operators import operator
 from onnxq.plan.types import Bias
 
 DOMAIN = "com.microsoft"
@@ -52,7 +53,7 @@ def _dequantized(node: ir.Node, index: int) -> tuple[ir.Value, ir.Value, ir.Valu
     """Codes, scale and zero point behind input ``index``."""
     value = node.inputs[index]
     producer = None if value is None else value.producer()
-    if producer is None or producer.op_type != "DequantizeLinear" or len(producer.inputs) != 3:
+    if producer is None or operator(producer).kind != "dequantize" or len(producer.inputs) != 3:
         raise ModelError(f"input {index} of '{node.name}' is not dequantized; the plan does not belong to this model")
     codes, scale, zero = producer.inputs
     assert codes is not None

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.emit.pieces import Before, Pieces, graph_of
-from onnxq.graph.edit import is_op, replace_value
+from onnxq.graph.edit import replace_value
 from onnxq.kernels.operators import operator
 from onnxq.numerics import QuantParams, moved, scaled, whole_steps
 
@@ -56,7 +56,7 @@ def gate_on_codes(pieces: Pieces, name: str, tensor: str, params: QuantParams, o
     gate = pieces.nodes[name]
     readers = [use.node for use in gate.outputs[0].uses()]
     if own == gate_params(params, *slope_and_offset(gate)):
-        if len(readers) == 1 and is_op(readers[0], "QuantizeLinear"):
+        if len(readers) == 1 and operator(readers[0]).kind == "quantize":
             _clipped(pieces, name, own, readers[0])
     elif int(own.zero_point) == own.qtype.qmin and float(own.scale) * (own.qtype.qmax - own.qtype.qmin) <= 1:
         gate_as_sum(pieces, name, tensor, params)

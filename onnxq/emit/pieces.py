@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
+from onnxq.kernels.operators import operator
 from onnxq.numerics import INT32, PerAxis, QuantParams
 from onnxq.query import nodes, values_by_name
 
@@ -93,7 +94,7 @@ class Pieces:
         """The DequantizeLinear in front of ``node``, and its codes. Raises ``ModelError`` where there is none."""
         real = node.inputs[0]
         maker = None if real is None else real.producer()
-        codes = maker.inputs[0] if maker is not None and maker.op_type == "DequantizeLinear" else None
+        codes = maker.inputs[0] if maker is not None and operator(maker).kind == "dequantize" else None
         if maker is None or codes is None:
             raise ModelError(f"the input of '{node.name}' is not dequantized; the plan does not belong to this model")
         return maker, codes

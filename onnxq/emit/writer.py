@@ -24,16 +24,14 @@ from onnxq.emit.short_names import shorten
 from onnxq.emit.sums import spell_sums
 from onnxq.files.scratch import Scratch
 from onnxq.graph.copying import copy_model
+from onnxq.kernels.operators import operator
 from onnxq.numerics import PerAxis, QuantParams
 from onnxq.plan.types import Plan, Point, Storage
 from onnxq.plan.units import read
-from onnxq.query import array, attribute
+from onnxq.query import array
 from onnxq.weights import StoredWeight
 
 F32 = npt.NDArray[np.float32]
-
-# Operators whose float weights onnxruntime may quantize on its own when it loads a model.
-_ROUNDED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 def emit(
@@ -159,17 +157,15 @@ class _Writer(Operands):
         From 1.21 on onnxruntime's WeightBiasQuantization rounds the float weight of a Conv, ConvTranspose or Gemm to
         int8 per tensor where it lies between a DequantizeLinear with one scale and a QuantizeLinear.
         """
-        if index != 0 or node.domain or node.op_type not in _ROUNDED_AT_LOAD or node.name in self._weight_of:
+        channels = operator(node).rounded_at_load
+        if index != 0 or channels is None or node.name in self._weight_of:
             return None
         weight = array(node.inputs[1])
         if weight is None:
             weight = self._packed.get(node.name or "")
         if weight is None or weight.ndim < 2:
             return None
-        if node.op_type == "Gemm":
-            return 1 - int(attribute(node, "transA", 0)), weight.shape[1 if attribute(node, "transB", 0) else 0]
-        group = int(attribute(node, "group", 1)) if node.op_type == "Conv" else 1
-        return 1, weight.shape[1 if node.op_type == "Conv" else 0] * group
+        return channels(node, weight.shape)
 
     def _spread(
         self, codes: ir.Value, chosen: QuantParams, name: str, reader: ir.Node, channels: tuple[int, int]

@@ -158,6 +158,18 @@ def _transposed_conv_weight(_: ir.Node) -> Mapping[int, tuple[int, ...]]:
     return {1: (1,)}
 
 
+def _conv_channels(node: ir.Node, weight: tuple[int, ...]) -> tuple[int, int]:
+    return 1, weight[1] * int(attribute(node, "group", 1))
+
+
+def _transposed_conv_channels(_: ir.Node, weight: tuple[int, ...]) -> tuple[int, int]:
+    return 1, weight[0]
+
+
+def _gemm_channels(node: ir.Node, weight: tuple[int, ...]) -> tuple[int, int]:
+    return 1 - int(attribute(node, "transA", 0)), weight[1 if attribute(node, "transB", 0) else 0]
+
+
 OPERATORS = (
     Operator(
         "Conv",
@@ -165,6 +177,7 @@ OPERATORS = (
         kind="float compute",
         slot=_conv_slot,
         obstacle=_conv_obstacle,
+        rounded_at_load=_conv_channels,
         direct=True,
         between_codes=True,
         kernels=("QLinearConv",),
@@ -194,13 +207,20 @@ OPERATORS = (
         kind="float compute",
         slot=_gemm_slot,
         obstacle=_gemm_obstacle,
+        rounded_at_load=_gemm_channels,
         dynamic=lambda node, _: _gemm_obstacle(node) is None,
         kernels=("QGemm", "MatMulNBits"),
         takes_activation=True,
         work=_product_work,
         gradient=Gradient.SMOOTH,
     ),
-    Operator("ConvTranspose", role=Role.STORED, kind="float compute", stored=_transposed_conv_weight),
+    Operator(
+        "ConvTranspose",
+        role=Role.STORED,
+        kind="float compute",
+        stored=_transposed_conv_weight,
+        rounded_at_load=_transposed_conv_channels,
+    ),
     # What has no integer kernel, and what onnxruntime makes of the others in float.
     *(Operator(name, kind="float compute") for name in ("DeformConv", "Einsum")),
     *(

@@ -15,12 +15,16 @@ from onnxq.kernels.operators import OPERATORS
 
 ROOT = Path(onnxq.__file__).parent
 
-# Rooms whose work is spelling operators, and the few files elsewhere that do it too, each with its reason.
+# The room whose work is rewriting operators, and the files elsewhere that do it too, each with its reason.
 ALLOWED = {
     "kernels/": "holds the records",
     "graph/passes/": "rewrites float graphs: patterns of operators, and what stands in their place",
     "graph/linear_layer.py": "reads the geometry of each kind of layer from its attributes",
-    "emit/": "spells what was planned: patterns of quantized graphs",
+    "emit/packed.py": "spells how codes are unpacked, from a table of its own nodes",
+    "emit/operands.py": "spells what a layer that measures its ranges becomes, by operator",
+    "emit/nbits.py": "spells MatMulNBits in the place of a product and its bias",
+    "emit/enlarged.py": "spells a Resize that repeats pixels as joining",
+    "emit/sums.py": "spells sums so that onnxruntime leaves them alone",
     "adapt/gradients.py": "exact rewrites of what has no gradient, by operator",
     "adapt/training_graph.py": "spells fake quantizers",
 }

@@ -151,6 +151,8 @@ def test_steering_follows_the_table() -> None:
     work = Work("conv.pointwise", (4, 4, 4))
     assert work.force_gemm(CostTable("t", {("conv.pointwise", k): g for k, g in flat.items()}))
     assert not work.force_gemm(CostTable("t", {("conv.pointwise", "int8"): flat["int8"]}))
+    flat["int8-gemm"] = Grid(axes, np.full((2, 2, 2), 9.5))  # less of a gain than a table can tell
+    assert not work.force_gemm(CostTable("t", {("conv.pointwise", k): g for k, g in flat.items()}))
 
 
 def test_depthwise_channels_that_16_does_not_divide_cost_what_matrix_products_cost() -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 from sums import moments_of
 
-from onnxq.config.formats import weight_format
 from onnxq.numerics import INT8_NARROW
 from onnxq.ranges import Moments
-from onnxq.ranges.fit import Fitted, fitted
+from onnxq.ranges.fit import Fit, Fitted, fitted
 from onnxq.ranges.samples import F64
+from onnxq.weights import GridFormat, weight_format
 
 INPUTS = 48
 
@@ -29,8 +27,10 @@ def layer() -> tuple[npt.NDArray[np.float32], Moments]:
 
 def fit(text: str, objective: str, rounding: str) -> Fitted:
     weight, moments = layer()
-    how: dict[str, Any] = {"qtype": INT8_NARROW, "method": "mse", "restore": "none", "least": np.zeros(())}
-    return fitted(weight, moments, stored=weight_format(text), objective=objective, rounding=rounding, **how)
+    how = Fit(method="mse", objective=objective, restore="none", rounding=rounding)
+    grids = weight_format(text)
+    assert isinstance(grids, GridFormat)
+    return fitted(weight, moments, grids, qtype=INT8_NARROW, how=how, least=np.zeros(()))
 
 
 def lost(found: Fitted) -> F64:
