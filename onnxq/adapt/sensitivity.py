@@ -19,8 +19,9 @@ from onnxq.adapt.gradients import differentiable, new_input, summed, with_gradie
 from onnxq.adapt.samples import Samples
 from onnxq.calibrate.runner import values_of
 from onnxq.graph.copying import copy_model
-from onnxq.graph.edit import new_constant
+from onnxq.graph.edit import new_constant, redirect
 from onnxq.graph.linear_layer import LinearLayer
+from onnxq.graph.nodes import After, NodeBuilder
 
 F64 = npt.NDArray[np.float64]
 
@@ -103,18 +104,8 @@ def _shapes(model: ir.Model, tensors: Sequence[str], samples: Samples) -> dict[s
 
 def _added(node: ir.Node, probe: ir.Value) -> None:
     """Adds ``probe`` to the first output of ``node``."""
-    out = node.outputs[0]
-    uses = tuple(out.uses())
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    add = ir.node("Add", [out, probe], name=f"{probe.name}_add")
-    new = add.outputs[0]
-    new.name, new.type, new.shape = f"{probe.name}_sum", out.type, out.shape
-    graph.insert_after(node, add)
-    for use in uses:
-        use.node.replace_input_with(use.idx, new)
-    for index, output in enumerate(graph.outputs):
-        if output is out:
-            name, out.name = out.name, f"{out.name}_bare"
-            new.name = name
-            graph.outputs[index] = new
+    out, name = node.outputs[0], node.outputs[0].name
+    build = NodeBuilder(After(node))
+    add = build.node("Add", [out, probe], name=f"{probe.name}_add", outputs=(f"{probe.name}_sum",), like=out)
+    redirect(out, add.outputs[0], but=[add])
+    out.name = out.name or f"{name}_bare"

@@ -20,8 +20,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.config.formats import WeightFormat
-from onnxq.emit.pieces import Pieces, Place, graph_of
+from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError
+from onnxq.graph.nodes import Place
 from onnxq.numerics import Granularity, PerAxis
 from onnxq.numerics.packing import Packing
 

@@ -13,8 +13,9 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.emit.pieces import Pieces, Place, graph_of
+from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.graph.edit import is_op
+from onnxq.graph.nodes import Place
 from onnxq.numerics import QuantParams
 from onnxq.query import nodes
 

@@ -18,16 +18,15 @@ from onnxq.equalize.gates import Gate, gate_behind, rescale
 from onnxq.equalize.outliers import take_out
 from onnxq.graph.edit import (
     float_constant,
-    insert_behind,
     integer,
     is_op,
     new_constant,
-    new_node,
     owner,
     rank,
     set_input,
     sole_consumer,
 )
+from onnxq.graph.nodes import NodeBuilder, behind
 from onnxq.graph.passes.linear import fold_after, fold_before, linear_ending_at, read_linear
 from onnxq.query import trailing_ones
 
@@ -142,11 +141,9 @@ class Site:
     def _multiplied(self, factors: F64) -> dict[str, str]:
         value = self.readers[0].node.inputs[0]
         assert value is not None
-        graph = owner(self.readers[0].node)
-        by = new_constant(graph, factors.astype(np.float32), name=f"{value.name}_factors")
-        node = new_node("Mul", [value, by], name=f"{value.name}_equalized")
-        node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-        insert_behind(value, graph, node)
+        build = NodeBuilder(behind(value, owner(self.readers[0].node)))
+        by = build.constant(factors.astype(np.float32), f"{value.name}_factors")
+        node = build.node("Mul", [value, by], name=f"{value.name}_equalized", like=value)
         for reader in self.readers:
             set_input(reader.node, 0, node.outputs[0])
         return {node.name or "": "makes channels alike before they are rounded"}

@@ -17,9 +17,10 @@ from onnxq.config import Config, Rule
 from onnxq.config.formats import weight_format
 from onnxq.emit import weight_key
 from onnxq.emit.packed import expanded
-from onnxq.emit.pieces import Before, Pieces
+from onnxq.emit.pieces import Pieces
 from onnxq.errors import ModelError
 from onnxq.graph.io import serialize
+from onnxq.graph.nodes import Before
 from onnxq.measure.kernels import kernel_map
 from onnxq.numerics import PerAxis
 from onnxq.plan import KeptFloat, Storage

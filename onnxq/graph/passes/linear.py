@@ -21,11 +21,12 @@ from onnxq.graph.edit import (
     number,
     owner,
     rank,
-    replace_value,
+    redirect,
     set_input,
     sole_consumer,
     text,
 )
+from onnxq.graph.nodes import After, NodeBuilder
 
 
 @dataclass(frozen=True)
@@ -176,12 +177,10 @@ def _store_matmul_bias(linear: Linear, bias: Array, label: str) -> None:
         old = linear.add.inputs[index]
         set_input(linear.add, index, new_constant(graph, bias, name=_name(old, f"{label}_bias")))
     elif np.any(bias):
-        add = ir.node("Add", [output, new_constant(graph, bias, name=f"{label}_bias")], name=f"{label}_add")
-        result = add.outputs[0]
-        result.name, result.type, result.shape = f"{output.name}_biased", output.type, output.shape
-        replace_value(output, result)
-        add.replace_input_with(0, output)
-        graph.insert_after(node, add)
+        build = NodeBuilder(After(node))
+        terms = [output, build.constant(bias, f"{label}_bias")]
+        add = build.node("Add", terms, name=f"{label}_add", outputs=(f"{output.name}_biased",), like=output)
+        redirect(output, add.outputs[0], but=[add])
 
 
 def _matmul_with_add(add: ir.Node) -> Linear | None:
