@@ -17,9 +17,25 @@ from onnxq.numerics import INT7_NARROW, INT8_NARROW, UINT8, QType
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of CPU: the integer types that its kernels compute fast and exactly.
+    """A kind of CPU: the integer types that its kernels compute fast and exactly, and the sizes that they want.
 
-    ``direct_convolution``: whether convolutions of few channels have a kernel that does without copying patches.
+    The defaults were measured on x86; where nothing else was measured they hold for every target.
+
+    | field                    | meaning                                                                           |
+    |--------------------------|-----------------------------------------------------------------------------------|
+    | `direct_convolution`     | whether convolutions of few channels have a kernel that does without copying patches |
+    | `direct_inputs`          | input channels that the direct int8 convolution takes at a time                   |
+    | `direct_outputs`         | the fewest output channels that it takes                                          |
+    | `direct_output_multiple` | output channels that it takes at a time                                           |
+    | `padded_output_multiple` | the same where input channels are padded for it: with AVX2 it takes eights        |
+    | `padded_kernel`          | the longest side of a kernel for which padding input channels was measured to pay |
+    | `depthwise_multiple`     | channels that the depthwise int8 convolution takes at a time                      |
+    | `depthwise_growth`       | what layers may grow by to get such a multiple                                    |
+    | `depthwise_exchange`     | products of an ordinary convolution in the time that one of a depthwise one saves |
+    | `float_block`            | channels in a block of float convolutions                                         |
+    | `recurrent_weights`      | from so many weights on, both matrices together, the integer LSTM is faster       |
+    | `global_pooling`         | whether an integer mean over the whole map is fast where others are slow          |
+    | `slow_subnormals`        | whether subnormal numbers are slow to multiply                                    |
     """
 
     name: str
@@ -27,6 +43,22 @@ class Target:
     weights: QType
     why: str
     direct_convolution: bool = True
+    direct_inputs: int = 4
+    direct_outputs: int = 16
+    direct_output_multiple: int = 4
+    padded_output_multiple: int = 8
+    padded_kernel: int = 7
+    depthwise_multiple: int = 16
+    # 0.06 ns against 0.0054: see graph/passes/pad_channels.py.
+    depthwise_growth: float = 1.25
+    depthwise_exchange: float = 11.0
+    # With AVX-512; with AVX2 blocks are of 8.
+    float_block: int = 16
+    # With VNNI 64 units were faster by a few percent, 128 by 1.6 times, 256 by 2.4, 512 by 7, whose float weights leave
+    # the cache; 32 are slower.
+    recurrent_weights: int = 48_000
+    global_pooling: bool = True
+    slow_subnormals: bool = True
 
 
 TARGETS: dict[str, Target] = {
@@ -49,6 +81,9 @@ TARGETS: dict[str, Target] = {
         ),
     )
 }
+
+# What is taken where no target is given.
+USUAL = TARGETS["x86-vnni"]
 
 
 def resolve_target(name: str) -> Target:

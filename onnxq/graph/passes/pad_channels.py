@@ -18,34 +18,33 @@ import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import Array, float_constant, integer, is_op, label, new_constant, owner, rank, set_input
-from onnxq.kernels.ops import DEPTHWISE_MULTIPLE
+from onnxq.kernels.targets import USUAL, Target
 
-# What the layers around may grow by, and how many products of an ordinary convolution take the time that is saved on
-# one of a depthwise one (0.06 ns against 0.0054).
-_GROWTH = 1.25
-_EXCHANGE = 11.0
 _UNARY = ("Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "Tanh", "Elu", "Softplus", "Erf", "Gelu", "Mish")
 _POOLS = ("GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool")
 _BINARY = ("Add", "Sub", "Mul")
 
 
-def pad_channels(model: ir.Model) -> int:
-    """Adds channels to depthwise convolutions and to what surrounds them; returns how many convolutions grew so."""
+def pad_channels(model: ir.Model, target: Target = USUAL) -> int:
+    """Adds channels to depthwise convolutions and to what surrounds them; returns how many convolutions grew so.
+
+    ``target`` says which multiple of channels its kernels want, and what may be paid for it.
+    """
     count = 0
     for graph in all_graphs(model):
         for node in tuple(graph):
             channels = _depthwise(node)
-            if channels is None or channels % DEPTHWISE_MULTIPLE == 0 or _padded(channels) > _GROWTH * channels:
+            if channels is None:
                 continue
-            region = _Region(channels, float_constant(node.inputs[1]).ndim)  # type: ignore[union-attr]
+            padded = -(-channels // target.depthwise_multiple) * target.depthwise_multiple
+            if padded == channels or padded > target.depthwise_growth * channels:
+                continue
+            ndim = float_constant(node.inputs[1]).ndim  # type: ignore[union-attr]
+            region = _Region(channels, padded - channels, ndim, target.depthwise_exchange)
             if region.grow(node) and region.pays():
                 region.pad()
                 count += len(region.depthwise)
     return count
-
-
-def _padded(channels: int) -> int:
-    return -(-channels // DEPTHWISE_MULTIPLE) * DEPTHWISE_MULTIPLE
 
 
 def _weight(conv: ir.Node) -> Array | None:
@@ -63,10 +62,16 @@ def _depthwise(node: ir.Node) -> int | None:
 
 @dataclass
 class _Region:
-    """All tensors that the channels of one depthwise convolution pass through, and the nodes at its borders."""
+    """All tensors that the channels of one depthwise convolution pass through, and the nodes at its borders.
+
+    ``more``: channels that are to be added; ``exchange``: products of another convolution in the time that one of a
+    depthwise one saves.
+    """
 
     channels: int
+    more: int
     rank: int
+    exchange: float
     tensors: list[ir.Value] = field(default_factory=list)
     writers: list[ir.Node] = field(default_factory=list)
     readers: list[ir.Node] = field(default_factory=list)
@@ -93,13 +98,12 @@ class _Region:
 
     def pays(self) -> bool:
         """Whether what is saved on depthwise convolutions is more than what the others take longer."""
-        more = _padded(self.channels) - self.channels
         saved = sum(_size(n) for n in self.depthwise)
-        return _EXCHANGE * saved > sum(_size(n) * more / self.channels for n in (*self.writers, *self.readers))
+        return self.exchange * saved > sum(_size(n) * self.more / self.channels for n in (*self.writers, *self.readers))
 
     def pad(self) -> None:
         """Changes weights, biases, constants and the shapes of the tensors between."""
-        more = _padded(self.channels) - self.channels
+        more = self.more
         for conv in self.depthwise:
             conv.attributes["group"] = ir.AttrInt64("group", self.channels + more)
         for conv in (*self.depthwise, *self.writers):
