@@ -20,7 +20,7 @@ from onnxq.adapt.samples import Samples
 from onnxq.calibrate.runner import values_of
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import new_constant, redirect
-from onnxq.graph.linear_layer import LinearLayer
+from onnxq.graph.geometry import Geometry
 from onnxq.graph.nodes import After, NodeBuilder
 
 F64 = npt.NDArray[np.float64]
@@ -33,7 +33,7 @@ _BATCH_BYTES = 256 << 20
 
 def output_costs(
     model: ir.Model,
-    layers: Mapping[str, LinearLayer],
+    layers: Mapping[str, Geometry],
     samples: Samples,
     engine: Engine,
     *,
@@ -50,7 +50,7 @@ def output_costs(
         node
         for node in copy.graph
         if (layer := layers.get(node.name or "")) is not None
-        and layer.groups < _channels(layer)
+        and layer.groups < layer.channels
         and node.outputs[0].name in reached
     ]
     if not wanted:
@@ -83,10 +83,6 @@ def output_costs(
     summed(copy, [(output, noise, 1.0 / np.sqrt(score)) for (output, noise), score in zip(parts, scores, strict=True)])
     found = engine.curvature(copy, samples.inputs, probes, randoms, batch=batch, repeats=_REPEATS, progress=progress)
     return {of[name]: moments for name, moments in found.items()}
-
-
-def _channels(layer: LinearLayer) -> int:
-    return layer.weight_shape[0] if layer.transposed else layer.weight_shape[1]
 
 
 def _shapes(model: ir.Model, tensors: Sequence[str], samples: Samples) -> dict[str, tuple[int, ...]]:

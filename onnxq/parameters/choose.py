@@ -21,7 +21,8 @@ from onnxq.config.formats import WeightFormat
 from onnxq.emit import WeightKey, weight_key
 from onnxq.errors import DataError, ModelError, NumericsError, one_line
 from onnxq.files.scratch import Scratch
-from onnxq.graph.linear_layer import Product, products
+from onnxq.graph.geometry import Product
+from onnxq.graph.linear import products
 from onnxq.numerics import INT32, PerBlock, PerTensor, Quantized, QuantParams, params
 from onnxq.plan.types import Bias, Own, Plan, Point, Storage, Weight
 from onnxq.query import array, nodes, values_by_name
