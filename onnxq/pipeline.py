@@ -114,8 +114,9 @@ def quantize(
     require_float32(original)
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
-    prepared = prepare(original, native=config.native)
-    outline = make_plan(prepared.model, config, target_of(config))
+    target = target_of(config)
+    prepared = prepare(original, target=target, native=config.native)
+    outline = make_plan(prepared.model, config, target)
     if not outline.anchors and not outline.weights:
         raise ModelError(nothing_to_quantize(outline))
     with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.graph.prepare import prepare
+from onnxq.kernels.targets import USUAL
 
 Array = npt.NDArray[Any]
 Dims = Sequence[int | str]
@@ -97,7 +98,7 @@ def _tensors(constants: dict[str, Array]) -> list[onnx.TensorProto]:
 
 
 def prepared(proto: onnx.ModelProto) -> ir.Model:
-    return prepare(ir.from_proto(proto)).model
+    return prepare(ir.from_proto(proto), target=USUAL).model
 
 
 def feeds(proto: onnx.ModelProto, count: int = 8, *, seed: int = 0, scale: float = 1.0) -> list[dict[str, Array]]:

@@ -22,9 +22,10 @@ import numpy as np
 from onnxq.calibrate.observers import observe
 from onnxq.graph.instrument import expose
 from onnxq.graph.io import load
-from onnxq.graph.linear_layer import linear_layer
+from onnxq.graph.linear import geometry_of
 from onnxq.graph.prepare import prepare
 from onnxq.graph.runtime_model import to_runtime
+from onnxq.kernels.targets import USUAL
 from onnxq.numerics import PerAxis, QType
 from onnxq.query import array, nodes
 from onnxq.ranges import METHODS, activation_params, optimal_companding, weight_params
@@ -71,8 +72,8 @@ class Task:
 def task_of(model_name: str, index: int, title: str) -> Task:
     """The layer as a least-squares task; of grouped convolutions the first group."""
     task = harness.TASKS[model_name]
-    model = prepare(load(task.path)).model
-    found = [(n, layer) for n in nodes(model) if (layer := linear_layer(n)) is not None and layer.inputs >= 16]
+    model = prepare(load(task.path), target=USUAL).model
+    found = [(n, layer) for n in nodes(model) if (layer := geometry_of(n)) is not None and layer.inputs >= 16]
     node, layer = found[index]
     tensor = node.inputs[0].name
     with tempfile.TemporaryDirectory() as folder:

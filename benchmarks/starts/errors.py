@@ -14,7 +14,7 @@ from onnxq.calibrate.runner import run_observers
 from onnxq.config import Config
 from onnxq.graph.io import load
 from onnxq.graph.prepare import prepare
-from onnxq.kernels.targets import resolve_target
+from onnxq.kernels.targets import USUAL, resolve_target
 from onnxq.numerics import PerAxis, PerTensor, QType
 from onnxq.plan import Plan, make_plan
 from onnxq.query import array, values_by_name
@@ -86,7 +86,7 @@ def activation_errors(histogram: Any, bits: int) -> dict[str, float]:
 
 def planned(task: harness.Task) -> tuple[ir.Model, Plan, list[str]]:
     """A model of `models/` made ready, its plan, and the activations that are quantized."""
-    model = prepare(load(task.path)).model
+    model = prepare(load(task.path), target=USUAL).model
     plan = make_plan(model, Config(), resolve_target("x86-vnni"))
     return model, plan, list(dict.fromkeys(point.tensor for point in plan.points))
 

@@ -18,7 +18,7 @@ from onnxq.config import Config
 from onnxq.emit import emit
 from onnxq.graph.io import load, save
 from onnxq.graph.prepare import prepare
-from onnxq.kernels.targets import Target, resolve_target
+from onnxq.kernels.targets import USUAL, Target, resolve_target
 from onnxq.numerics import QType, agreement, centred, sqnr_db
 from onnxq.parameters.choose import choose
 from onnxq.plan import make_plan
@@ -57,7 +57,7 @@ class Network:
 
     def __init__(self, task: harness.Task, samples: int, tests: int) -> None:
         self.task = task
-        self.model = prepare(load(task.path)).model
+        self.model = prepare(load(task.path), target=USUAL).model
         inputs = task.arrays("test")
         self.labels = inputs.pop("labels")[:tests]
         self.inputs = harness.cast({task.array: inputs[task.array][:tests]}, task.path)

@@ -7,10 +7,13 @@ whole, and are sliced: whatever stands in front of them (quantizers) stays there
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.edit import new_constant, owner
+from onnxq.graph.nodes import Before, NodeBuilder
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Gradient, Recurrence
 from onnxq.query import attribute
@@ -70,11 +73,11 @@ def forward_only(node: ir.Node) -> dict[ir.Value, ir.Value]:
         steps = _reversed(node, x, f"{name}_steps") if backwards else x
         parts: list[ir.Value | None] = [steps, *(_part(node, i, index, name) for i in (1, 2, 3)), None]
         parts += [_state(node, i, index, name) for i in _kind(node).states]
-        kept = {key: value for key, value in node.attributes.items() if key not in ("direction", "activations")}
-        new = ir.node(node.op_type, parts, attributes=kept, num_outputs=len(parts) - 4, name=name)
-        for output, what in zip(new.outputs, ("all", "hidden", "cell"), strict=False):
-            output.name, output.type = f"{name}_{what}", x.type
-        owner(node).insert_before(node, new)
+        kept: dict[str, Any] = {k: v for k, v in node.attributes.items() if k not in ("direction", "activations")}
+        outputs = [f"{name}_{what}" for what in ("all", "hidden", "cell")[: len(parts) - 4]]
+        new = NodeBuilder(Before(node)).node(node.op_type, parts, name=name, outputs=outputs, **kept)
+        for output in new.outputs:
+            output.type = x.type
         every = list(new.outputs)
         if backwards:
             every[0] = _reversed(node, every[0], f"{name}_all_steps")
@@ -137,8 +140,5 @@ def _integers(node: ir.Node, values: list[int], name: str) -> ir.Value:
     return new_constant(owner(node), np.asarray(values, np.int64), name=name)
 
 
-def _new(node: ir.Node, op: str, inputs: list[ir.Value], name: str, **attributes: int) -> ir.Value:
-    new = ir.node(op, inputs, attributes=attributes, name=f"{name}_{op}")
-    new.outputs[0].name = f"{name}_{op}_out"
-    owner(node).insert_before(node, new)
-    return new.outputs[0]
+def _new(node: ir.Node, op: str, inputs: list[ir.Value], name: str, **attributes: Any) -> ir.Value:
+    return NodeBuilder(Before(node))(op, inputs, name=f"{name}_{op}", **attributes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.adapt.directions import forward_only, is_forward, is_recurrent, recurrent_obstacle
-from onnxq.graph.edit import new_constant, owner, set_input
+from onnxq.graph.edit import new_constant, owner, redirect, set_input
+from onnxq.graph.nodes import AtEnd, Before, NodeBuilder
 from onnxq.graph.passes.unused import remove_unused
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import MICROSOFT, Gradient
@@ -23,10 +25,10 @@ def differentiable(model: ir.Model) -> None:
         if node.domain:
             continue
         if node.op_type in _REWRITES:
-            take_over(node.outputs[0], _REWRITES[node.op_type](node), model)
+            redirect(node.outputs[0], _REWRITES[node.op_type](node))
         elif is_recurrent(node) and not is_forward(node) and recurrent_obstacle(node) is None:
             for old, new in forward_only(node).items():
-                take_over(old, new, model)
+                redirect(old, new)
     remove_unused(model)
     for node in list(nodes(model)):  # gradients that read the optional inputs and outputs
         norm = operator(node).channel_inputs
@@ -72,31 +74,14 @@ def _is_flat(node: ir.Node) -> bool:
     return operator(node).gradient is Gradient.FLAT
 
 
-def new_node(before: ir.Node, op: str, inputs: Sequence[ir.Value], name: str, **attributes: object) -> ir.Value:
+def new_node(before: ir.Node, op: str, inputs: Sequence[ir.Value], name: str, **attributes: Any) -> ir.Value:
     """The output of a new node in front of ``before``."""
-    new = _node(op, inputs, name, attributes)
-    owner(before).insert_before(before, new)
-    return new.outputs[0]
+    return _made(NodeBuilder(Before(before)), op, inputs, name, attributes)
 
 
 def scalar(node: ir.Node, value: float, name: str) -> ir.Value:
     """``value`` as a constant of the graph of ``node``."""
     return new_constant(owner(node), np.asarray(value, np.float32), name=name)
-
-
-def take_over(old: ir.Value, new: ir.Value, model: ir.Model) -> None:
-    """Every reader of ``old`` reads ``new``, and so does the outside where ``old`` is an output, by its name."""
-    for use in tuple(old.uses()):
-        use.node.replace_input_with(use.idx, new)
-    for index, output in enumerate(model.graph.outputs):
-        if output is old:
-            name, old.name = old.name, f"{old.name}_before"
-            producer = new.producer()
-            twin = ir.node("Identity", [new], name=f"{name}_out")
-            twin.outputs[0].name, twin.outputs[0].type, twin.outputs[0].shape = name, old.type, old.shape
-            assert producer is not None
-            model.graph.insert_after(producer, twin)
-            model.graph.outputs[index] = twin.outputs[0]
 
 
 def new_input(model: ir.Model, name: str, like: ir.Value) -> ir.Value:
@@ -154,28 +139,19 @@ _Emit = Callable[..., ir.Value]
 _LEAST_PROBABILITY = 1e-7
 
 
-def _node(op: str, inputs: Sequence[ir.Value], name: str, attributes: dict[str, object]) -> ir.Node:
-    fake = op == "FakeQuant"  # its second output is the mask that its gradient reads
-    new = ir.node(
-        op,
-        list(inputs),
-        attributes or None,  # type: ignore[arg-type]
-        domain=MICROSOFT if fake else "",
-        num_outputs=2 if fake else 1,
-        name=f"{name}_{op}",
-    )
-    for i, output in enumerate(new.outputs):
-        output.name = f"{name}_{op}_out{i or ''}"
-    return new
+def _made(build: NodeBuilder, op: str, inputs: Sequence[ir.Value], name: str, attributes: dict[str, Any]) -> ir.Value:
+    if op != "FakeQuant":
+        return build(op, inputs, name=f"{name}_{op}", **attributes)
+    # Its second output is the mask that its gradient reads.
+    made = build.node(op, inputs, name=f"{name}_{op}", outputs=(None, None), domain=MICROSOFT, **attributes)
+    return made.outputs[0]
 
 
 def _appender(model: ir.Model) -> _Emit:
     """Puts nodes at the end of ``model``."""
 
-    def emit(op: str, inputs: Sequence[ir.Value], name: str, **attributes: object) -> ir.Value:
-        new = _node(op, inputs, name, attributes)
-        model.graph.append(new)
-        return new.outputs[0]
+    def emit(op: str, inputs: Sequence[ir.Value], name: str, **attributes: Any) -> ir.Value:
+        return _made(NodeBuilder(AtEnd(model.graph)), op, inputs, name, attributes)
 
     return emit
 

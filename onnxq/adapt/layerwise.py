@@ -21,13 +21,14 @@ from onnxq.adapt.walk import Walk
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.emit import weight_key
-from onnxq.graph.linear_layer import LinearLayer, linear_layer
+from onnxq.graph.geometry import Geometry
+from onnxq.graph.linear import Linear, linear_of
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Arithmetic
 from onnxq.parameters.choose import Parameters
 from onnxq.parameters.weights import WeightJob, weight_jobs
 from onnxq.plan import Bias, Plan
-from onnxq.query import nodes, values_by_name
+from onnxq.query import values_by_name
 from onnxq.report.report import Refit
 from onnxq.weights import StoredWeight
 
@@ -52,8 +53,8 @@ class Layer:
     ``skip`` is the Add that takes its output to a computed tensor, and the index of that among the Add's inputs.
     """
 
-    node: ir.Node
-    geometry: LinearLayer
+    linear: Linear
+    geometry: Geometry
     job: WeightJob
     bias: Bias | None
     offset: F32 | None
@@ -62,7 +63,7 @@ class Layer:
     @property
     def name(self) -> str:
         """The name of its node."""
-        return self.node.name or ""
+        return self.linear.node.name or ""
 
     @property
     def centred(self) -> bool:
@@ -75,19 +76,21 @@ def linear_layers(
 ) -> list[Layer]:
     """The layers of ``plan`` that can be adapted, in graph order."""
     values = values_by_name(model)
-    by_name = {n.name or "": n for n in nodes(model)}
     jobs = {j.use.node: j for j in weight_jobs(model, values, plan, statistics, config, parameters.tensors)}
     keys = [weight_key(w) for w in plan.weights]
     biases = {b.weight_node: b for b in plan.biases}
     found = []
     for node in model.graph:
-        job, geometry = jobs.get(node.name or ""), linear_layer(node)
-        if job is None or geometry is None or keys.count(job.key) > 1 or geometry.inputs > MOST_INPUTS:
+        job, linear = jobs.get(node.name or ""), linear_of(node)
+        geometry = None if linear is None else linear.geometry
+        if job is None or linear is None or geometry is None:
+            continue
+        if keys.count(job.key) > 1 or geometry.inputs > MOST_INPUTS:
             continue
         bias = biases.get(node.name or "")
-        adder = node if bias is None else by_name[bias.node]
-        offset = None if bias is None else original(adder, bias.index)
-        found.append(Layer(node, geometry, job, bias, offset, _skip(adder.outputs[0])))
+        place = None if bias is None else linear.bias_at
+        offset, end = (None, node) if place is None else (original(*place), place[0])
+        found.append(Layer(linear, geometry, job, bias, offset, _skip(end.outputs[0])))
     return found
 
 

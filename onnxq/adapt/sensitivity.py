@@ -19,8 +19,9 @@ from onnxq.adapt.gradients import differentiable, new_input, summed, with_gradie
 from onnxq.adapt.samples import Samples
 from onnxq.calibrate.runner import values_of
 from onnxq.graph.copying import copy_model
-from onnxq.graph.edit import new_constant
-from onnxq.graph.linear_layer import LinearLayer
+from onnxq.graph.edit import new_constant, redirect
+from onnxq.graph.geometry import Geometry
+from onnxq.graph.nodes import After, NodeBuilder
 
 F64 = npt.NDArray[np.float64]
 
@@ -32,7 +33,7 @@ _BATCH_BYTES = 256 << 20
 
 def output_costs(
     model: ir.Model,
-    layers: Mapping[str, LinearLayer],
+    layers: Mapping[str, Geometry],
     samples: Samples,
     engine: Engine,
     *,
@@ -49,7 +50,7 @@ def output_costs(
         node
         for node in copy.graph
         if (layer := layers.get(node.name or "")) is not None
-        and layer.groups < _channels(layer)
+        and layer.groups < layer.channels
         and node.outputs[0].name in reached
     ]
     if not wanted:
@@ -84,10 +85,6 @@ def output_costs(
     return {of[name]: moments for name, moments in found.items()}
 
 
-def _channels(layer: LinearLayer) -> int:
-    return layer.weight_shape[0] if layer.transposed else layer.weight_shape[1]
-
-
 def _shapes(model: ir.Model, tensors: Sequence[str], samples: Samples) -> dict[str, tuple[int, ...]]:
     """Shapes of ``tensors`` for one sample; those are left out whose first axis does not grow with the samples.
 
@@ -103,18 +100,8 @@ def _shapes(model: ir.Model, tensors: Sequence[str], samples: Samples) -> dict[s
 
 def _added(node: ir.Node, probe: ir.Value) -> None:
     """Adds ``probe`` to the first output of ``node``."""
-    out = node.outputs[0]
-    uses = tuple(out.uses())
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    add = ir.node("Add", [out, probe], name=f"{probe.name}_add")
-    new = add.outputs[0]
-    new.name, new.type, new.shape = f"{probe.name}_sum", out.type, out.shape
-    graph.insert_after(node, add)
-    for use in uses:
-        use.node.replace_input_with(use.idx, new)
-    for index, output in enumerate(graph.outputs):
-        if output is out:
-            name, out.name = out.name, f"{out.name}_bare"
-            new.name = name
-            graph.outputs[index] = new
+    out, name = node.outputs[0], node.outputs[0].name
+    build = NodeBuilder(After(node))
+    add = build.node("Add", [out, probe], name=f"{probe.name}_add", outputs=(f"{probe.name}_sum",), like=out)
+    redirect(out, add.outputs[0], but=[add])
+    out.name = out.name or f"{name}_bare"

@@ -21,11 +21,10 @@ from onnxq.adapt.gradients import (
     new_node,
     scalar,
     squared_errors,
-    take_over,
 )
 from onnxq.adapt.samples import AnswerKind
 from onnxq.graph.copying import copy_model
-from onnxq.graph.edit import new_constant, owner
+from onnxq.graph.edit import new_constant, owner, redirect
 from onnxq.numerics import PerBlock, QuantParams
 from onnxq.query import array, nodes
 
@@ -111,13 +110,13 @@ def soften(model: ir.Model, learned: Mapping[str, str]) -> dict[str, str]:
             for value in (node.outputs[0], *(c.outputs[0] for c in clips)):
                 for reader in [u.node for u in value.uses()]:
                     if reader.op_type == "DequantizeLinear":
-                        take_over(reader.outputs[0], soft, model)
+                        redirect(reader.outputs[0], soft)
         elif node.op_type == "DequantizeLinear" and (held := array(node.inputs[0])) is not None:
             scale, zero = array(node.inputs[1]), array(node.inputs[2])
             assert scale is not None
             assert zero is not None
             real = ((held.astype(np.float32) - zero.astype(np.float32)) * scale).astype(np.float32)
-            take_over(node.outputs[0], new_constant(owner(node), real, name=f"{node.name}_real"), model)
+            redirect(node.outputs[0], new_constant(owner(node), real, name=f"{node.name}_real"))
     return steps
 
 

@@ -18,6 +18,7 @@ from onnxq.errors import ConfigError, RuntimeFailure, one_line
 from onnxq.graph.kinds import METADATA_KEY
 from onnxq.graph.prepare import prepare
 from onnxq.graph.runtime_model import to_runtime
+from onnxq.kernels.targets import TARGETS, resolve_target
 from onnxq.measure.compare import Comparison, compare
 from onnxq.measure.layers import LayerNoise, common_tensors, layer_noise
 from onnxq.runtime.plain import plain
@@ -127,5 +128,7 @@ def _as_prepared(reference: Opened, test: Opened, folder: Path) -> Path | bytes:
     """
     if METADATA_KEY not in test.model.metadata_props:
         return reference.runnable
-    steps = json.loads(test.model.metadata_props[METADATA_KEY]).get("equalized", {})
-    return to_runtime(equalized_as(prepare(reference.model).model, steps), folder)
+    written = json.loads(test.model.metadata_props[METADATA_KEY])
+    name = json.loads(written.get("config", "{}")).get("target", "")
+    target = resolve_target(name if name in TARGETS else "auto")
+    return to_runtime(equalized_as(prepare(reference.model, target=target).model, written.get("equalized", {})), folder)

@@ -234,7 +234,7 @@ def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tupl
     target = target_of(config)
     try:
         require_float32(given.model)
-        prepared = prepare(given.model, native=config.native)
+        prepared = prepare(given.model, target=target, native=config.native)
     except ModelError as error:
         return None, one_line(error)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:

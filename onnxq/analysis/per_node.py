@@ -75,12 +75,13 @@ def node_table(
     """
     config = Config() if config is None else config
     kept = list(feeds)
-    prepared = prepare(model).model
+    target = target_of(config)
+    prepared = prepare(model, target=target).model
     with tempfile.TemporaryDirectory(prefix="onnxq-") as name:
         folder = Path(name)
         before = _measured(prepared, kept, folder)
         if quantized is None:
-            plan = planned(prepared, config, target_of(config), kept[:1], folder)
+            plan = planned(prepared, config, target, kept[:1], folder)
             after, becomes, reasons = None, _planned(prepared, plan), {s.node: s.reason for s in plan.skipped}
         else:
             after = _measured(quantized, kept, folder)

@@ -14,7 +14,7 @@ from onnxq.calibrate.runner import Feeds, Statistics, run_observers
 from onnxq.config import Config
 from onnxq.emit import emit
 from onnxq.files.scratch import Scratch
-from onnxq.graph.linear_layer import products
+from onnxq.graph.linear import products
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.kernels.targets import Target
 from onnxq.measure.assignment import KernelAssignment, assignments

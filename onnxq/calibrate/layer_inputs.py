@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.files.scratch import Scratch
-from onnxq.graph.linear_layer import Product
+from onnxq.graph.geometry import Product
 from onnxq.ranges.moments import Moments, MomentSums
 
 Array = npt.NDArray[np.float32]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ import onnx_ir as ir
 from onnxq.calibrate.feeds import Feed, FeedOptions, open_feed
 from onnxq.errors import ConfigError, OnnxqError
 from onnxq.graph.copying import copy_model
+from onnxq.graph.edit import supersede
+from onnxq.graph.nodes import After, NodeBuilder
 from onnxq.graph.passes.fold_affine import MOMENTS
 from onnxq.graph.signature import TensorSpec
 from onnxq.query import constant
@@ -65,50 +68,34 @@ def _standardise(
     model: ir.Model, value: ir.Value, mean: npt.NDArray[np.floating], deviation: npt.NDArray[np.floating]
 ) -> None:
     """Puts ``(x - mean(x)) / std(x) * deviation + mean`` behind ``value: [N, C, ...]``, channel by channel."""
-    graph, producer, name = model.graph, value.producer(), value.name or ""
+    producer, name = value.producer(), value.name or ""
     assert producer is not None
     rank = len(value.shape) if value.shape is not None else 4
     axes = [a for a in range(rank) if a != 1]
     column = [1, -1, *[1] * (rank - 2)]
-    uses = list(value.uses())
+    build = NodeBuilder(After(producer))
+    others = [use.node for use in value.uses()]
 
-    def const(suffix: str, data: npt.NDArray[np.generic]) -> ir.Value:
-        made = ir.Value(name=f"{name}_{suffix}", const_value=ir.Tensor(data, name=f"{name}_{suffix}"))
-        made.shape, made.dtype = ir.Shape(data.shape), ir.DataType.from_numpy(data.dtype)
-        graph.register_initializer(made)
-        return made
+    def const(suffix: str, data: npt.ArrayLike) -> ir.Value:
+        return build.constant(data, f"{name}_{suffix}")
 
-    chain: list[ir.Node] = []
-
-    def op(op_type: str, inputs: Sequence[ir.Value], suffix: str) -> ir.Value:
-        node = ir.node(op_type, list(inputs), name=f"{name}_{suffix}_node")
-        node.outputs[0].name = f"{name}_{suffix}"
-        chain.append(node)
-        return node.outputs[0]
+    def op(op_type: str, inputs: Sequence[ir.Value], suffix: str, **attributes: Any) -> ir.Value:
+        return build(op_type, inputs, name=f"{name}_{suffix}_node", output=f"{name}_{suffix}", **attributes)
 
     def average(x: ir.Value, suffix: str) -> ir.Value:
         axes_are_input = (model.opset_imports.get("", 13) or 13) >= 18
-        inputs = [x, const(f"{suffix}_axes", np.array(axes, np.int64))] if axes_are_input else [x]
-        attributes: dict[str, int | list[int]] = {"keepdims": 1} if axes_are_input else {"keepdims": 1, "axes": axes}
-        node = ir.node("ReduceMean", inputs, attributes, name=f"{name}_{suffix}_node")
-        node.outputs[0].name = f"{name}_{suffix}"
-        chain.append(node)
-        return node.outputs[0]
+        if axes_are_input:
+            return op("ReduceMean", [x, const(f"{suffix}_axes", np.array(axes, np.int64))], suffix, keepdims=1)
+        return op("ReduceMean", [x], suffix, keepdims=1, axes=axes)
 
     centred = op("Sub", [value, average(value, "seen_mean")], "centred")
     variance = average(op("Mul", [centred, centred], "squared"), "seen_variance")
     root = op("Sqrt", [op("Add", [variance, const("epsilon", np.float32(1e-12))], "guarded")], "seen_deviation")
     scaled = op("Mul", [op("Div", [centred, root], "standard"), const("sd", _column(deviation, column))], "scaled")
     result = op("Add", [scaled, const("mean", _column(mean, column))], "imposed")
-    graph.insert_after(producer, chain)
-    for use in uses:
-        use.node.replace_input_with(use.idx, result)
     result.shape, result.type = value.shape, value.type
-    for index, output in enumerate(graph.outputs):
-        if output is value:
-            graph.outputs[index] = result
+    supersede(value, result, but=[use.node for use in value.uses() if use.node not in others])
     value.name = f"{name}_before"
-    result.name = name
 
 
 def _column(data: npt.NDArray[np.floating], shape: list[int]) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError
-from onnxq.graph.edit import replace_value
+from onnxq.graph.edit import redirect
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Arithmetic
 from onnxq.numerics import QuantParams, moved, scaled
@@ -44,7 +44,7 @@ def pass_codes(pieces: Pieces, name: str) -> None:
         raise ModelError(f"'{name}' is not between quantizers; the plan does not belong to this model")
     dequantizers = [d for v in node.inputs if v is not None and (d := v.producer()) is not None]
     (codes,) = [c for d in dequantizers if (c := d.inputs[0]) is not None and not c.is_initializer()]
-    replace_value(readers[0].outputs[0], codes)
+    redirect(readers[0].outputs[0], codes)
     graph_of(node).remove([readers[0], node], safe=True)
     for dequantizer in dequantizers:
         pieces.drop_idle(dequantizer)

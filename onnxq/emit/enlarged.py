@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.emit.pieces import Before, Pieces, graph_of
+from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError
-from onnxq.graph.edit import is_op, replace_value, static_shape, text
+from onnxq.graph.edit import is_op, redirect, static_shape, text
+from onnxq.graph.nodes import Before
 from onnxq.kernels import ops
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Layout
@@ -114,7 +115,7 @@ def repeat_codes(pieces: Pieces, name: str, how: Repeated) -> None:
         maps = pieces.node("Concat", [maps] * how.rows, f"{name}_rows", place=place, axis=2)
     maps = pieces.node("Reshape", [maps, _shape(pieces, codes, how, name, place)], f"{name}_maps", place=place)
     new = pieces.node("Transpose", [maps], f"{name}_codes", place=place, perm=_CHANNELS_FIRST)
-    replace_value(readers[0].outputs[0], new)
+    redirect(readers[0].outputs[0], new)
     graph.remove([readers[0], node], safe=True)
     pieces.drop_idle(dequantizer)
 

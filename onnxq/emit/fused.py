@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError
-from onnxq.graph.edit import replace_value
+from onnxq.graph.nodes import Before, NodeBuilder
 from onnxq.kernels.operators import operator
 from onnxq.plan.types import Bias
 
@@ -28,17 +28,10 @@ def fuse_matmul(pieces: Pieces, name: str, bias: Bias | None) -> None:
     add = None if bias is None else pieces.nodes[bias.node]
     vector = [] if add is None or bias is None else [add.inputs[bias.index]]
     last = matmul if add is None else add
-    fused = ir.node(
-        "MatMulIntegerToFloat",
-        [*codes, *scales, *zeros, *vector],
-        domain=DOMAIN,
-        name=name,
-    )
-    fused.outputs[0].name = pieces.fresh(f"{name}_product")
-    graph.insert_before(last, fused)
-    old, new = last.outputs[0], fused.outputs[0]
-    replace_value(old, new)
-    pieces.take_over(old, new)
+    inputs, product = [*codes, *scales, *zeros, *vector], pieces.fresh(f"{name}_product")
+    build = NodeBuilder(Before(last))
+    fused = build.node("MatMulIntegerToFloat", inputs, name=name, outputs=(product,), domain=DOMAIN)
+    pieces.take_over(last.outputs[0], fused.outputs[0])
     idle = [v.producer() for v in matmul.inputs if v is not None]
     for node in [matmul] if add is None else [add, matmul]:
         graph.remove(node, safe=True)

@@ -14,8 +14,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.emit.pieces import Before, Pieces, graph_of
-from onnxq.graph.edit import replace_value
+from onnxq.emit.pieces import Pieces, graph_of
+from onnxq.graph.edit import redirect
+from onnxq.graph.nodes import Before, NodeBuilder
 from onnxq.kernels.operators import operator
 from onnxq.numerics import QuantParams, moved, scaled, whole_steps
 
@@ -72,10 +73,9 @@ def _clipped(pieces: Pieces, name: str, own: QuantParams, quantizer: ir.Node) ->
         pieces.initializer(graph, f"{name}_{end}", np.asarray(code, own.qtype.storage))
         for end, code in zip(("lowest", "highest"), ends, strict=True)
     ]
-    clip = ir.node("Clip", [codes, *limits], name=name)
-    clip.outputs[0].name = pieces.fresh(f"{name}_clipped")
-    graph.insert_before(gate, clip)
-    replace_value(quantizer.outputs[0], clip.outputs[0])
+    clipped = pieces.fresh(f"{name}_clipped")
+    clip = NodeBuilder(Before(gate)).node("Clip", [codes, *limits], name=name, outputs=(clipped,))
+    redirect(quantizer.outputs[0], clip.outputs[0])
     graph.remove([quantizer, gate], safe=True)
     pieces.drop_idle(dequantizer)
     pieces.nodes[name] = clip
@@ -98,12 +98,8 @@ def gate_as_sum(pieces: Pieces, name: str, tensor: str, params: QuantParams) -> 
     step = replace(params, scale=np.asarray(abs(beta) or 1, np.float32), zero_point=np.asarray(here, storage))
     codes = pieces.initializer(graph, f"{name}_offset_quantized", np.asarray(there, storage))
     offset = pieces.dequantize(codes, step, f"{name}_offset", place=Before(gate))
-    total = ir.node("Add", [x, offset], name=name)
-    total.outputs[0].name = pieces.fresh(f"{name}_sum")
-    graph.insert_before(gate, total)
-    old, new = gate.outputs[0], total.outputs[0]
-    replace_value(old, new)
-    pieces.take_over(old, new)
+    total = NodeBuilder(Before(gate)).node("Add", [x, offset], name=name, outputs=(pieces.fresh(f"{name}_sum"),))
+    pieces.take_over(gate.outputs[0], total.outputs[0])
     graph.remove(gate, safe=True)
     pieces.drop_idle(dequantizer)
     pieces.nodes[name] = total

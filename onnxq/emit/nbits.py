@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.emit.fused import DOMAIN
-from onnxq.emit.pieces import Before, Pieces, graph_of
+from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError
-from onnxq.graph.edit import replace_value
+from onnxq.graph.nodes import Before, NodeBuilder
 from onnxq.numerics import UINT4, PerBlock
 from onnxq.weights.representation import Nibbles, StoredWeight
 
@@ -39,14 +39,21 @@ def block_matmul(pieces: Pieces, node: ir.Node, tensor: str, weight: StoredWeigh
     inputs_of = [node.inputs[0], pieces.made[key], pieces.made[scale_key]]
     if zero_key in pieces.made:
         inputs_of.append(pieces.made[zero_key])
-    sizes = {"K": inputs, "N": channels, "bits": UINT4.bits, "block_size": granularity.size}
-    made = ir.node("MatMulNBits", inputs_of, {**sizes, "accuracy_level": accuracy_level}, domain=DOMAIN, name=node.name)
-    made.outputs[0].name = pieces.fresh(f"{node.name}_product")
-    graph.insert_before(node, made)
+    made = NodeBuilder(Before(node)).node(
+        "MatMulNBits",
+        inputs_of,
+        name=node.name or "",
+        outputs=(pieces.fresh(f"{node.name}_product"),),
+        domain=DOMAIN,
+        K=inputs,
+        N=channels,
+        bits=UINT4.bits,
+        block_size=granularity.size,
+        accuracy_level=accuracy_level,
+    )
     result = made.outputs[0]
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         result = pieces.node("Add", [result, node.inputs[2]], f"{node.name}_biased", place=Before(node))
-    replace_value(node.outputs[0], result)
     pieces.take_over(node.outputs[0], result)
     graph.remove(node, safe=True)
     pieces.nodes[node.name or ""] = made

@@ -12,11 +12,12 @@ import onnx_ir as ir
 from onnxq.emit.nbits import block_matmul
 from onnxq.emit.packed import Writing, expanded
 from onnxq.emit.padded import pad_weight, widened
-from onnxq.emit.pieces import Before, Pieces, graph_of
+from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.emit.recurrent import Gates, gates, integer_lstm
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
-from onnxq.graph.edit import is_op, replace_value
+from onnxq.graph.edit import is_op
+from onnxq.graph.nodes import Before
 from onnxq.numerics import PerAxis, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Storage, Weight
 from onnxq.query import array
@@ -112,7 +113,6 @@ class Operands(Pieces):
         scales = self.made[scale_key]
         factor = self.node("Gather", [scales, index], f"{tensor}_row_scales", place=Before(node), axis=0)
         rows = self.node("Mul", [floats, factor], f"{tensor}_rows", place=Before(node))
-        replace_value(node.outputs[0], rows)
         self.take_over(node.outputs[0], rows)
         graph.remove(node, safe=True)
 
@@ -161,7 +161,6 @@ class Operands(Pieces):
         result = self.node("Mul", [floats, factor], f"{name}_result", place=place)
         if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
             result = self.node("Add", [result, node.inputs[2]], f"{name}_biased", place=place)
-        replace_value(node.outputs[0], result)
         self.take_over(node.outputs[0], result)
         graph.remove(node, safe=True)
 

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.emit.pieces import Pieces, Place, graph_of
+from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError, NumericsError
+from onnxq.graph.nodes import Place
 from onnxq.weights import Foldable, Representation
 
 Ints = npt.NDArray[np.integer]

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.emit.pieces import Before, Pieces, Place, graph_of
+from onnxq.emit.pieces import Pieces, graph_of
+from onnxq.graph.nodes import Before, Place
 from onnxq.numerics import QuantParams
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,26 +11,11 @@ import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
+from onnxq.graph.edit import redirect, redirect_output
+from onnxq.graph.nodes import After, NodeBuilder, Place
 from onnxq.kernels.operators import operator
 from onnxq.numerics import INT32, PerAxis, QuantParams
 from onnxq.query import nodes, values_by_name
-
-
-@dataclass(frozen=True)
-class Before:
-    """New nodes go in front of ``node``."""
-
-    node: ir.Node
-
-
-@dataclass(frozen=True)
-class After:
-    """New nodes go behind ``node``."""
-
-    node: ir.Node
-
-
-Place = Before | After
 
 
 class Pieces:
@@ -51,12 +36,19 @@ class Pieces:
                     del graph.initializers[name]
 
     def take_over(self, old: ir.Value, new: ir.Value) -> None:
-        """Gives ``new`` the name of ``old``, its type, and its place among the outputs of the graph."""
-        graph = home_of(old, self.model)
-        name, new.shape, new.type = old.name or "", old.shape, old.type
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = new
+        """Puts ``new`` in the place of ``old`` for all that reads it, with its name and its type."""
+        name = old.name or ""
+        redirect(old, new)
+        self._renamed(name, old, new)
+
+    def take_over_output(self, old: ir.Value, new: ir.Value) -> None:
+        """Makes ``new`` the output of the graph that ``old`` is, with its name; nodes go on reading ``old``."""
+        name = old.name or ""
+        redirect_output(old, new)
+        self._renamed(name, old, new)
+
+    def _renamed(self, name: str, old: ir.Value, new: ir.Value) -> None:
+        new.shape, new.type = old.shape, old.type
         old.name = self.fresh(f"{name}_float")
         new.name = name
         self.values[name] = new
@@ -131,17 +123,11 @@ class Pieces:
         return value
 
     def node(
-        self, op: str, inputs: Iterable[ir.Value | None], name: str, *, place: Place, **attributes: int | Sequence[int]
+        self, op: str, inputs: Iterable[ir.Value | None], name: str, *, place: Place, **attributes: Any
     ) -> ir.Value:
         """The output of a new node ``op`` at ``place``; ``name`` is the output's."""
         name = self.fresh(name)
-        node = ir.node(op, list(inputs), attributes or None, name=self.fresh(f"{name}_{op}"))
-        node.outputs[0].name = name
-        if isinstance(place, Before):
-            graph_of(place.node).insert_before(place.node, node)
-        else:
-            graph_of(place.node).insert_after(place.node, node)
-        return node.outputs[0]
+        return NodeBuilder(place)(op, list(inputs), name=self.fresh(f"{name}_{op}"), output=name, **attributes)
 
     def fresh(self, name: str) -> str:
         """``name``, or the first of ``name_2``, ``name_3``, ... that is free; taken from now on."""

@@ -13,7 +13,8 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.emit.pieces import Pieces, Place, graph_of
+from onnxq.emit.pieces import Pieces, graph_of
+from onnxq.graph.nodes import Place
 from onnxq.kernels.operators import operator
 from onnxq.kernels.ops import wants_channels_last
 from onnxq.numerics import QuantParams

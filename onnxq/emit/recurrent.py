@@ -7,13 +7,13 @@ lie the other way round than in LSTM, inputs first, with one scale for every row
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
 from onnxq.emit.fused import DOMAIN
 from onnxq.emit.pieces import Pieces, graph_of
-from onnxq.graph.edit import replace_value
+from onnxq.graph.nodes import Before, NodeBuilder
 from onnxq.numerics import QuantParams
 
 # Inputs of LSTM up to the peepholes; then come those of the integer weights.
@@ -42,23 +42,18 @@ def integer_lstm(pieces: Pieces, node: ir.Node, weights: Mapping[int, Gates]) ->
     own, states = weights[1], weights[2]
     inputs = [*node.inputs, *[None] * (_INPUTS - len(node.inputs))]
     inputs[1:3] = [own.codes, states.codes]
-    integer = ir.node(
+    kept: dict[str, Any] = {name: value for name, value in node.attributes.items() if name != "layout"}
+    integer = NodeBuilder(Before(node)).node(
         "DynamicQuantizeLSTM",
         [*inputs, own.scale, own.zero, states.scale, states.zero],
-        attributes={name: value for name, value in node.attributes.items() if name != "layout"},
+        name=node.name or "",
+        outputs=[pieces.fresh(f"{node.name}_integer") if old.name else "" for old in node.outputs],
         domain=DOMAIN,
-        num_outputs=len(node.outputs),
-        name=node.name,
+        **kept,
     )
-    graph = graph_of(node)
-    graph.insert_before(node, integer)
     for old, new in zip(node.outputs, integer.outputs, strict=True):
-        if not old.name:
-            new.name = ""
-            continue
-        new.name = pieces.fresh(f"{node.name}_integer")
-        replace_value(old, new)
-        pieces.take_over(old, new)
-    graph.remove(node, safe=True)
+        if old.name:
+            pieces.take_over(old, new)
+    graph_of(node).remove(node, safe=True)
     pieces.nodes[node.name or ""] = integer
     pieces.model.graph.opset_imports.setdefault(DOMAIN, 1)

@@ -18,12 +18,13 @@ from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.gates import gate_on_codes, read_by_gates
 from onnxq.emit.operands import Operands, WeightKey
 from onnxq.emit.padded import pad_input
-from onnxq.emit.pieces import After, Before, graph_of, home_of
+from onnxq.emit.pieces import graph_of, home_of
 from onnxq.emit.pinned import clipped, float_pooling
 from onnxq.emit.short_names import shorten
 from onnxq.emit.sums import spell_sums
 from onnxq.files.scratch import Scratch
 from onnxq.graph.copying import copy_model
+from onnxq.graph.nodes import After, Before
 from onnxq.kernels.operators import operator
 from onnxq.numerics import PerAxis, QuantParams
 from onnxq.plan.types import Plan, Point, Storage
@@ -145,7 +146,7 @@ class _Writer(Operands):
                 reals[id(body)] = found
             use.node.replace_input_with(use.idx, found)
         if point.consumers is None and value.is_graph_output():
-            self.take_over(value, real)
+            self.take_over_output(value, real)
         elif not real.uses():
             idle = real.producer()
             assert idle is not None

@@ -125,15 +125,19 @@ def equalized(
     changed = [found for found in every if found.gain_db > 0.0]
     if not changed:
         return Equalized(model)
-    steps, added = {}, {}
+    steps, added, done = {}, {}, []
     for found in changed:
-        added.update(found.site.scale(found.factors))
+        names = found.site.scale(found.factors)
+        if names is None:
+            continue
+        done.append(found)
+        added.update(names)
         if scratch is not None:
             set_aside((*found.site.writers, *(reader.node for reader in found.site.readers)), scratch)
         steps[found.site.tensor] = b64encode(to_steps(found.factors).tobytes()).decode()
     remove_unused(copy)
-    gates = {f.site.gate.scaled: f.site.writers[0].name or "" for f in changed if f.site.gate is not None}
-    return Equalized(copy, steps, _notes(changed), added, gates, any(found.site.costs for found in changed))
+    gates = {f.site.gate.scaled: f.site.writers[0].name or "" for f in done if f.site.gate is not None}
+    return Equalized(copy, steps, _notes(done), added, gates, any(found.site.costs for found in done))
 
 
 def _worth(site: Site) -> float:

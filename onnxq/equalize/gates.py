@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.graph.edit import new_constant, new_node, owner, rank, replace_value, sole_consumer
+from onnxq.graph.edit import owner, rank, sole_consumer, supersede
+from onnxq.graph.nodes import Before, NodeBuilder
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Arithmetic
 
@@ -51,24 +52,19 @@ def rescale(gate: Gate, factors: F64) -> None:
     """Makes ``gate`` read its input divided by ``factors: [C]``, positive, which it has been multiplied by."""
     function, x = gate.function, gate.function.inputs[0]
     assert x is not None
-    graph, name, places = owner(function), function.name or "", (rank(x) or 0) - 2
+    build, name, places = NodeBuilder(Before(function)), function.name or "", (rank(x) or 0) - 2
     line = operator(function).line
     slope, offset = (1.0, 0.0) if line is None else line(function)
     weight = (slope / factors).astype(np.float32).reshape(-1, 1, *[1] * places)
-    inputs = [x, new_constant(graph, weight, name=f"{name}_slopes")]
+    inputs = [x, build.constant(weight, f"{name}_slopes")]
     if line is not None:
         offsets = np.full(factors.size, offset, np.float32)
-        inputs.append(new_constant(graph, offsets, name=f"{name}_offsets"))
-    convolution = new_node("Conv", inputs, name=gate.scaled, group=factors.size, kernel_shape=[1] * places)
-    convolution.outputs[0].type, convolution.outputs[0].shape = x.type, x.shape
-    graph.insert_before(function, convolution)
+        inputs.append(build.constant(offsets, f"{name}_offsets"))
+    divided = build("Conv", inputs, name=gate.scaled, like=x, group=factors.size, kernel_shape=[1] * places)
     if line is None:
-        function.replace_input_with(0, convolution.outputs[0])
+        function.replace_input_with(0, divided)
         return
-    ends = [new_constant(graph, np.float32(end), name=f"{name}_{end}") for end in (0, 1)]
-    clip, old = new_node("Clip", [convolution.outputs[0], *ends], name=name), function.outputs[0]
-    graph.insert_before(function, clip)
-    replace_value(old, clip.outputs[0])
-    clip.outputs[0].type, clip.outputs[0].shape, output = old.type, old.shape, old.name
-    graph.remove(function, safe=True)
-    clip.outputs[0].name = output
+    ends = [build.constant(np.float32(end), f"{name}_{end}") for end in (0, 1)]
+    clipped = build("Clip", [divided, *ends], name=name, like=function.outputs[0])
+    supersede(function.outputs[0], clipped)
+    owner(function).remove(function, safe=True)

@@ -17,59 +17,42 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.graph.edit import (
-    insert_behind,
-    integer,
-    new_constant,
-    new_node,
-    number,
-    owner,
-    sole_consumer,
-    supersede,
-)
-from onnxq.graph.passes.linear import linear_ending_at, read_linear
+from onnxq.graph.edit import owner, supersede
+from onnxq.graph.linear import Linear, linear_of
+from onnxq.graph.nodes import After, NodeBuilder, behind
 
 _WHY = "carries channels that integers are too coarse for"
 
 
-def take_out(readers: Sequence[ir.Node], channels: npt.NDArray[np.intp]) -> dict[str, str]:
+def take_out(readers: Sequence[Linear], channels: npt.NDArray[np.intp]) -> dict[str, str]:
     """Adds what ``channels`` of their common input give to the results of the linear ``readers``, along the last axis.
 
     What the readers themselves do with those channels stays as it is: the caller makes it nothing. Returns the names of
     the nodes that were added, and what they are there for.
     """
-    value = readers[0].inputs[0]
+    value = readers[0].x
     assert value is not None
-    graph = owner(readers[0])
-    index = new_constant(graph, channels.astype(np.int64), name=f"{value.name}_outlying")
-    picked = new_node("Gather", [value, index], name=f"{value.name}_picked", axis=-1)
+    build = NodeBuilder(behind(value, owner(readers[0].node)))
+    index = build.constant(channels.astype(np.int64), f"{value.name}_outlying")
+    picked = build.node("Gather", [value, index], name=f"{value.name}_picked", axis=-1)
     shape = None if value.shape is None else [*value.shape[:-1], channels.size]
     picked.outputs[0].type, picked.outputs[0].shape = value.type, None if shape is None else ir.Shape(shape)
-    insert_behind(value, graph, picked)
     added = [picked]
     for reader in readers:
         added += _beside(reader, picked.outputs[0], channels)
     return {node.name or "": _WHY for node in added}
 
 
-def _beside(reader: ir.Node, picked: ir.Value, channels: npt.NDArray[np.intp]) -> list[ir.Node]:
+def _beside(reader: Linear, picked: ir.Value, channels: npt.NDArray[np.intp]) -> list[ir.Node]:
     """The nodes that add what the ``picked`` channels give to what ``reader`` and its bias do."""
-    linear = read_linear(reader)
-    assert linear is not None
-    rows = (linear.weight.T if integer(reader, "transB", 0) else linear.weight)[channels]
-    rows = rows * np.float32(number(reader, "alpha", 1.0))
-    weight = new_constant(owner(reader), rows, name=f"{reader.name}_outlying_weight")
-    after = sole_consumer(reader.outputs[0])
-    biased = None if after is None else linear_ending_at(after)
-    end = after if after is not None and biased is not None and biased.node is reader else reader
-    result = end.outputs[0]
-    product = new_node("MatMul", [picked, weight], name=f"{reader.name}_outlying")
-    total = new_node("Add", [product.outputs[0], product.outputs[0]], name=f"{reader.name}_with_outlying")
-    for made in (product, total):
-        made.outputs[0].type, made.outputs[0].shape = result.type, result.shape
-    owner(reader).insert_after(end, (product, total))
-    name = result.name
-    supersede(result, total.outputs[0])
-    result.name = f"{name}_without_outlying"
-    total.replace_input_with(0, result)
+    rows = (reader.weight.T if reader.outputs_first else reader.weight)[channels] * np.float32(reader.alpha)
+    whole = linear_of(reader.node) or reader
+    result, name = whole.result, reader.node.name
+    build, ending = NodeBuilder(After(whole.node if whole.add is None else whole.add)), result.name
+    weight = build.constant(rows, f"{name}_outlying_weight")
+    product = build.node("MatMul", [picked, weight], name=f"{name}_outlying", like=result)
+    terms = [result, product.outputs[0]]
+    total = build.node("Add", terms, name=f"{name}_with_outlying", like=result)
+    supersede(result, total.outputs[0], but=[total])
+    result.name = f"{ending}_without_outlying"
     return [product, total]

@@ -18,16 +18,16 @@ from onnxq.equalize.gates import Gate, gate_behind, rescale
 from onnxq.equalize.outliers import take_out
 from onnxq.graph.edit import (
     float_constant,
-    insert_behind,
     integer,
     new_constant,
-    new_node,
     owner,
     rank,
     set_input,
     sole_consumer,
 )
-from onnxq.graph.passes.linear import fold_after, fold_before, linear_ending_at, read_linear
+from onnxq.graph.linear import Linear, linear_ending_at, linear_reading
+from onnxq.graph.nodes import NodeBuilder, behind
+from onnxq.graph.rescale import rescaled_input, rescaled_output
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Arithmetic, Homogeneous
 from onnxq.query import trailing_ones
@@ -41,46 +41,43 @@ _LIMIT = float(np.finfo(np.float32).max) / 2**12
 
 @dataclass(frozen=True)
 class Reader:
-    """A linear node that reads the site, and the tensor that it reads, which may lie behind a Relu or a pooling.
+    """A linear layer that reads the site, and the tensor that it reads, which may lie behind a Relu or a pooling.
 
     ``axis``: of the channels in that tensor.
     """
 
-    node: ir.Node
+    linear: Linear
     tensor: str
     axis: int
 
     @property
+    def node(self) -> ir.Node:
+        """That multiplies."""
+        return self.linear.node
+
+    @property
     def channels(self) -> int:
         """Input channels."""
-        linear = read_linear(self.node)
-        return 0 if linear is None else linear.inner_channels
+        return self.linear.inner_channels
 
     def weight(self) -> Array:
         """Its weight as ``[g, n, k, C]``: groups, input channels of a group, places of the kernel, output channels."""
-        linear = read_linear(self.node)
-        assert linear is not None
-        weight: Array = linear.weight
-        if weight.ndim > 2:  # a convolution
-            groups = integer(self.node, "group", 1)
-            parts: Array = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).transpose(0, 2, 3, 1)
-            return parts
-        return (weight.T if integer(self.node, "transB", 0) else weight)[None, :, None, :]
+        return self.linear.by_input()
 
 
 @dataclass(frozen=True)
 class Site:
     """A tensor that may be scaled.
 
-    ``tensor``: where the factors come in; ``axis``: of its channels, 1 or -1. ``layer``: the node at whose output a
-    linear layer ends that writes it, or None where ``constants``, as (node, input), multiply its channels. With neither
+    ``tensor``: where the factors come in; ``axis``: of its channels, 1 or -1. ``layer``: the linear
+    layer that writes it, or None where ``constants``, as (node, input), multiply its channels. With neither
     a Mul between it and its ``readers``, which are not all that read it, is to do so. ``gate``: what lies between the
     ``layer`` and all ``readers`` and has to be changed too; ``shifts``, as (node, input): what is added behind it.
     """
 
     tensor: str
     axis: int
-    layer: ir.Node | None
+    layer: Linear | None
     constants: tuple[tuple[ir.Node, int], ...]
     readers: tuple[Reader, ...]
     gate: Gate | None = None
@@ -94,8 +91,7 @@ class Site:
     @property
     def writers(self) -> tuple[ir.Node, ...]:
         """The nodes whose constants change with it: those of ``constants``, or the one whose weight does."""
-        linear = None if self.layer is None else linear_ending_at(self.layer)
-        return tuple(node for node, _ in self.constants) if linear is None else (linear.node,)
+        return tuple(node for node, _ in self.constants) if self.layer is None else (self.layer.node,)
 
     @property
     def between(self) -> bool:
@@ -107,21 +103,24 @@ class Site:
         """Whether factors make the model compute more."""
         return self.between or self.gate is not None
 
-    def scale(self, factors: F64) -> dict[str, str]:
+    def scale(self, factors: F64) -> dict[str, str] | None:
         """Multiplies channels by ``factors: [channels]``; readers divide.
 
         Factors are positive; where a node is added they may be 0, and the channel goes past the readers in float.
-        Returns the names of nodes that were added and must stay float, and what they are there for.
+        Returns the names of nodes that were added and must stay float, and what they are there for; None, and nothing
+        changed, where a weight or bias would leave the range of float32.
         """
         zero = np.zeros(factors.size)
         kept = factors > 0
-        added = {} if kept.all() else take_out([reader.node for reader in self.readers], np.flatnonzero(~kept))
         inverse = np.divide(1.0, factors, out=np.zeros_like(factors), where=kept)
-        folds = [(read_linear(reader.node), fold_before, inverse) for reader in self.readers]
-        folds += [] if self.layer is None else [(linear_ending_at(self.layer), fold_after, factors)]
-        for linear, fold, by in folds:
-            if linear is None or not fold(linear, by, zero, label="equalized"):
-                raise AssertionError(f"the layers of {self.tensor} are not what they were")
+        changes = [rescaled_input(reader.linear, inverse, zero) for reader in self.readers]
+        changes += [] if self.layer is None else [rescaled_output(self.layer, factors, zero)]
+        if any(change is None for change in changes):
+            return None
+        added = {} if kept.all() else take_out([reader.linear for reader in self.readers], np.flatnonzero(~kept))
+        for change in changes:
+            if change is not None:
+                change.store(label="equalized")
         for node, index in self.constants:
             value, array = node.inputs[index], float_constant(node.inputs[index])
             if value is not None and array is not None:
@@ -140,11 +139,9 @@ class Site:
     def _multiplied(self, factors: F64) -> dict[str, str]:
         value = self.readers[0].node.inputs[0]
         assert value is not None
-        graph = owner(self.readers[0].node)
-        by = new_constant(graph, factors.astype(np.float32), name=f"{value.name}_factors")
-        node = new_node("Mul", [value, by], name=f"{value.name}_equalized")
-        node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-        insert_behind(value, graph, node)
+        build = NodeBuilder(behind(value, owner(self.readers[0].node)))
+        by = build.constant(factors.astype(np.float32), f"{value.name}_factors")
+        node = build.node("Mul", [value, by], name=f"{value.name}_equalized", like=value)
         for reader in self.readers:
             set_input(reader.node, 0, node.outputs[0])
         return {node.name or "": "makes channels alike before they are rounded"}
@@ -179,12 +176,13 @@ def find_sites(model: ir.Model, *, costly: bool = False) -> list[Site]:
 def _between(value: ir.Value) -> Site | None:
     """The site at ``value`` whose readers are the linear layers that read its last axis, if there are any."""
     uses = [use for use in value.uses() if use.idx == 0 and use.node.graph is value.graph and _reads(use.node, -1)]
-    readers = tuple(Reader(use.node, value.name or "", -1) for use in uses)
+    found = [linear_reading(use.node) for use in uses]
+    readers = tuple(Reader(linear, value.name or "", -1) for linear in found if linear is not None)
     alike = len({reader.channels for reader in readers}) == 1
     return Site(value.name or "", -1, None, (), readers) if alike and readers[0].channels > 1 else None
 
 
-def _written(node: ir.Node) -> tuple[int, int, ir.Node | None, tuple[tuple[ir.Node, int], ...]]:
+def _written(node: ir.Node) -> tuple[int, int, Linear | None, tuple[tuple[ir.Node, int], ...]]:
     """(channels, axis, layer, constants) of what ``node`` writes, as in ``Site``; 0 channels: it cannot be scaled."""
     scales = operator(node).channel_inputs
     if scales:
@@ -194,7 +192,7 @@ def _written(node: ir.Node) -> tuple[int, int, ir.Node | None, tuple[tuple[ir.No
     linear = linear_ending_at(node)
     if linear is not None:
         alone = _alone(linear.node) and not integer(linear.node, "transA", 0)
-        return (linear.channels if alone else 0), linear.axis, node, ()
+        return (linear.channels if alone else 0), linear.axis, linear, ()
     places = _affine(node)
     return _vectors(places), -1, None, places
 
@@ -247,7 +245,8 @@ def _readers(value: ir.Value, axis: int, shifts: list[tuple[ir.Node, int]] | Non
         elif operator(node).flattens and axis == 1 and _is_pooled(value) and integer(node, "axis", 1) == 1:
             behind = _readers(node.outputs[0], -1)
         else:
-            behind = [Reader(node, value.name or "", axis)] if _reads(node, axis) else None
+            linear = linear_reading(node) if _reads(node, axis) else None
+            behind = None if linear is None else [Reader(linear, value.name or "", axis)]
         if behind is None:
             return None
         found += behind
@@ -271,7 +270,7 @@ def _passes(node: ir.Node, axis: int) -> bool:
 
 def _reads(node: ir.Node, axis: int) -> bool:
     """Whether ``node`` is a linear layer that reads channels on ``axis`` with a weight of its own."""
-    linear = None if operator(node).slot is None else read_linear(node)
+    linear = None if operator(node).slot is None else linear_reading(node)
     if linear is None or linear.axis != axis or integer(node, "transA", 0) or not _alone(node):
         return False
     return bool(np.abs(linear.weight).max(initial=0.0) < _LIMIT)

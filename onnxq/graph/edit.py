@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -50,14 +50,6 @@ def new_constant(graph: ir.Graph, array: Array, *, name: str) -> ir.Value:
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
-
-
-def new_node(op_type: str, inputs: Sequence[ir.Value | None], *, name: str, **attributes: Any) -> ir.Node:
-    """A node with one output called after it; ``attributes`` as Python values, None left out."""
-    kept = {key: value for key, value in attributes.items() if value is not None}
-    node = ir.node(op_type, list(inputs), attributes=kept, name=name)
-    node.outputs[0].name = f"{name}_output"
-    return node
 
 
 def owner(node: ir.Node) -> ir.Graph:
@@ -120,12 +112,6 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     return dims if len(dims) == len(value.shape) else None
 
 
-def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Makes every node that read ``old`` read ``new`` (graph outputs are left)."""
-    for use in tuple(old.uses()):
-        use.node.replace_input_with(use.idx, new)
-
-
 def set_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
     """Sets input ``index`` of ``node``, adding empty ones before it where needed."""
     if index >= len(node.inputs):
@@ -133,63 +119,72 @@ def set_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
     node.replace_input_with(index, value)
 
 
-def can_bypass(node: ir.Node, *, keep: ir.Value) -> bool:
-    """Whether ``node`` can go with ``keep`` in the place of its first output, all names of graph outputs surviving.
+def redirect(old: ir.Value, new: ir.Value, *, but: Collection[ir.Node] = ()) -> None:
+    """Makes all that reads ``old`` read ``new``: nodes, bodies, and the outside where ``old`` is a graph output.
 
-    Not so for a graph output when ``keep`` is an input, an initializer, from outside the graph or an output already.
+    ``but``: nodes that go on reading ``old``, since ``new`` is made from it. Outputs of the graph keep their number,
+    names, types and order: ``new`` takes the name then, and ``old`` has none. ``new`` gets what it lacks of type and
+    shape.
     """
-    output = node.outputs[0]
+    for use in tuple(old.uses()):
+        if use.node not in but:
+            use.node.replace_input_with(use.idx, new)
+    new.type = new.type or old.type
+    if new.shape is None:
+        new.shape = old.shape
+    if old.is_graph_output():
+        redirect_output(old, new)
+
+
+def redirect_output(old: ir.Value, new: ir.Value) -> None:
+    """Makes ``new`` the output of the graph that ``old`` is, under its name; nodes go on reading ``old``.
+
+    An Identity stands between where ``new`` cannot be that output itself: see ``can_be_output``.
+    """
+    graph = old.graph
+    if not isinstance(graph, ir.Graph):
+        raise TypeError(f"{old.name!r} is an output of no graph")
+    if not can_be_output(new, graph):
+        copied = ir.node("Identity", [new], name=f"{old.name}_copied")
+        graph.append(copied)
+        new = copied.outputs[0]
+    new.type = old.type or new.type
+    new.shape = old.shape if old.shape is not None else new.shape
+    new.doc_string = old.doc_string
+    new.metadata_props.update(old.metadata_props)
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = new
+    name, old.name = old.name, None
+    new.name = name
+
+
+def can_be_output(value: ir.Value, graph: ir.Graph) -> bool:
+    """Whether ``value`` may become an output of ``graph`` by another name: it is computed there and is none already."""
+    producer = value.producer()
+    return producer is not None and producer.graph is graph and not value.is_graph_output()
+
+
+def supersede(old: ir.Value, new: ir.Value, *, but: Collection[ir.Node] = ()) -> None:
+    """``redirect``, after which ``new`` has the name of ``old`` if nobody outside knows it by its own."""
+    redirect(old, new, but=but)
+    if old.name is not None and new.producer() is not None and not new.is_graph_output():
+        name, old.name = old.name, None
+        new.name = name
+
+
+def can_bypass(node: ir.Node, *, keep: ir.Value) -> bool:
+    """Whether ``node`` can go with ``keep`` in the place of its first output, and no Identity in its own."""
+    output, graph = node.outputs[0], owner(node)
     if not output.is_graph_output():
         return True
-    producer, graph = keep.producer(), owner(node)
-    if producer is None or producer.graph is not graph or keep.is_graph_output():
-        return False
-    return sum(1 for value in graph.outputs if value is output) == 1
+    return can_be_output(keep, graph) and sum(1 for value in graph.outputs if value is output) == 1
 
 
 def bypass(node: ir.Node, *, keep: ir.Value) -> bool:
     """Removes ``node``, whose first output equals ``keep``; False, and nothing changed, unless ``can_bypass``."""
     if not can_bypass(node, keep=keep):
         return False
-    output, graph = node.outputs[0], owner(node)
-    replace_value(output, keep)
-    keep.type = keep.type or output.type
-    if keep.shape is None:
-        keep.shape = output.shape
-    if output.is_graph_output():
-        index = next(i for i, value in enumerate(graph.outputs) if value is output)
-        name, output.name = output.name, None
-        graph.outputs[index] = keep
-        keep.name = name
-        keep.doc_string = output.doc_string
-        keep.metadata_props.update(output.metadata_props)
-        keep.shape = output.shape if output.shape is not None else keep.shape
-    graph.remove(node, safe=True)
+    redirect(node.outputs[0], keep)
+    owner(node).remove(node, safe=True)
     return True
-
-
-def supersede(old: ir.Value, new: ir.Value) -> None:
-    """Puts ``new`` in the place of ``old`` for every reader and as an output of the graph, and gives it the name."""
-    producer = new.producer()
-    graph = None if producer is None else producer.graph
-    replace_value(old, new)
-    if isinstance(graph, ir.Graph):
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = new
-    name, old.name = old.name, None
-    new.name = name
-
-
-def insert_before(node: ir.Node, new: Iterable[ir.Node]) -> None:
-    """Puts ``new`` nodes, in order, right before ``node``."""
-    owner(node).insert_before(node, tuple(new))
-
-
-def insert_behind(value: ir.Value, graph: ir.Graph, node: ir.Node) -> None:
-    """Puts ``node``, which reads ``value``, into ``graph`` in front of all that may read what it writes."""
-    writer = value.producer()
-    if writer is None:
-        graph.insert_before(graph[0], node)
-    else:
-        graph.insert_after(writer, node)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.copying import copy_model
+from onnxq.graph.nodes import AtEnd, NodeBuilder
 from onnxq.query import nodes
 
 
@@ -85,12 +86,11 @@ def _lift(value: ir.Value, outer: ir.Node, name: str) -> ir.Value:
             branch.outputs.append(_twin(value, branch, name) if value.is_graph_output() else value)
             continue
         empty = ir.tensor(np.zeros(0, dtype.numpy()), name=f"{name}_absent")
-        stand_in = ir.node("Constant", [], {"value": empty}, name=f"{name}_{attr.name}_absent")
-        stand_in.outputs[0].name = f"{name}_{attr.name}_absent"
-        stand_in.outputs[0].dtype = dtype
-        stand_in.outputs[0].shape = ir.Shape([0])
-        branch.append(stand_in)
-        branch.outputs.append(stand_in.outputs[0])
+        absent = f"{name}_{attr.name}_absent"
+        stand_in = NodeBuilder(AtEnd(branch))("Constant", [], name=absent, output=absent, value=empty)
+        stand_in.dtype = dtype
+        stand_in.shape = ir.Shape([0])
+        branch.outputs.append(stand_in)
     outer.resize_outputs(len(outer.outputs) + 1)
     lifted = outer.outputs[-1]
     lifted.name = name
@@ -100,8 +100,4 @@ def _lift(value: ir.Value, outer: ir.Node, name: str) -> ir.Value:
 
 def _twin(value: ir.Value, branch: ir.Graph, name: str) -> ir.Value:
     """``value`` under another name, at the end of ``branch``."""
-    node = ir.node("Identity", [value], name=f"{name}_twin")
-    node.outputs[0].name = f"{name}_twin"
-    node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-    branch.append(node)
-    return node.outputs[0]
+    return NodeBuilder(AtEnd(branch))("Identity", [value], name=f"{name}_twin", output=f"{name}_twin", like=value)

@@ -1,7 +1,11 @@
-"""A float model made simple: constants plain, BatchNormalization gone, names unique, opset within 13..20."""
+"""A float model made simple: constants plain, BatchNormalization gone, names unique, opset within 13..20.
+
+``PASSES`` is the table of contents. Results are the same as the model's within rounding, behind every single pass.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -22,17 +26,55 @@ from onnxq.graph.passes.inputs import remove_initializers_from_inputs
 from onnxq.graph.passes.lift_constants import lift_constants
 from onnxq.graph.passes.masks import deepen_masks
 from onnxq.graph.passes.movement import tidy_movement
-from onnxq.graph.passes.naming import unique_names
 from onnxq.graph.passes.opset import LOWEST, NATIVE, fit_opset
 from onnxq.graph.passes.order import sort_nodes
 from onnxq.graph.passes.pad_channels import pad_channels
 from onnxq.graph.passes.pointwise import move_pointwise
-from onnxq.graph.passes.shapes import forget_shapes, infer_shapes, recall_shapes
+from onnxq.graph.passes.shapes import forget_shapes, recall_shapes
 from onnxq.graph.passes.share_constants import share_constants
 from onnxq.graph.passes.unfuse import unfuse
-from onnxq.graph.passes.unused import remove_unused
+from onnxq.graph.runner import Need, Pass, Work, run_passes
+from onnxq.kernels.targets import Target
 
-_ROUNDS = 16
+_TIDY = (Need.PRUNED, Need.NAMES)
+_KNOWN = (*_TIDY, Need.SHAPES)
+
+
+def _model(change: Callable[[ir.Model], int]) -> Callable[[Work], int]:
+    """``change`` of the model alone."""
+    return lambda work: change(work.model)
+
+
+PASSES = (
+    # What files differ in.
+    Pass("inline_functions", lambda work: inline_functions(work.model, work.notes)),
+    Pass("remove_initializers_from_inputs", lambda work: remove_initializers_from_inputs(work.model, work.notes)),
+    Pass("sort_nodes", _model(sort_nodes)),
+    Pass("forget_shapes", lambda work: forget_shapes(work.model, work.claims)),
+    Pass("lift_constants", _model(lift_constants), needs=[Need.NAMES]),
+    Pass("remove_passthrough", _model(remove_passthrough), needs=[Need.NAMES]),
+    Pass("unfuse", _model(unfuse), needs=_KNOWN),
+    Pass("spell_einsum", _model(spell_einsum)),
+    Pass("fit_opset", lambda work: fit_opset(work.model, work.lowest, work.notes), needs=_KNOWN),
+    # What can be computed, left out or folded into a neighbour now.
+    Pass("fold_constants", _model(fold_constants), needs=_KNOWN, repeat=True),
+    Pass("fold_if", _model(fold_if), needs=[Need.NAMES], repeat=True),
+    Pass("remove_passthrough_again", _model(remove_passthrough), needs=[Need.SHAPES], repeat=True),
+    Pass("fold_pad", _model(fold_pad), needs=[Need.PRUNED], repeat=True),
+    Pass("spell_hard_sigmoid", _model(spell_hard_sigmoid), needs=[Need.PRUNED], repeat=True),
+    Pass("fold_affine", _model(fold_affine), needs=[Need.PRUNED], repeat=True),
+    Pass("fix_shapes", _model(fix_shapes), needs=[Need.SHAPES], repeat=True),
+    # What the kernels of the target are faster at.
+    Pass("tidy_movement", _model(tidy_movement), needs=_KNOWN),
+    Pass("move_pointwise", _model(move_pointwise), needs=_KNOWN),
+    Pass("use_global_pool", lambda w: use_global_pool(w.model) if w.target.global_pooling else 0, needs=_KNOWN),
+    Pass("pad_channels", lambda work: pad_channels(work.model, work.target), needs=_KNOWN),
+    Pass("deepen_masks", lambda w: deepen_masks(w.model) if w.target.slow_subnormals else 0, needs=_KNOWN),
+    # What a file need not hold.
+    Pass("share_constants", _model(share_constants)),
+    Pass("drop_exporter_traces", _model(drop_exporter_traces)),
+    Pass("recall_shapes", lambda work: recall_shapes(work.claims), needs=_KNOWN),
+)
 
 
 @dataclass(frozen=True)
@@ -43,54 +85,19 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(model: ir.Model, *, native: bool = False) -> Prepared:
+def prepare(model: ir.Model, *, target: Target, native: bool = False, skip: Collection[str] = ()) -> Prepared:
     """A copy of ``model`` that computes the same and is easier to quantize; ``model`` is not changed.
 
-    ``native``: whether the copy shall be able to hold 4-bit tensors, which takes opset 21 instead of 13.
+    Args:
+        model: float, of any opset from 7 on.
+        target: the CPU whose kernels shall run it.
+        native: whether the copy shall be able to hold 4-bit tensors, which takes opset 21 instead of 13.
+        skip: names of ``PASSES`` that are left out.
 
     Raises:
         ModelError: the opset cannot be raised to 13 (names the node), or the graph has a cycle.
+        ValueError: ``skip`` names no pass.
     """
-    work = copy_model(model)
-    notes: list[str] = []
-    notes += inline_functions(work)
-    removed = remove_initializers_from_inputs(work)
-    if removed:
-        notes.append(f"{len(removed)} initializers listed as inputs are constants now ({_some(removed)})")
-    sort_nodes(work)
-    unique_names(work)
-    claims = forget_shapes(work)
-    lift_constants(work)
-    remove_passthrough(work)
-    infer_shapes(work)
-    if unfuse(work) + spell_einsum(work):
-        infer_shapes(work)
-    notes += fit_opset(work, NATIVE if native else LOWEST)
-    unique_names(work)
-    for turn in range(_ROUNDS):  # each pass may give the others more to do; this many rounds serve every model seen
-        if turn:
-            infer_shapes(work)
-        changes = fold_constants(work) + fold_if(work)
-        changes += remove_passthrough(work)
-        remove_unused(work)
-        changes += fold_pad(work) + spell_hard_sigmoid(work) + fold_affine(work) + fix_shapes(work)
-        remove_unused(work)
-        unique_names(work)
-        if not changes:
-            break
-    infer_shapes(work)
-    for rewrite in (tidy_movement, move_pointwise, use_global_pool, pad_channels, deepen_masks):
-        if rewrite(work):
-            remove_unused(work)
-            unique_names(work)
-            infer_shapes(work)
-    share_constants(work)
-    drop_exporter_traces(work)
-    remove_unused(work)
-    infer_shapes(work)
-    recall_shapes(claims)
-    return Prepared(work, tuple(notes))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    work = Work(copy_model(model), target, NATIVE if native else LOWEST)
+    run_passes(work, PASSES, skip=skip)
+    return Prepared(work.model, tuple(work.notes))

@@ -16,7 +16,8 @@ from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.emit import WeightKey, weight_key
 from onnxq.errors import ModelError, NumericsError, one_line
-from onnxq.graph.linear_layer import Product, products
+from onnxq.graph.geometry import Product
+from onnxq.graph.linear import products
 from onnxq.numerics import INT32, Granularity, PerAxis, PerBlock, PerTensor, QuantParams
 from onnxq.parameters.tensors import constant_data
 from onnxq.plan.types import Bias, Plan, Storage, Weight

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxq.graph.linear import linear_of
 from onnxq.kernels import ops
 from onnxq.kernels.operators import operator
-from onnxq.kernels.record import Arithmetic
-from onnxq.query import constant, is_float
+from onnxq.query import constant
 
 
 def fused_output(node: ir.Node) -> ir.Value:
@@ -54,21 +54,13 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 
 def bias_add(node: ir.Node) -> tuple[ir.Node, int] | None:
     """The Add after a MatMul that adds one constant to each output channel, and which of its inputs is the constant."""
-    if not operator(node).bias_behind:
+    linear = linear_of(node)
+    place = None if linear is None or linear.add is None else linear.bias_at
+    bias = None if place is None else constant(place[0].inputs[place[1]])
+    if linear is None or bias is None:
         return None
-    add = _only_reader(node.outputs[0])
-    weight = constant(node.inputs[1])
-    if add is None or operator(add).arithmetic is not Arithmetic.SUM or weight is None:
-        return None
-    for index, value in enumerate(add.inputs):
-        bias = constant(value)
-        if bias is None or not is_float(value):
-            continue
-        # A bias of higher rank would raise the rank of a matrix product.
-        shape = tuple(bias.shape.numpy())
-        if shape[-1:] == (weight.shape[1],) and bias.size == weight.shape[1] and len(shape) <= 2:
-            return add, index
-    return None
+    # One number for all channels, or a bias of the rank of batches of products, goes into no integer kernel.
+    return place if bias.size == linear.channels and 1 <= len(bias.shape) <= 2 else None
 
 
 def written(node: ir.Node) -> list[ir.Value]:

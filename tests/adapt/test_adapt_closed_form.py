@@ -136,14 +136,15 @@ def test_layers_make_up_for_the_noise_before_them(tmp_path) -> None:  # type: ig
 
 
 def test_output_positions_belong_to_the_rows() -> None:
+    from onnxq.graph.linear import geometry_of
+
     n = Net(3)
     n.conv("x", 6, 9, name="c", group=3, strides=[2, 1], out="y")
     proto = n.model({"x": ["n", 6, 9, 8]}, {"y": ["n", 9, 5, 8]})
-    from onnxq.graph.linear_layer import linear_layer
 
     model = prepared(proto)
     node = next(iter(model.graph))
-    layer = linear_layer(node)
+    layer = geometry_of(node)
     assert layer is not None
     x = RNG.standard_normal((3, 6, 9, 8)).astype(np.float32)
     (y,) = open_session(serialize(model)).run(None, {"x": x})

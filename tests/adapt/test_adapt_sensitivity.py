@@ -16,7 +16,7 @@ from onnxq.adapt.engine import Engine
 from onnxq.adapt.samples import Samples
 from onnxq.adapt.sensitivity import output_costs
 from onnxq.graph.io import serialize
-from onnxq.graph.linear_layer import linear_layer
+from onnxq.graph.linear import geometry_of
 from onnxq.runtime.session import open_session
 
 F64 = npt.NDArray[np.float64]
@@ -80,7 +80,7 @@ def test_each_output_counts_by_its_own_energy(louder: float, tmp_path: Path) -> 
     x = {"x": np.random.default_rng(5).standard_normal((4, 6)).astype(np.float32)}
     session = open_session(serialize(model))
     answers = dict(zip(ENDS, session.run(list(ENDS), x), strict=True))
-    layers = {node.name or "": found for node in model.graph if (found := linear_layer(node)) is not None}
+    layers = {node.name or "": found for node in model.graph if (found := geometry_of(node)) is not None}
     costs = output_costs(model, {"a": layers["a"]}, Samples(x, answers), Differences(tmp_path, tmp_path))
     expected = np.zeros((HIDDEN, HIDDEN))
     for name, width in ENDS.items():

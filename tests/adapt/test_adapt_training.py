@@ -144,15 +144,16 @@ def test_the_training_graph_computes_what_is_emitted(name: str, kind: Config, tm
 @pytest.mark.network
 def test_costs_of_a_linear_network_are_exact_in_the_mean(engine: Engine) -> None:
     """``y = B (A x)``: an error of A x costs ``B^T P B`` by the mean square of y, P taking means away."""
+    from onnxq.graph.linear import geometry_of
+
     n = Net(4)
     n.linear(n.linear("x", 6, 5, name="a", bias=False), 5, 4, name="b", bias=False, out="y")
     model = prepared(n.model({"x": ["n", 6]}, {"y": ["n", 4]}))
     x = {"x": RNG.standard_normal((2048, 6)).astype(np.float32)}
     samples = Samples(x, {"y": open_session(serialize(model)).run(None, x)[0]})
     builder = {node.name or "": node for node in model.graph}
-    from onnxq.graph.linear_layer import linear_layer
 
-    layers = {name: found for name, node in builder.items() if (found := linear_layer(node)) is not None}
+    layers = {name: found for name, node in builder.items() if (found := geometry_of(node)) is not None}
     found = output_costs(model, layers, samples, engine)
     b = np.asarray(builder["b"].inputs[1].const_value.numpy(), np.float64)  # type: ignore[union-attr]
     centre = np.eye(4) - 1 / 4

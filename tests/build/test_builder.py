@@ -308,7 +308,7 @@ def test_a_mean_that_no_bias_can_restore_counts_as_error(tmp_path: Path, bias: b
 
     from sums import moments_of
 
-    from onnxq.graph.linear_layer import LinearLayer
+    from onnxq.graph.geometry import Geometry
     from onnxq.numerics import INT4
     from onnxq.ranges import Fit, fitted
     from onnxq.weights import weight_format
@@ -320,7 +320,7 @@ def test_a_mean_that_no_bias_can_restore_counts_as_error(tmp_path: Path, bias: b
     target = replace(TARGETS["x86-vnni"], weights=INT4)
     parameters = Builder(prepared(proto), Config(), target, data, tmp_path).draft({}).parameters
     moments = moments_of(np.concatenate([f["x"] for f in data])[None], full=True)
-    weight = LinearLayer((24, 16), False).matrix(n.constants["mm_w"]).astype(np.float64)
+    weight = Geometry((24, 16), False).matrix(n.constants["mm_w"]).astype(np.float64)
     expected, other = (
         fitted(
             weight,

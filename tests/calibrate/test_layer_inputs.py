@@ -8,13 +8,13 @@ import pytest
 
 from onnxq.calibrate.layer_inputs import LayerInput, LayerInputs
 from onnxq.files.scratch import Scratch
-from onnxq.graph.linear_layer import LinearLayer
+from onnxq.graph.geometry import Geometry
 from onnxq.ranges import Moments
 
 F32 = npt.NDArray[np.float32]
 
 
-def moments(layer: LinearLayer, arrays: list[F32], *, full: bool) -> Moments:
+def moments(layer: Geometry, arrays: list[F32], *, full: bool) -> Moments:
     sums = LayerInputs(LayerInput("x", layer, full), Scratch())
     for array in arrays:
         sums.add(array)
@@ -26,7 +26,7 @@ def test_every_row_of_short_sequences_counts(full: bool) -> None:
     """20 rows a sample are fewer than are taken of one: nothing is left out, however the samples come."""
     rng = np.random.default_rng(31)
     arrays = [rng.standard_normal((count, 20, 6)).astype(np.float32) + 0.5 for count in (1, 3, 2, 9)]
-    found = moments(LinearLayer((6, 5), transposed=False), arrays, full=full)
+    found = moments(Geometry((6, 5), transposed=False), arrays, full=full)
     rows = np.concatenate([a.reshape(-1, 6) for a in arrays]).astype(np.float64)
     assert found.count == len(rows) == 15 * 20
     np.testing.assert_allclose(found.mean[0], rows.mean(axis=0), rtol=1e-5)
@@ -38,7 +38,7 @@ def test_every_row_of_short_sequences_counts(full: bool) -> None:
 def test_every_position_of_small_maps_counts() -> None:
     """A convolution over 5 by 5: its patches, zeros around the map among them, by plain loops."""
     rng = np.random.default_rng(32)
-    layer = LinearLayer((4, 2, 3, 3), True, 1, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    layer = Geometry((4, 2, 3, 3), True, 1, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
     arrays = [rng.standard_normal((2, 2, 5, 5)).astype(np.float32) for _ in range(3)]
     padded = np.pad(np.concatenate(arrays).astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
     rows = np.stack([x[:, i : i + 3, j : j + 3].ravel() for x in padded for i in range(5) for j in range(5)])
@@ -52,7 +52,7 @@ def test_some_rows_of_each_sample_tell_of_all_of_them() -> None:
     rng = np.random.default_rng(33)
     mix = rng.standard_normal((4, 4))
     arrays = [(rng.standard_normal((1, 900, 4)) @ mix).astype(np.float32) for _ in range(12)]
-    found = moments(LinearLayer((4, 3), transposed=False), arrays, full=True)
+    found = moments(Geometry((4, 3), transposed=False), arrays, full=True)
     true = mix.T @ mix
     # Of R rows an entry of the covariance is off by about 1 / sqrt(R) of its size: 0.05 of 384, 0.3 of 12.
     off = np.linalg.norm(found.matrix(centred=True)[0] - true) / np.linalg.norm(true)

@@ -16,9 +16,10 @@ import onnxq
 from onnxq.config import Config, Rule
 from onnxq.emit import weight_key
 from onnxq.emit.packed import Writing, expanded
-from onnxq.emit.pieces import Before, Pieces
+from onnxq.emit.pieces import Pieces
 from onnxq.errors import ModelError
 from onnxq.graph.io import serialize
+from onnxq.graph.nodes import Before
 from onnxq.measure.assignment import assignments
 from onnxq.measure.kernels import kernel_map
 from onnxq.plan import KeptFloat, Storage

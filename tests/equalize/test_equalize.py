@@ -17,7 +17,7 @@ from onnxq.equalize import equalized, equalized_as
 from onnxq.equalize.factors import LARGEST, Objective, Read, best_factors, from_steps, minimum, to_steps, trial
 from onnxq.equalize.sites import find_sites
 from onnxq.graph.prepare import prepare
-from onnxq.kernels.targets import TARGETS
+from onnxq.kernels.targets import TARGETS, USUAL
 from onnxq.plan import make_plan
 
 RNG = np.random.default_rng(5)
@@ -42,7 +42,7 @@ def model(nodes: list[onnx.NodeProto], shape: tuple, constants: dict[str, np.nda
         [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return prepare(ir.from_proto(proto)).model
+    return prepare(ir.from_proto(proto), target=USUAL).model
 
 
 def spread(channels: int, decades: float = 1.0) -> np.ndarray:

@@ -12,7 +12,7 @@ from onnxq.equalize import apply, equalized
 from onnxq.equalize.factors import Read
 from onnxq.equalize.sites import find_sites
 from onnxq.graph.prepare import prepare
-from onnxq.kernels.targets import TARGETS
+from onnxq.kernels.targets import TARGETS, USUAL
 from onnxq.plan import make_plan
 
 
@@ -40,7 +40,7 @@ def network(channels: int = 8, *, gate: bool = False, size: float = 1.0) -> ir.M
         [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return prepare(ir.from_proto(proto)).model
+    return prepare(ir.from_proto(proto), target=USUAL).model
 
 
 def changed(graph: ir.Model, relative: float, monkeypatch: pytest.MonkeyPatch) -> bool:

@@ -9,6 +9,7 @@ from equivalence import equivalent
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.graph.prepare import Prepared, prepare
+from onnxq.kernels.targets import USUAL
 
 ROUNDING = 2e-5  # float32 sums of a few hundred terms, in another order
 
@@ -50,7 +51,7 @@ def check(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], *, tolerance: fl
     """Prepares ``proto`` and asserts that it was not changed and that the result computes the same."""
     before = proto.SerializeToString(deterministic=True)
     source = ir.from_proto(proto)
-    prepared = prepare(source)
+    prepared = prepare(source, target=USUAL)
     deviation = equivalent(source, prepared.model, feeds)
     assert deviation <= tolerance, f"deviation {deviation}"
     assert ir.to_proto(source).graph.node == proto.graph.node

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnxq.graph.prepare import prepare
+from onnxq.kernels.targets import USUAL
 
 FEW = settings(max_examples=15, deadline=None)
 
@@ -89,7 +90,8 @@ def test_shared_weights_are_copied_before_a_fold():
 def test_a_negative_variance_or_an_infinite_weight_is_not_folded():
     constants = {"w": rand(3, 2, 3), **bn_constants(3)}
     constants["v"] = np.full(3, -5, np.float32)
-    model = prepare(ir.from_proto(make([node("Conv", "x w", "h"), BN], {"x": (1, 2, 5)}, ["y"], constants))).model
+    proto = make([node("Conv", "x w", "h"), BN], {"x": (1, 2, 5)}, ["y"], constants)
+    model = prepare(ir.from_proto(proto), target=USUAL).model
     assert "BatchNormalization" in ops(model)
 
 

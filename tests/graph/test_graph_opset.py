@@ -15,6 +15,7 @@ from onnxq.graph.passes.adapters import ADAPTERS
 from onnxq.graph.passes.opset import raise_opset
 from onnxq.graph.passes.shapes import infer_shapes
 from onnxq.graph.prepare import prepare
+from onnxq.kernels.targets import USUAL
 
 X = rand(2, 3, 4, 6)
 
@@ -85,7 +86,7 @@ def test_batchnorm_of_opset_7():
     check(proto, {"x": rand(2, 3, 4)})
     proto.graph.node[0].attribute.append(helper.make_attribute("spatial", 0))
     with pytest.raises(ModelError, match=r"spatial=0.*opset 13 or newer"):
-        prepare(ir.from_proto(proto))
+        prepare(ir.from_proto(proto), target=USUAL)
 
 
 def test_softmax_inside_an_if_body():
@@ -108,7 +109,7 @@ def test_a_node_without_equivalent_is_named():
     attributes = {"name": "scaler", "scale": 0.5}
     scaler = make([helper.make_node("ImageScaler", ["x"], ["y"], **attributes)], {"x": (1, 3, 2, 2)}, ["y"], opset=9)
     with pytest.raises(ModelError, match=r"'scaler' \(ImageScaler\).*opset 13"):
-        prepare(ir.from_proto(scaler))
+        prepare(ir.from_proto(scaler), target=USUAL)
     scan = make(
         [node("BatchNormalization", "x g g g g", "y a b", momentum=0.5)],
         {"x": (2, 3)},
@@ -202,7 +203,7 @@ def test_a_new_attribute_or_type_keeps_the_opset():
         opset=21,
         ir_version=10,
     )
-    assert prepare(ir.from_proto(group)).model.opset_imports[""] == 21
+    assert prepare(ir.from_proto(group), target=USUAL).model.opset_imports[""] == 21
     half = make(
         [node("Conv", "x w", "y")],
         {"x": (1, 1, 4)},
@@ -212,4 +213,4 @@ def test_a_new_attribute_or_type_keeps_the_opset():
         ir_version=10,
     )
     half.graph.input.append(helper.make_tensor_value_info("w", TensorProto.BFLOAT16, (1, 1, 3)))
-    assert prepare(ir.from_proto(half)).model.opset_imports[""] == 22
+    assert prepare(ir.from_proto(half), target=USUAL).model.opset_imports[""] == 22

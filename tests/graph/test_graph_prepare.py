@@ -17,6 +17,7 @@ from onnxq.graph.passes.shapes import infer_shapes
 from onnxq.graph.passes.share_constants import share_constants
 from onnxq.graph.passes.unused import remove_unused
 from onnxq.graph.prepare import prepare
+from onnxq.kernels.targets import USUAL
 
 
 def constant(name, array):
@@ -61,7 +62,7 @@ def test_constants_of_every_kind():
 
 def test_initializers_listed_as_inputs_are_constants_with_a_note():
     proto = make([node("MatMul", "x w", "y")], {"x": (2, 4), "w": (4, 3)}, ["y"], {"w": rand(4, 3)})
-    prepared = prepare(ir.from_proto(proto))
+    prepared = prepare(ir.from_proto(proto), target=USUAL)
     assert [value.name for value in prepared.model.graph.inputs] == ["x"]
     assert "w" in prepared.notes[0]
     assert equivalent(ir.from_proto(proto), prepared.model, {"x": rand(2, 4)}) == 0
@@ -146,7 +147,7 @@ def test_a_renamed_initializer_never_pushes_another_one_out():
     )
     other = helper.make_graph([node("Neg", "w", "e")], "else", [], out("e"))
     proto = make([branches(then, other)], {"c": ()}, ["y"], {"w": rand(2, seed=9)}, types={"c": TensorProto.BOOL})
-    model = prepare(ir.from_proto(proto)).model
+    model = prepare(ir.from_proto(proto), target=USUAL).model
     # onnxruntime reads the outer w in the first body, or the inner one when it optimizes; the inner one is meant.
     np.testing.assert_array_equal(run(model, {"c": np.array(True)})["y"], rand(2, seed=0) + rand(2, seed=1))
     np.testing.assert_array_equal(run(model, {"c": np.array(False)})["y"], -rand(2, seed=9))
@@ -228,7 +229,7 @@ def test_what_a_reader_needs_survives():
     helper.set_model_props(proto, {"character": "abc"})
     proto.doc_string, proto.producer_name, proto.graph.doc_string = "about", "maker", "graph"
     proto.graph.node[0].doc_string = "a node"
-    back = onnx.load_from_string(serialize(prepare(load(proto)).model))
+    back = onnx.load_from_string(serialize(prepare(load(proto), target=USUAL).model))
     assert [(p.key, p.value) for p in back.metadata_props] == [("character", "abc")]
     assert (back.doc_string, back.producer_name, back.graph.doc_string) == ("about", "maker", "graph")
     assert back.graph.node[0].doc_string == "a node"
@@ -238,15 +239,15 @@ def test_what_a_reader_needs_survives():
 
 def test_nodes_in_the_wrong_order_are_sorted_and_cycles_refused():
     proto = make([node("Neg", "h", "y"), node("Relu", "x", "h")], {"x": (2,)}, ["y"])
-    model = prepare(ir.from_proto(proto)).model
+    model = prepare(ir.from_proto(proto), target=USUAL).model
     assert [n.op_type for n in model.graph] == ["Relu", "Neg"]
     with pytest.raises(ModelError, match="cycle"):
-        prepare(ir.from_proto(make([node("Add", "h x", "y"), node("Neg", "y", "h")], {"x": (2,)}, ["y"])))
+        prepare(ir.from_proto(make([node("Add", "h x", "y"), node("Neg", "y", "h")], {"x": (2,)}, ["y"])), target=USUAL)
 
 
 def test_shape_inference_fills_in_and_is_not_stored():
     proto = make([node("Conv", "x w", "h"), node("Relu", "h", "y")], {"x": ("N", 3, 8)}, ["y"], {"w": rand(4, 3, 3)})
-    model = prepare(ir.from_proto(proto)).model
+    model = prepare(ir.from_proto(proto), target=USUAL).model
     value = model.graph.node(0).outputs[0]
     assert str(value.shape) == "[N,4,6]"
     assert value.dtype == ir.DataType.FLOAT
@@ -260,7 +261,7 @@ def test_shape_inference_never_fails(monkeypatch):
     monkeypatch.setattr(onnx.shape_inference, "infer_shapes", broken)
     model = ir.from_proto(make([node("Relu", "x", "y")], {"x": (2,)}, ["y"]))
     assert infer_shapes(model) == 0
-    assert ops(prepare(model).model) == ["Relu"]
+    assert ops(prepare(model, target=USUAL).model) == ["Relu"]
 
 
 def test_custom_operators_pass_through():

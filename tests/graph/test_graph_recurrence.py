@@ -12,7 +12,8 @@ from zoo import Net
 
 from onnxq.calibrate.layer_inputs import LayerInput
 from onnxq.calibrate.runner import run_observers
-from onnxq.graph.linear_layer import Recurrence, products
+from onnxq.graph.geometry import Recurrence
+from onnxq.graph.linear import products
 
 UNITS, INPUTS = 6, 5
 

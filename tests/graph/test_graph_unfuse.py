@@ -16,6 +16,7 @@ import onnxq
 from onnxq.emit.sums import spell_sums
 from onnxq.graph.io import serialize
 from onnxq.graph.prepare import prepare
+from onnxq.kernels.targets import USUAL
 from onnxq.query import nodes
 
 Array = npt.NDArray[Any]
@@ -62,7 +63,7 @@ def ran(content: bytes, feed: dict[str, Array]) -> list[Array]:
 
 def spelled(proto: onnx.ModelProto, feed: dict[str, Array]) -> list[str]:
     """The operators after preparing; what they compute must be the same."""
-    found = prepare(onnx_ir(proto)).model
+    found = prepare(onnx_ir(proto), target=USUAL).model
     for old, new in zip(ran(proto.SerializeToString(), feed), ran(serialize(found), feed), strict=True):
         np.testing.assert_allclose(new, old, rtol=1e-4, atol=2e-5)
     return [n.op_type for n in nodes(found)]
@@ -103,7 +104,7 @@ def test_an_activation_that_is_not_known_stays() -> None:
     how = {"kernel_shape": [1, 1], "activation": "Softplus"}
     node = helper.make_node("FusedConv", ["x", "w"], ["y"], "conv", domain=MS, **how)
     proto = model([node], {"x": (TensorProto.FLOAT, [1, 4, 7, 7])}, {"y": [1, 4, 7, 7]}, {"w": floats(4, 4, 1, 1)})
-    assert [n.op_type for n in nodes(prepare(onnx_ir(proto)).model)] == ["FusedConv"]
+    assert [n.op_type for n in nodes(prepare(onnx_ir(proto), target=USUAL).model)] == ["FusedConv"]
 
 
 @pytest.mark.parametrize("transposed", [0, 1])

@@ -19,8 +19,8 @@ ROOT = Path(onnxq.__file__).parent
 ALLOWED = {
     "kernels/": "holds the records",
     "graph/passes/": "rewrites float graphs: patterns of operators, and what stands in their place",
-    "graph/linear_layer.py": "reads the geometry of each kind of layer from its attributes",
-    "emit/packed.py": "spells how codes are unpacked, from a table of its own nodes",
+    "graph/linear.py": "reads the geometry of each kind of layer from its attributes",
+    "graph/rescale.py": "writes factors of channels into each kind of weight",
     "emit/operands.py": "spells what a layer that measures its ranges becomes, by operator",
     "emit/nbits.py": "spells MatMulNBits in the place of a product and its bias",
     "emit/enlarged.py": "spells a Resize that repeats pixels as joining",
@@ -29,7 +29,7 @@ ALLOWED = {
     "adapt/training_graph.py": "spells fake quantizers",
 }
 # Calls that make a node of the operator that their first or second argument names: they decide nothing.
-MAKES = {"new_node", "node", "op", "_new", "emit"}
+MAKES = {"new_node", "node", "op", "_new", "emit", "build"}
 # Names that are words of Python or of onnxq too, where nothing is an operator.
 NOT_OPERATORS = {
     ("graph/instrument.py", "If"): "bodies of If, Loop and Scan are structure, not arithmetic",
@@ -58,6 +58,8 @@ def deciding(tree: ast.Module, names: frozenset[str]) -> Iterator[tuple[int, str
 
 
 def _called(call: ast.Call) -> str:
+    if isinstance(call.func, ast.Call):  # NodeBuilder(place)("Add", ...)
+        return "build" if _called(call.func) == "NodeBuilder" else ""
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 

@@ -15,17 +15,16 @@ import onnx_ir as ir
 from onnxq.errors import ModelError
 from onnxq.graph.edit import (
     constant,
-    insert_before,
     integer,
     integers,
     label,
     new_constant,
-    new_node,
     owner,
     rank,
     set_input,
     static_shape,
 )
+from onnxq.graph.nodes import Before, NodeBuilder
 
 Adapter = Callable[[ir.Node], None]
 
@@ -146,17 +145,15 @@ def _softmax13(node: ir.Node) -> None:
     if shape is not None and 0 <= axis < len(shape) and all(dim == 1 for dim in shape[axis + 1 :]):
         node.attributes["axis"] = ir.AttrInt64("axis", axis)
         return
-    name, output = label(node), node.outputs[0]
-    flat = new_node("Flatten", [source], name=f"{name}_flatten", axis=axis)
-    soft = new_node(node.op_type, [flat.outputs[0]], name=f"{name}_rows", axis=-1)
-    dimensions = new_node("Shape", [source], name=f"{name}_shape")
-    insert_before(node, (flat, soft, dimensions))
+    name, build = label(node), NodeBuilder(Before(node))
+    flat = build("Flatten", [source], name=f"{name}_flatten", axis=axis)
+    soft = build(node.op_type, [flat], name=f"{name}_rows", axis=-1)
+    dimensions = build("Shape", [source], name=f"{name}_shape")
     node.op_type = "Reshape"
     node.attributes.clear()
-    set_input(node, 0, soft.outputs[0])
-    set_input(node, 1, dimensions.outputs[0])
-    for new in (flat, soft):
-        new.outputs[0].type = output.type
+    set_input(node, 0, soft)
+    set_input(node, 1, dimensions)
+    flat.type = soft.type = node.outputs[0].type
 
 
 def _split18(node: ir.Node) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import float_constant, insert_before, is_op, label, new_constant, new_node, owner, supersede, text
+from onnxq.graph.edit import float_constant, is_op, label, owner, supersede, text
+from onnxq.graph.nodes import Before, NodeBuilder
 
 
 def spell_einsum(model: ir.Model) -> int:
@@ -43,23 +44,19 @@ def _as_matmul(node: ir.Node) -> bool:
     size = dict(zip(right, weight.shape, strict=True))
     order = [right.index(axis) for axis in (*summed, *made)]
     inner, outer = (math.prod(size[axis] for axis in axes) for axes in (summed, made))
-    graph, name = owner(node), label(node)
-    matrix = new_constant(graph, weight.transpose(order).reshape(inner, outer), name=f"{name}_weight")
-    new = []
+    build, name = NodeBuilder(Before(node)), label(node)
+    matrix = build.constant(weight.transpose(order).reshape(inner, outer), f"{name}_weight")
     if len(summed) > 1:
-        shape = new_constant(graph, np.array([0] * len(batch) + [inner], np.int64), name=f"{name}_rows")
-        new.append(new_node("Reshape", [x, shape], name=f"{name}_joined"))
-        x = new[-1].outputs[0]
-    new.append(new_node("MatMul", [x, matrix], name=f"{name}_product"))
+        shape = build.constant(np.array([0] * len(batch) + [inner], np.int64), f"{name}_rows")
+        x = build("Reshape", [x, shape], name=f"{name}_joined")
+    y = build("MatMul", [x, matrix], name=f"{name}_product")
     if len(made) > 1:
         dims = [0] * len(batch) + [size[axis] for axis in made]
-        shape = new_constant(graph, np.array(dims, np.int64), name=f"{name}_shape")
-        new.append(new_node("Reshape", [new[-1].outputs[0], shape], name=f"{name}_parted"))
-    insert_before(node, new)
-    last = new[-1].outputs[0]
-    last.type, last.shape = node.outputs[0].type, node.outputs[0].shape
-    supersede(node.outputs[0], last)
-    graph.remove(node, safe=True)
+        shape = build.constant(np.array(dims, np.int64), f"{name}_shape")
+        y = build("Reshape", [y, shape], name=f"{name}_parted")
+    y.type, y.shape = node.outputs[0].type, node.outputs[0].shape
+    supersede(node.outputs[0], y)
+    owner(node).remove(node, safe=True)
     return True
 
 

@@ -19,9 +19,10 @@ from onnxq.graph.edit import (
     set_input,
     sole_consumer,
 )
+from onnxq.graph.linear import Linear, linear_before, linear_reading
 from onnxq.graph.passes.affine import Affine, read_affine
 from onnxq.graph.passes.float_fusions import completes_fusion
-from onnxq.graph.passes.linear import Linear, fold_after, fold_before, linear_before, read_linear
+from onnxq.graph.rescale import rescaled_input, rescaled_output
 
 # ``value.meta[MOMENTS]`` of a normalised layer's output: (mean, deviation), [C] float64 each, as in training.
 MOMENTS = "moments"
@@ -55,11 +56,10 @@ def _into_previous(node: ir.Node, affine: Affine) -> bool:
     if bare and not affine.axis1 and np.any(affine.shift):
         return False  # this is where the bias of a MatMul belongs already
     flat = affine.per_channel(channels=linear.channels, axis=linear.axis, rank=_rank(linear))
-    if flat is None or not fold_after(linear, *flat, label=label(node)):
+    change = None if flat is None else rescaled_output(linear, *flat)
+    if flat is None or change is None:
         return False
-    keep = node.inputs[affine_index(node, affine)] if linear.add is None else affine.source
-    if keep is None:
-        raise AssertionError("an affine node has lost its input")
+    keep = change.store(label=label(node))
     _remember_moments(node, keep, *flat)
     bypass(node, keep=keep)
     return True
@@ -86,8 +86,10 @@ def _into_next(node: ir.Node, affine: Affine) -> bool:
     if linear is None:
         return False
     flat = _for_inputs(affine, linear, node.outputs[0])
-    if flat is None or not fold_before(linear, *flat, label=label(node)):
+    change = None if flat is None else rescaled_input(linear, *flat)
+    if change is None:
         return False
+    change.store(label=label(node))
     bypass(node, keep=affine.source)
     return True
 
@@ -105,8 +107,10 @@ def _past_shift(node: ir.Node, affine: Affine) -> bool:
         moved = (affine.shift / scaling.scale).astype(np.float32)
     if flat is None or moved.shape != affine.shift.shape or not np.isfinite(moved).all():
         return False
-    if not fold_before(linear, *flat, label=label(before)):
+    change = rescaled_input(linear, *flat)
+    if change is None:
         return False
+    change.store(label=label(before))
     index = 1 - affine_index(node, affine)
     set_input(node, index, new_constant(owner(node), moved, name=f"{label(node)}_shift"))
     bypass(before, keep=scaling.source)
@@ -119,7 +123,7 @@ def _linear_behind(node: ir.Node) -> Linear | None:
     consumer = sole_consumer(output)
     if consumer is None or not consumer.inputs or consumer.inputs[0] is not output:
         return None
-    return read_linear(consumer)
+    return linear_reading(consumer)
 
 
 def _for_inputs(affine: Affine, linear: Linear, value: ir.Value) -> tuple[Array, Array] | None:

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import Array, constant, integer, is_op, new_constant, replace_value
+from onnxq.graph.edit import Array, constant, integer, is_op, new_constant, redirect
 from onnxq.graph.passes.arrays import compute
 
 # A folded tensor may be this much larger than what it is made from, in bytes, and no larger than this at all.
@@ -51,7 +51,7 @@ def fold_constants(model: ir.Model) -> int:
             for output, array in zip(node.outputs, results, strict=True):
                 if output.uses():
                     output_name, output.name = output.name or "constant", None
-                    replace_value(output, new_constant(graph, array, name=output_name))
+                    redirect(output, new_constant(graph, array, name=output_name))
             graph.remove(node, safe=True)
             count += 1
     return count

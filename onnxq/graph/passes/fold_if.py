@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import constant, is_op, owner, replace_value
+from onnxq.graph.edit import constant, is_op, owner, redirect
 
 
 def fold_if(model: ir.Model) -> int:
@@ -36,8 +36,5 @@ def _inline(node: ir.Node, branch: ir.Graph) -> None:
         branch.remove(inner)
         graph.insert_before(node, inner)
     for output, result in zip(node.outputs, results, strict=True):
-        replace_value(output, result)
-        if result.shape is None:
-            result.shape = output.shape
-        result.type = result.type or output.type
+        redirect(output, result)
     graph.remove(node, safe=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import constant, integer, integers, is_op, label, new_node, owner, supersede, text
+from onnxq.graph.edit import constant, integer, integers, is_op, label, owner, supersede, text
+from onnxq.graph.nodes import Before, NodeBuilder
 
 _SPATIAL = (2, 3)
 
@@ -54,10 +55,8 @@ def _reduces_all(node: ir.Node) -> bool:
 
 
 def _replace(node: ir.Node) -> None:
-    graph, old = owner(node), node.outputs[0]
-    pool = new_node("GlobalAveragePool", [node.inputs[0]], name=f"{label(node)}_global")
-    pool.outputs[0].type, pool.outputs[0].shape = old.type, old.shape
-    graph.insert_before(node, pool)
+    old = node.outputs[0]
+    pool = NodeBuilder(Before(node)).node("GlobalAveragePool", [node.inputs[0]], name=f"{label(node)}_global", like=old)
     supersede(old, pool.outputs[0])
-    graph.remove(node, safe=True)
+    owner(node).remove(node, safe=True)
     pool.name = node.name

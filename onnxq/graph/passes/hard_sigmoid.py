@@ -16,15 +16,14 @@ from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import (
     Array,
     float_constant,
-    insert_before,
     is_op,
     label,
-    new_node,
     owner,
     rank,
     sole_consumer,
     supersede,
 )
+from onnxq.graph.nodes import Before, NodeBuilder
 from onnxq.graph.passes.affine import read_affine
 
 # How far a factor may be from the reciprocal of the upper end: 1/6 is written with seven digits at times.
@@ -71,17 +70,13 @@ def _from_clip(clip: ir.Node) -> bool:
 
 
 def _gate(before: ir.Node, x: ir.Value, alpha: float, beta: float) -> ir.Value:
-    gate = new_node("HardSigmoid", [x], name=f"{label(before)}_gate", alpha=alpha, beta=beta)
-    gate.outputs[0].type, gate.outputs[0].shape = x.type, x.shape
-    insert_before(before, [gate])
-    return gate.outputs[0]
+    name = f"{label(before)}_gate"
+    return NodeBuilder(Before(before))("HardSigmoid", [x], name=name, like=x, alpha=alpha, beta=beta)
 
 
 def _multiplied(old: ir.Node, x: ir.Value, gate: ir.Value) -> None:
     """Puts ``x * gate`` in the place of ``old``."""
-    product = new_node("Mul", [x, gate], name=f"{label(old)}_gated")
-    product.outputs[0].type, product.outputs[0].shape = old.outputs[0].type, old.outputs[0].shape
-    insert_before(old, [product])
+    product = NodeBuilder(Before(old)).node("Mul", [x, gate], name=f"{label(old)}_gated", like=old.outputs[0])
     supersede(old.outputs[0], product.outputs[0])
     owner(old).remove(old, safe=True)
     product.name = old.name

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs, share
-from onnxq.graph.edit import is_op
+from onnxq.graph.edit import is_op, redirect
 
 
 def lift_constants(model: ir.Model) -> int:
@@ -30,8 +30,7 @@ def lift_constants(model: ir.Model) -> int:
                 const_value=tensor,
             )
             value.metadata_props.update(output.metadata_props)
-            for use in tuple(output.uses()):
-                use.node.replace_input_with(use.idx, value)
+            redirect(output, value)
             graph.remove(node, safe=True)
             graph.register_initializer(value)
             count += 1

@@ -30,12 +30,10 @@ from onnxq.graph.edit import (
     integers,
     is_op,
     label,
-    new_constant,
-    new_node,
-    owner,
     sole_consumer,
     supersede,
 )
+from onnxq.graph.nodes import Before, NodeBuilder
 
 Dim: TypeAlias = "int | str | None"
 
@@ -181,21 +179,20 @@ def _respell(chain: list[ir.Node]) -> bool:
         return False
     if _transposes(steps) == _transposes(spelled) and not _at_a_map(steps):
         return False
-    value, graph = source, owner(chain[0])
+    value, build = source, NodeBuilder(Before(chain[0]))
     for index, (op, numbers) in enumerate(steps):
         name = f"{label(chain[-1])}_{index}"
         if op == "Transpose":
-            new = new_node("Transpose", [value], name=name, perm=list(numbers))
+            value = build("Transpose", [value], name=name, perm=list(numbers))
         else:
-            target = new_constant(graph, np.asarray(numbers, np.int64), name=f"{name}_shape")
-            new = new_node("Reshape", [value, target], name=name)
-        new.outputs[0].type = last.type
-        graph.insert_before(chain[0], new)
-        value = new.outputs[0]
-    value.shape = last.shape
+            target = build.constant(np.asarray(numbers, np.int64), f"{name}_shape")
+            value = build("Reshape", [value, target], name=name)
+        value.type = last.type
+    if steps:
+        value.shape = last.shape
     supersede(last, value)
     for node in reversed(chain):
-        graph.remove(node, safe=True)
+        build.graph.remove(node, safe=True)
     return True
 
 

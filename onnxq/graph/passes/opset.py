@@ -15,10 +15,11 @@ HIGHEST = 20
 NATIVE = 21  # the first with tensors of 4-bit integers
 
 
-def fit_opset(model: ir.Model, lowest: int = LOWEST) -> list[str]:
-    """Brings the opset of the default domain into 13..20 where that keeps the meaning; returns what there is to say.
+def fit_opset(model: ir.Model, lowest: int, notes: list[str]) -> int:
+    """Brings the opset of the default domain into 13..20 where that keeps the meaning; returns by how much.
 
-    ``lowest``: another lower end, ``NATIVE`` for int4 tensors; then nothing is lowered.
+    ``lowest``: the lower end, or ``NATIVE`` for int4 tensors; then nothing is lowered. ``notes``: gets what there is to
+    say.
 
     Needs shapes (Softmax before 13 depends on the rank) and inlined functions.
 
@@ -27,16 +28,19 @@ def fit_opset(model: ir.Model, lowest: int = LOWEST) -> list[str]:
     """
     opset = model.opset_imports.get("")
     if opset is None or lowest <= opset <= max(HIGHEST, lowest):
-        return []
+        return 0
     if opset < lowest:
         raise_opset(model, lowest)
-        return [f"opset {opset} raised to {lowest}"]
+        notes.append(f"opset {opset} raised to {lowest}")
+        return lowest - opset
     if lowest > HIGHEST:
-        return []
+        return 0
     obstacle = lower_opset(model, HIGHEST)
     if obstacle is None:
-        return [f"opset {opset} lowered to {HIGHEST}"]
-    return [f"opset {opset} kept ({obstacle}); the result needs a runtime that reads it"]
+        notes.append(f"opset {opset} lowered to {HIGHEST}")
+        return opset - HIGHEST
+    notes.append(f"opset {opset} kept ({obstacle}); the result needs a runtime that reads it")
+    return 0
 
 
 def raise_opset(model: ir.Model, target: int) -> None:

@@ -8,9 +8,14 @@ from onnxq.errors import ModelError
 
 
 def sort_nodes(model: ir.Model) -> int:
-    """Sorts nodes, bodies too, so that each comes after what it reads; returns 0. Raises ModelError on a cycle."""
+    """Sorts nodes, bodies too, so that each comes after what it reads; returns how many stand elsewhere now.
+
+    Raises:
+        ModelError: the graph has a cycle.
+    """
+    before = list(model.graph.all_nodes())
     try:
         model.graph.sort()
     except ValueError as error:
         raise ModelError("the model's graph has a cycle; the file is damaged, export it again") from error
-    return 0
+    return sum(old is not new for old, new in zip(before, model.graph.all_nodes(), strict=True))

@@ -18,19 +18,18 @@ from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import (
     Array,
     float_constant,
-    insert_before,
     integer,
     integers,
     is_op,
     label,
     new_constant,
-    new_node,
     owner,
     set_input,
     sole_consumer,
     supersede,
     text,
 )
+from onnxq.graph.nodes import Before, NodeBuilder
 
 # The share of the products that must be left: sums of maps take time as well.
 _WORTH_IT = 0.6
@@ -112,35 +111,29 @@ def _part(value: ir.Value | None) -> tuple[ir.Value, ir.Node | None]:
 
 def _term(conv: ir.Node, weight: Array, bias: ir.Value | None, small: ir.Value, resize: ir.Node | None) -> ir.Value:
     """The convolution of one part, enlarged if the part was; new nodes right before ``conv``."""
-    graph, name = owner(conv), f"{label(conv)}_{label(resize) if resize is not None else small.name}"
-    kernel = new_constant(graph, np.ascontiguousarray(weight)[:, :, None, None], name=f"{name}_weight")
-    new = new_node("Conv", [small, kernel, *([] if bias is None else [bias])], name=name, kernel_shape=[1, 1])
-    _describe(new, small, weight.shape[0])
-    insert_before(conv, [new])
+    build, name = NodeBuilder(Before(conv)), f"{label(conv)}_{label(resize) if resize is not None else small.name}"
+    kernel = build.constant(np.ascontiguousarray(weight)[:, :, None, None], f"{name}_weight")
+    mixed = build("Conv", [small, kernel, *([] if bias is None else [bias])], name=name, kernel_shape=[1, 1])
+    _describe(mixed, small, weight.shape[0])
     if resize is None:
-        return new.outputs[0]
-    again = new_node("Resize", [new.outputs[0], *list(resize.inputs)[1:]], name=f"{name}_enlarged")
+        return mixed
+    again = build.node("Resize", [mixed, *list(resize.inputs)[1:]], name=f"{name}_enlarged")
     again.attributes.update(resize.attributes)
-    _describe(again, resize.outputs[0], weight.shape[0])
-    insert_before(conv, [again])
+    _describe(again.outputs[0], resize.outputs[0], weight.shape[0])
     return again.outputs[0]
 
 
-def _describe(node: ir.Node, like: ir.Value, channels: int) -> None:
-    """Gives the output of ``node`` the type of ``like`` and its shape with ``channels``."""
-    out = node.outputs[0]
+def _describe(out: ir.Value, like: ir.Value, channels: int) -> None:
+    """Gives ``out`` the type of ``like`` and its shape with ``channels``."""
     out.type = like.type
     if like.shape is not None:
         out.shape = ir.Shape([like.shape[0], channels, *list(like.shape)[2:]])
 
 
 def _sum(conv: ir.Node, terms: Sequence[ir.Value]) -> ir.Value:
-    total = terms[0]
+    total, build = terms[0], NodeBuilder(Before(conv))
     for index, term in enumerate(terms[1:], start=1):
-        add = new_node("Add", [total, term], name=f"{label(conv)}_sum_{index}")
-        add.outputs[0].type, add.outputs[0].shape = conv.outputs[0].type, conv.outputs[0].shape
-        insert_before(conv, [add])
-        total = add.outputs[0]
+        total = build("Add", [total, term], name=f"{label(conv)}_sum_{index}", like=conv.outputs[0])
     return total
 
 

@@ -40,27 +40,27 @@ def infer_shapes(model: ir.Model) -> int:
     return count
 
 
-def forget_shapes(model: ir.Model) -> dict[ir.Value, ir.Shape]:
-    """Takes away, and returns, the shapes that the file claims for values inside the graphs.
+def forget_shapes(model: ir.Model, claims: dict[ir.Value, ir.Shape]) -> int:
+    """Moves the shapes that the file claims for values inside the graphs into ``claims``; returns how many.
 
     Such a claim can be wrong without anybody noticing (a batch of 1 written down everywhere, then a batch axis made
     free at the input only), so nothing may be computed from it.
     """
-    claims: dict[ir.Value, ir.Shape] = {}
     for graph in all_graphs(model):
         for node in graph:
             for value in node.outputs:
                 if value.shape is not None and not value.is_graph_output():
                     claims[value] = value.shape
                     value.shape = None
-    return claims
+    return len(claims)
 
 
-def recall_shapes(claims: dict[ir.Value, ir.Shape]) -> None:
-    """Gives back the shapes from ``forget_shapes`` to values about which nothing could be inferred."""
-    for value, shape in claims.items():
-        if value.shape is None:
-            value.shape = shape
+def recall_shapes(claims: dict[ir.Value, ir.Shape]) -> int:
+    """Gives the shapes of ``forget_shapes`` back to values about which nothing could be inferred; returns how many."""
+    missing = [value for value in claims if value.shape is None]
+    for value in missing:
+        value.shape = claims[value]
+    return len(missing)
 
 
 def _light(model: ir.Model) -> onnx.ModelProto:

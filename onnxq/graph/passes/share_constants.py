@@ -7,7 +7,7 @@ import hashlib
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import is_constant, replace_value
+from onnxq.graph.edit import is_constant, redirect
 
 _SMALLEST = 1024  # bytes; below that a copy costs less than the surprise of a shared scalar
 
@@ -38,7 +38,7 @@ def share_constants(model: ir.Model) -> int:
             if kept is not value:
                 if kept.graph is not value.graph:
                     _to_main_graph(kept, model.graph)
-                replace_value(value, kept)
+                redirect(value, kept)
                 _drop(value)
                 count += 1
     return count

@@ -25,12 +25,9 @@ from onnxq.graph.edit import (
     Array,
     constant,
     float_constant,
-    insert_before,
     integer,
     integers,
     label,
-    new_constant,
-    new_node,
     number,
     owner,
     rank,
@@ -38,6 +35,7 @@ from onnxq.graph.edit import (
     supersede,
     text,
 )
+from onnxq.graph.nodes import Before, NodeBuilder
 
 _DOMAIN = "com.microsoft"
 # Activations by what their parameters are called, in the order in which the fused operators list them.
@@ -62,29 +60,24 @@ def unfuse(model: ir.Model) -> int:
 
 
 class _Spelling:
-    """The nodes that take the place of one, in order; each is called after that one."""
+    """Makes the nodes that take the place of one, in front of it; each is called after that one."""
 
     def __init__(self, old: ir.Node) -> None:
-        self.old, self.graph, self.name = old, owner(old), label(old)
-        self.nodes: list[ir.Node] = []
+        self.old, self.name, self._build = old, label(old), NodeBuilder(Before(old))
 
     def __call__(self, op: str, *inputs: ir.Value | None, part: str, domain: str = "", **attributes: Any) -> ir.Value:
-        node = new_node(op, inputs, name=f"{self.name}_{part}", **attributes)
-        node.domain = domain
-        self.nodes.append(node)
-        return node.outputs[0]
+        return self._build(op, inputs, name=f"{self.name}_{part}", domain=domain, **attributes)
 
     def constant(self, data: Array, part: str) -> ir.Value:
-        return new_constant(self.graph, data, name=f"{self.name}_{part}")
+        return self._build.constant(data, f"{self.name}_{part}")
 
     def done(self, *results: ir.Value | None) -> bool:
         """Puts ``results`` in the place of the outputs."""
-        insert_before(self.old, self.nodes)
         for old, new in zip(self.old.outputs, results, strict=False):
             if new is not None:
                 new.type, new.shape = old.type, old.shape
                 supersede(old, new)
-        self.graph.remove(self.old, safe=True)
+        owner(self.old).remove(self.old, safe=True)
         return True
 
 

@@ -14,16 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from onnxq.numerics import spread_step
-from onnxq.query import attribute, constant
 
 Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class LinearLayer:
+class Geometry:
     """The geometry of a linear node. ``kernel`` and what follows is empty for Gemm and MatMul.
 
     ``weight_shape`` is that of the tensor in the graph; ``transposed`` whether its rows are output channels already
@@ -38,6 +36,11 @@ class LinearLayer:
     dilations: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
     auto_pad: str = "NOTSET"
+
+    @property
+    def channels(self) -> int:
+        """Output channels, of all groups."""
+        return self.weight_shape[0] if self.transposed else self.weight_shape[1]
 
     @property
     def inputs(self) -> int:
@@ -110,31 +113,6 @@ class LinearLayer:
         return (*less, *more) if self.auto_pad == "SAME_UPPER" else (*more, *less)
 
 
-def linear_layer(node: ir.Node) -> LinearLayer | None:
-    """The ``LinearLayer`` of a Conv, or of a Gemm or MatMul with a matrix as weight; None for any other node."""
-    weight = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    if weight is None or node.domain or node.op_type not in ("Conv", "Gemm", "MatMul"):
-        return None
-    shape = tuple(weight.shape.numpy())
-    if node.op_type != "Conv":
-        transposed = node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
-        plain = node.op_type == "MatMul" or not attribute(node, "transA", 0)
-        return LinearLayer(shape, transposed) if len(shape) == 2 and plain else None
-    if len(shape) < 3:
-        return None
-    kernel, ones = shape[2:], [1] * (len(shape) - 2)
-    return LinearLayer(
-        shape,
-        transposed=True,
-        groups=int(attribute(node, "group", 1)),
-        kernel=kernel,
-        strides=tuple(attribute(node, "strides", ones)),
-        dilations=tuple(attribute(node, "dilations", ones)),
-        pads=tuple(attribute(node, "pads", [0] * 2 * len(kernel))),
-        auto_pad=str(attribute(node, "auto_pad", "NOTSET")),
-    )
-
-
 @dataclass(frozen=True)
 class Recurrence:
     """One of the two weights of a recurrent layer, ``[directions, rows of gates, n]``.
@@ -174,23 +152,7 @@ class Recurrence:
         return lambda y: np.moveaxis(y, 1, 0).reshape(self.groups, -1, self.inputs)[:, chosen]
 
 
-Product = LinearLayer | Recurrence
-
-
-def products(node: ir.Node) -> dict[int, tuple[ir.Value, Product]]:
-    """By input, the constant weights of ``node``: the tensor that each is multiplied with, and how."""
-    layer, x = linear_layer(node), node.inputs[0] if node.inputs else None
-    if layer is not None:
-        return {1: (x, layer)} if x is not None else {}
-    if node.domain or node.op_type not in ("LSTM", "GRU", "RNN") or attribute(node, "layout", 0):
-        return {}
-    found: dict[int, tuple[ir.Value, Product]] = {}
-    # (The candidate gate of a GRU reads states times the reset gate: alike enough to say which of them count.)
-    for index, source in ((1, x), (2, node.outputs[0])):
-        weight = constant(node.inputs[index])
-        if weight is not None and source is not None and source.name:
-            found[index] = (source, Recurrence(tuple(weight.shape.numpy()), states=index == 2))
-    return found
+Product = Geometry | Recurrence
 
 
 def _spread(count: int, limit: int | None) -> npt.NDArray[np.intp]:
