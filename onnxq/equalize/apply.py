@@ -223,7 +223,7 @@ def _read(reader: Reader, plan: Plan, parts: tuple[F32, ...]) -> Read:
     if weight.storage is Storage.DYNAMIC:
         activation_bits = weight.qtype.bits
     block = weight.granularity.size if isinstance(weight.granularity, PerBlock) else weight.stored.block
-    bits = weight.stored.bits if weight.stored.packed else weight.qtype.bits
+    bits = weight.stored.code_type(weight.qtype).bits
     return Read(rows, reader.weight(), activation_bits, bits, block, unseen)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.config.formats import FormatName
+from onnxq.errors import NumericsError
 from onnxq.numerics import INT8, QType
 from onnxq.numerics.packing import Packing
 from onnxq.ranges.fit import Fit, Fitted, fitted
@@ -140,6 +141,8 @@ class GridFormat(WeightFormat):
         outputs: F64 | None = None,
     ) -> Rows:
         found = fitted(weight, moments, self, qtype=qtype, how=how, least=least, outputs=outputs)
+        if found.codes.size and not qtype.qmin <= found.codes.min() <= found.codes.max() <= qtype.qmax:
+            raise NumericsError(f"weight format '{self}' made integers that {qtype} does not hold")
         codes = found.codes.astype(qtype.storage)
         return Rows(codes, found.scale, np.zeros(found.scale.shape, qtype.storage), self.representation(found))
 

@@ -78,10 +78,16 @@ class Plain(Foldable):
 
 @dataclass(frozen=True, eq=False)
 class Levels(Foldable):
-    """``bits`` for each code, which is one of ``levels: [K]``, ascending, at most ``2^bits`` of them."""
+    """``bits`` for each code, which is one of ``levels: [K]``, ascending, at most ``2^bits`` of them.
+
+    Raises ``NumericsError`` for other levels.
+    """
 
     bits: int
     levels: Ints
+
+    def __post_init__(self) -> None:
+        _check_levels(self.levels, self.bits)
 
     @property
     def consecutive(self) -> bool:
@@ -128,13 +134,20 @@ class Levels(Foldable):
 class BlockLevels(Foldable):
     """``bits`` for each code and a byte for each block: codes are ``multiples: [C, blocks]`` times ``levels: [K]``.
 
-    Blocks are of ``size`` codes along the inputs of a channel; levels as in ``Levels``, 0 among them.
+    Blocks are of ``size`` codes along the inputs of a channel; levels as in ``Levels``, 0 among them; multiples from 1.
+
+    Raises ``NumericsError`` for other levels or multiples.
     """
 
     bits: int
     levels: Ints
     size: int
     multiples: Ints
+
+    def __post_init__(self) -> None:
+        _check_levels(self.levels, self.bits)
+        if not (self.levels == 0).any() or (self.multiples.size and self.multiples.min() < 1):
+            raise NumericsError("blocks have 0 among their levels, and multiples of at least 1")
 
     @property
     def extensible(self) -> bool:
@@ -188,8 +201,7 @@ class BlockLevels(Foldable):
         padded = np.zeros((channels, blocks * self.size), np.int64)
         padded[:, :n] = rows
         parts = padded.reshape(channels, blocks, self.size)
-        # A block of multiple 0 holds nothing but zeros.
-        levels, rest = np.divmod(parts, np.maximum(self.multiples.astype(np.int64), 1)[:, :, None])
+        levels, rest = np.divmod(parts, self.multiples.astype(np.int64)[:, :, None])
         where = np.searchsorted(self.levels, levels)
         if rest.any() or not np.array_equal(self.levels[np.minimum(where, self.levels.size - 1)], levels):
             raise NumericsError(f"blocks that {self.bits} bits do not hold")
@@ -235,6 +247,11 @@ def all_levels(bits: int) -> npt.NDArray[np.int16]:
 # The zero point of a MatMulNBits that has none.
 MIDDLE = 1 << (UINT4.bits - 1)
 _NIBBLES = Packing(UINT4.bits)
+
+
+def _check_levels(levels: Ints, bits: int) -> None:
+    if not 1 <= levels.size <= 1 << bits or (np.diff(levels.astype(np.int64)) <= 0).any():
+        raise NumericsError(f"{bits} bits name 1 to {1 << bits} levels, in ascending order: not {levels.tolist()}")
 
 
 def _arrays(packed: Packed) -> dict[str, npt.NDArray[Any]]:

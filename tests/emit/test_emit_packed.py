@@ -17,7 +17,7 @@ from onnxq.config import Config, Rule
 from onnxq.emit import weight_key
 from onnxq.emit.packed import Writing, expanded
 from onnxq.emit.pieces import Pieces
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, NumericsError
 from onnxq.graph.io import serialize
 from onnxq.graph.nodes import Before
 from onnxq.measure.assignment import assignments
@@ -156,6 +156,8 @@ def test_what_is_no_int4_tensor_keeps_its_opset() -> None:
 def test_codes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ModelError, match="weight 'w' has codes that 4 bits do not hold"):
         unpacking(np.asarray([[9, 0, -8]], np.int8), Levels(4, all_levels(4)), 0, 17)
+    with pytest.raises(NumericsError, match="2 bits name 1 to 4 levels"):
+        Levels(2, np.arange(5, dtype=np.int8))
     with pytest.raises(ModelError, match="weight 'w' has codes that 2 bits do not hold"):
         unpacking(np.arange(5, dtype=np.int8)[None], Levels(2, np.arange(4, dtype=np.int8)), 0, 17)
     with pytest.raises(ModelError, match="weight 'w' has blocks that 3 bits do not hold"):

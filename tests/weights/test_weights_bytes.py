@@ -135,6 +135,12 @@ def test_a_weight_that_is_all_zero_has_a_codebook_too() -> None:
 def test_codes_that_are_no_levels_are_refused() -> None:
     with pytest.raises(NumericsError, match="codes that 3 bits do not hold"):
         Levels(3, all_levels(3)).pack(np.asarray([[4]]), axis=0)
+    for levels in ([], [1, 0], [1, 1], list(range(9))):
+        with pytest.raises(NumericsError, match="3 bits name 1 to 8 levels, in ascending order"):
+            Levels(3, np.asarray(levels, np.int16))
+    for few, multiple in ((np.asarray([1, 2]), 1), (all_levels(2), 0)):
+        with pytest.raises(NumericsError, match="0 among their levels, and multiples of at least 1"):
+            BlockLevels(2, few, 16, np.asarray([[multiple]]))
     assert Plain().pack(np.asarray([[4]]), axis=0)["quantized"].tolist() == [[4]]
 
 

@@ -16,7 +16,7 @@ from zoo import Net, embedding, feeds, lstm, residual
 import onnxq
 from onnxq.cli.app import app
 from onnxq.config import Config, Rule, config_text, load_config
-from onnxq.errors import ConfigError
+from onnxq.errors import ConfigError, ModelError
 from onnxq.measure import kernel_map
 from onnxq.numerics import QType, round_half_even
 from onnxq.ranges import Fit, Moments
@@ -154,6 +154,19 @@ def test_a_closed_form_refit_keeps_to_the_format() -> None:
     assert {str(w.stored) for w in result.plan.weights} == {"nf4"}
     assert result.report.sqnr_db is not None
     assert result.report.sqnr_db > 16.0
+
+
+def test_integers_beyond_the_kernels_type_are_refused() -> None:
+    class Wide(MicroFloat):
+        def grid(self, weight: F64, moments: Moments | None, *, qtype: QType, how: Fit) -> Grid:
+            return Grid(np.full(weight.shape[:2], 1e-4), np.arange(-200.0, 200.0, 60.0))
+
+    register(Family("wide", (3,), "wide3"), Wide)
+    try:
+        with pytest.raises(ModelError, match="weight format 'wide3' made integers that int8n does not hold"):
+            onnxq.quantize(deep(), DATA, config=config("wide3", target="x86-vnni"))
+    finally:
+        unregister("wide")
 
 
 def test_names_are_taken_once_and_forgotten() -> None:
