@@ -135,6 +135,8 @@ def equalized(
         if scratch is not None:
             set_aside((*found.site.writers, *(reader.node for reader in found.site.readers)), scratch)
         steps[found.site.tensor] = b64encode(to_steps(found.factors).tobytes()).decode()
+    if not done:
+        return Equalized(model)
     remove_unused(copy)
     gates = {f.site.gate.scaled: f.site.writers[0].name or "" for f in done if f.site.gate is not None}
     return Equalized(copy, steps, _notes(done), added, gates, any(found.site.costs for found in done))

@@ -126,14 +126,15 @@ def redirect(old: ir.Value, new: ir.Value, *, but: Collection[ir.Node] = ()) -> 
     names, types and order: ``new`` takes the name then, and ``old`` has none. ``new`` gets what it lacks of type and
     shape.
     """
-    for use in tuple(old.uses()):
-        if use.node not in but:
-            use.node.replace_input_with(use.idx, new)
     new.type = new.type or old.type
     if new.shape is None:
         new.shape = old.shape
     if old.is_graph_output():
         redirect_output(old, new)
+    kept = [use for use in old.uses() if use.node in but]
+    old.replace_all_uses_with(new)
+    for use in kept:
+        use.node.replace_input_with(use.idx, old)
 
 
 def redirect_output(old: ir.Value, new: ir.Value) -> None:

@@ -87,7 +87,8 @@ def _lift(value: ir.Value, outer: ir.Node, name: str) -> ir.Value:
             continue
         empty = ir.tensor(np.zeros(0, dtype.numpy()), name=f"{name}_absent")
         absent = f"{name}_{attr.name}_absent"
-        stand_in = NodeBuilder(AtEnd(branch))("Constant", [], name=absent, output=absent, value=empty)
+        build = NodeBuilder(AtEnd(branch))
+        stand_in = build("Constant", [], name=absent, output=absent, value=empty)
         stand_in.dtype = dtype
         stand_in.shape = ir.Shape([0])
         branch.outputs.append(stand_in)
@@ -100,4 +101,5 @@ def _lift(value: ir.Value, outer: ir.Node, name: str) -> ir.Value:
 
 def _twin(value: ir.Value, branch: ir.Graph, name: str) -> ir.Value:
     """``value`` under another name, at the end of ``branch``."""
-    return NodeBuilder(AtEnd(branch))("Identity", [value], name=f"{name}_twin", output=f"{name}_twin", like=value)
+    build = NodeBuilder(AtEnd(branch))
+    return build("Identity", [value], name=f"{name}_twin", output=f"{name}_twin", like=value)

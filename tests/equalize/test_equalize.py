@@ -2,90 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
+from equalizing import RNG, TARGET, convolutions, feeds, model, node, rand, spread, transformer
 from equivalence import equivalent
-from onnx import TensorProto, helper, numpy_helper
 
 from onnxq import Config, DataError, Result, evaluate, quantize
 from onnxq.equalize import equalized, equalized_as
 from onnxq.equalize.factors import LARGEST, Objective, Read, best_factors, from_steps, minimum, to_steps, trial
 from onnxq.equalize.sites import find_sites
-from onnxq.graph.prepare import prepare
-from onnxq.kernels.targets import TARGETS, USUAL
 from onnxq.plan import make_plan
-
-RNG = np.random.default_rng(5)
-TARGET = TARGETS["x86-vnni"]
-
-
-def rand(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
-
-
-def node(op_type: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
-    return helper.make_node(op_type, inputs.split(), [output], name=f"{op_type}_{output}", **attributes)
-
-
-def model(nodes: list[onnx.NodeProto], shape: tuple, constants: dict[str, np.ndarray], outputs=("y",)) -> ir.Model:
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [value("x", TensorProto.FLOAT, shape)],
-        [value(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
-    )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return prepare(ir.from_proto(proto), target=USUAL).model
-
-
-def spread(channels: int, decades: float = 1.0) -> np.ndarray:
-    """Sizes of channels from 1 to a power of ten, shuffled."""
-    return RNG.permutation(np.logspace(0, decades, channels)).astype(np.float32)
-
-
-def convolutions(middle: str = "Relu", *, last: tuple[str, ...] = ()) -> ir.Model:
-    """Conv, ``middle``, depthwise Conv, Relu, MaxPool, Conv; channels of very different size between them."""
-    size = spread(8)[:, None, None, None]
-    constants = {"w1": rand(8, 3, 3, 3) * size, "b1": rand(8), "w2": rand(8, 1, 3, 3), "b2": rand(8)}
-    constants |= {"w3": rand(4, 8, 1, 1) / size[:, 0, 0, 0][None, :, None, None], "b3": rand(4)}
-    nodes = [
-        node("Conv", "x w1 b1", "c1", pads=[1, 1, 1, 1]),
-        node(middle, "c1", "r1"),
-        node("Conv", "r1 w2 b2", "c2", group=8, pads=[1, 1, 1, 1]),
-        node("Relu", "c2", "r2"),
-        node("MaxPool", "r2", "p", kernel_shape=[2, 2], strides=[2, 2]),
-        node("Conv", "p w3 b3", "y"),
-    ]
-    return model(nodes, ("batch", 3, 8, 8), constants, ("y", *last))
-
-
-def transformer(*, epsilon: bool = False) -> ir.Model:
-    """LayerNormalization, whole or spelled out after its division, two MatMuls that read it, and a Gemm."""
-    gamma = spread(16, 1.5)
-    constants = {"g": gamma, "b": rand(16), "w1": rand(16, 8) / gamma[:, None], "w2": rand(16, 8) / gamma[:, None]}
-    constants |= {"bias": rand(8), "flat": np.array([-1, 16])}
-    norm = [node("LayerNormalization", "x g b", "n")]
-    if epsilon:
-        norm = [node("Tanh", "x", "t"), node("Mul", "t g", "m"), node("Add", "b m", "n")]
-    nodes = [
-        *norm,
-        node("MatMul", "n w1", "a"),
-        node("Add", "a bias", "y"),
-        node("MatMul", "n w2", "z"),
-    ]
-    return model(nodes, ("batch", 5, 16), constants, ("y", "z"))
-
-
-def feeds(graph: ir.Model, count: int = 16) -> list[dict[str, np.ndarray]]:
-    shape = [1, *(d for d in graph.graph.inputs[0].shape if isinstance(d, int))]
-    return [{"x": rand(*shape)} for _ in range(count)]
 
 
 def names(graph: ir.Model) -> dict[str, list[str]]:
@@ -117,8 +49,9 @@ def test_weights_that_several_nodes_share_stay() -> None:
     assert find_sites(model(nodes, ("batch", 5, 8), constants)) == []
 
 
-@pytest.mark.parametrize("graph", [convolutions(), transformer(), transformer(epsilon=True)], ids=["c", "t", "u"])
-def test_any_factors_leave_what_is_computed(graph: ir.Model) -> None:
+@pytest.mark.parametrize("made", [convolutions, transformer, partial(transformer, epsilon=True)], ids=["c", "t", "u"])
+def test_any_factors_leave_what_is_computed(made: Callable[[], ir.Model]) -> None:
+    graph = made()
     scaled = ir.serde.deserialize_model(ir.serde.serialize_model(graph))
     for site in find_sites(scaled):
         site.scale(np.exp(RNG.standard_normal(site.channels)))
@@ -439,3 +372,32 @@ def test_a_model_that_is_good_without_gets_no_multiplication_unless_asked() -> N
     assert not any(n.name == "n_equalized" for n in result.model.graph)
     assert any(n.name == "n_equalized" for n in asked.model.graph)
     assert more > sqnr + 3.0
+
+
+# -- numbers that overflow --------------------------------------------------------------------------------------------
+
+
+def near_the_end() -> ir.Model:
+    """Two layers, of which the first has biases that nothing much larger than 1 may multiply."""
+    size = np.logspace(-2, 2, 8, dtype=np.float32)
+    bias = np.full(8, -3e38, np.float32)
+    constants = {"w1": rand(6, 8) * size, "b1": bias, "w2": rand(8, 4) / size[:, None]}
+    nodes = [node("Gemm", "x w1 b1", "h"), node("Relu", "h", "r"), node("MatMul", "r w2", "y")]
+    return model(nodes, ("batch", 6), constants)
+
+
+def test_a_bias_that_would_overflow_stays_as_it_is() -> None:
+    graph = near_the_end()
+    before = ir.serde.serialize_model(graph)
+    (site,) = find_sites(graph)
+    assert site.scale(np.full(8, 4.0)) is None
+    assert ir.serde.serialize_model(graph) == before
+    assert site.scale(np.full(8, 1.0)) == {}
+
+
+def test_sites_that_cannot_be_scaled_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = near_the_end()
+    monkeypatch.setattr("onnxq.equalize.apply.best_factors", lambda *_, **__: (np.full(8, 4.0), 0.1))
+    plan = make_plan(graph, Config(placement="all"), TARGET)
+    found = equalized(graph, plan, feeds(graph), method="mse")
+    assert (dict(found.steps), found.notes) == ({}, ())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from equalizing import RNG, TARGET, feeds, model, node, rand, reseed, spread
 from equivalence import equivalent
-from test_equalize import RNG, TARGET, feeds, model, node, rand, spread
 
 from onnxq import Config, Result, quantize
 from onnxq.equalize import equalized, equalized_as
@@ -97,9 +97,8 @@ def made(**choices: object) -> Result:
 
 
 def test_gates_run_on_integers_and_halve_the_noise() -> None:
-    global_rng = RNG.bit_generator.state
     plain = made(equalize="none")
-    RNG.bit_generator.state = global_rng  # the same network and data
+    reseed()  # the same network and data
     equal = made(equalize="all")
     assert equal.report.sqnr_db > plain.report.sqnr_db + 6.0
     assert any("through their activation function" in note for note in equal.report.notes)

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from test_equalize import RNG, TARGET, equivalent, feeds, model, node, rand
+from equalizing import RNG, TARGET, feeds, model, node, rand
+from equivalence import equivalent
 
 from onnxq import Result, quantize
 from onnxq.config import Config
