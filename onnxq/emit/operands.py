@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.config.formats import WeightFormat
 from onnxq.emit.nbits import block_matmul
 from onnxq.emit.packed import expanded
 from onnxq.emit.padded import pad_weight, widened
@@ -17,17 +18,25 @@ from onnxq.emit.recurrent import Gates, gates, integer_lstm
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.edit import is_op, replace_value
-from onnxq.numerics import PerAxis, Quantized, QuantParams, bias_params
+from onnxq.numerics import Granularity, PerAxis, Quantized, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Storage, Weight
 from onnxq.query import array
 
 F32 = npt.NDArray[np.float32]
-WeightKey = tuple[str, str]  # tensor, granularity and format: nodes that agree in all share one integer tensor
+
+
+@dataclass(frozen=True)
+class WeightKey:
+    """A weight of a plan: nodes that agree in all of this share one integer tensor."""
+
+    tensor: str
+    granularity: Granularity
+    stored: WeightFormat
 
 
 def weight_key(weight: Weight) -> WeightKey:
     """What identifies the parameters of ``weight`` in ``Parameters.weights``."""
-    return weight.tensor, f"{weight.granularity} {weight.stored}"
+    return WeightKey(weight.tensor, weight.granularity, weight.stored)
 
 
 class Operands(Pieces):

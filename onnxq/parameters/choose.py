@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +17,16 @@ from threadpoolctl import threadpool_limits
 
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
-from onnxq.config.formats import WeightFormat
 from onnxq.emit import WeightKey, weight_key
-from onnxq.errors import DataError, ModelError, NumericsError, one_line
-from onnxq.files.scratch import Scratch
+from onnxq.errors import ModelError, NumericsError, one_line
 from onnxq.graph.linear_layer import Product, products
 from onnxq.numerics import INT32, PerBlock, PerTensor, Quantized, QuantParams, params
-from onnxq.plan.types import Bias, Own, Plan, Point, Storage, Weight
-from onnxq.query import array, nodes, values_by_name
-from onnxq.ranges import activation_params, fitted, mean_shift
+from onnxq.parameters.cache import Codes, CodesKey, ParameterCache
+from onnxq.parameters.tensors import constant_data, tensor_params
+from onnxq.plan.types import Bias, Plan, Storage, Weight
+from onnxq.query import nodes, values_by_name
+from onnxq.ranges import fitted, mean_shift
 from onnxq.ranges.blocks import InBlocks, in_blocks
-from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.samples import from_rows, rows_of
 
@@ -63,83 +62,56 @@ def choose(
     config: Config,
     *,
     known: Parameters | None = None,
-    ahead: bool = False,
-    scratch: Scratch | None = None,
+    extrapolated: bool = False,
+    cache: ParameterCache | None = None,
 ) -> Parameters:
     """The ``Parameters`` for ``plan``: activations from ``statistics``, weights and constants from ``model``.
 
-    ``known`` are parameters of an earlier plan of the same model and statistics; what they hold is not computed again.
-    ``ahead``: ranges for samples that are yet to come (``ranges.unseen``). ``scratch`` holds the codes.
+    ``known`` are parameters that hold whatever the rest says (learned ones). ``extrapolated``: ranges for samples that
+    are yet to come (``ranges.unseen``). ``cache`` has what was chosen before; it changes no result.
 
     Raises ``DataError`` naming a tensor that was never observed, ``ModelError`` for a weight that is not finite.
     """
     values = values_by_name(model)
-    known, scratch = known or Parameters({}, {}, {}), scratch or Scratch()
-    tensors = {**known.tensors, **_tensors(values, plan, statistics, config, known.tensors.keys(), ahead=ahead)}
-    jobs = weight_jobs(model, values, plan, statistics, config, tensors)
-    missing = [job for job in jobs if job.key not in known.weights or job.too_small(known.weights[job.key])]
-    # The sorting and summing in numpy leaves the interpreter free for other threads; large weights go first.
-    missing.sort(key=lambda job: -job.data.size)
-    # Its matrix products would each start as many threads again, and all of them would wait for each other.
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        done = pool.map(lambda job: job.quantized(config).kept(scratch.kept), missing)
-        found = dict(zip((job.key for job in missing), done, strict=True))
-    weights = {**known.weights, **found}
-    biases = dict(known.biases)
-    for job in jobs:
+    known, cache = known or Parameters({}, {}, {}), cache or ParameterCache()
+    tensors = tensor_params(
+        model, plan, statistics, config, known=known.tensors, extrapolated=extrapolated, cache=cache
+    )
+    weights, biases = dict(known.weights), dict(known.biases)
+    open_jobs = []
+    for job in weight_jobs(model, values, plan, statistics, config, tensors):
+        held = known.weights.get(job.key)
+        if held is None or job.too_small(held):
+            open_jobs.append(job)
+        elif "mean" in job.restore:
+            stale = [b for b in job.biases if (b.node, b.index) not in known.biases]
+            biases.update(job.restored(stale, held, values))
+    codes = _codes(model, open_jobs, config, cache)
+    for job, found in zip(open_jobs, codes, strict=True):
+        weights[job.key] = found.quantized
         if "mean" in job.restore:
-            stale = [b for b in job.biases if job.key in found or (b.node, b.index) not in biases]
-            biases.update(job.restored(stale, weights[job.key], values))
+            asked = tuple(job.biases)
+            if asked not in found.biases:
+                found.biases[asked] = dict(job.restored(job.biases, found.quantized, values))
+            biases.update(found.biases[asked])
     return Parameters(tensors, weights, biases)
 
 
-class Rounded(NamedTuple):
-    """A weight in some format: ``real: [..] float32``, and ``error``, the energy of its layer's output error."""
-
-    real: F32
-    error: float
-
-
-def rounded_as(
-    model: ir.Model, plan: Plan, statistics: Statistics, config: Config, weight: Weight, stored: WeightFormat
-) -> Rounded:
-    """What ``weight`` of ``plan`` would be in the format ``stored``; nothing is kept.
-
-    The error is by the second moments of the layer's inputs where they are known, else the squared error of the weight.
-    """
-    values = values_by_name(model)
-    biases = tuple(b for b in plan.biases if b.weight_node == weight.node)
-    one = replace(plan, weights=(replace(weight, stored=stored),), biases=biases)
-    (job,) = weight_jobs(model, values, one, statistics, config, None)
-    found = job.quantized(config).dequantize()
-    if not job.seen:
-        return Rounded(found, float(np.square(found - job.data, dtype=np.float64).sum()))
-    layer, moments = next(iter(job.seen.values()))
-    lost = layer.matrix(job.data - found).astype(np.float64)
-    seen = np.matmul(lost, moments.matrix(centred="mean" in job.restore))
-    return Rounded(found, float((seen * lost).sum()))
-
-
-def _tensors(
-    values: Mapping[str, ir.Value],
-    plan: Plan,
-    statistics: Statistics,
-    config: Config,
-    known: Collection[str],
-    *,
-    ahead: bool,
-) -> dict[str, QuantParams]:
-    """Parameters of the activations and of the constant operands that are not ``known``."""
-    found = {
-        point.tensor: _activation(point, statistics.histograms, config, ahead)
-        for point in plan.points
-        if isinstance(point.source, Own) and point.tensor not in known
-    }
-    for constant in plan.constants:
-        if constant.tensor not in known and constant.tensor not in found:
-            histogram = _histogram(_data(values, constant.tensor), constant.tensor)
-            found[constant.tensor] = activation_params(histogram, qtype=constant.qtype, method="minmax")
-    return found
+def _codes(model: ir.Model, jobs: list[WeightJob], config: Config, cache: ParameterCache) -> list[Codes]:
+    """What each of ``jobs`` comes to."""
+    keys = [job.codes_key(model, config) for job in jobs]
+    found = [cache.find(key, job.least) for key, job in zip(keys, jobs, strict=True)]
+    missing = [i for i, codes in enumerate(found) if codes is None]
+    # The sorting and summing in numpy leaves the interpreter free for other threads; large weights go first.
+    missing.sort(key=lambda i: -jobs[i].data.size)
+    # Its matrix products would each start as many threads again, and all of them would wait for each other.
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        made = pool.map(lambda i: jobs[i].quantized(config).kept(cache.scratch.kept), missing)
+        for i, quantized in zip(missing, made, strict=True):
+            codes = Codes(quantized, jobs[i].least)
+            cache.keep(keys[i], codes)
+            found[i] = codes
+    return [codes for codes in found if codes is not None]
 
 
 def weight_jobs(
@@ -167,33 +139,9 @@ def weight_jobs(
         restore = config.restore if complete else _WITHOUT_BIAS[config.restore]
         places = [(w.node, w.index) for w in same if (w.node, w.index) in statistics.moments]
         seen = {place[0]: (layers[place], statistics.moments[place]) for place in places}
-        room, data = least.get(key, np.float32(0)), _data(values, same[0].tensor)
+        room, data = least.get(key, np.float32(0)), constant_data(values, same[0].tensor)
         jobs.append(WeightJob(same[0], data, seen, biases, room, restore))
     return jobs
-
-
-def _activation(point: Point, statistics: Mapping[str, Histogram], config: Config, ahead: bool) -> QuantParams:
-    if point.tensor not in statistics:
-        raise DataError(f"tensor '{point.tensor}' was never computed on the calibration data; exclude its nodes")
-    seen = statistics[point.tensor]
-    chosen = activation_params(seen, qtype=point.qtype, method=config.activation_range, extrapolated=ahead)
-    if point.ceiling is None:
-        return chosen
-    # The runtime drops a Clip only if no code lies above it.
-    steps = chosen.qtype.qmax - int(chosen.zero_point)
-    scale = chosen.scale
-    while float(scale) * steps > point.ceiling:
-        scale = np.minimum(np.nextafter(scale, np.float32(0)), np.float32(point.ceiling / steps))
-    return replace(chosen, scale=np.asarray(scale, np.float32))
-
-
-def _histogram(data: F32, name: str) -> Histogram:
-    from onnxq.calibrate.observers import observe
-
-    seen = observe(data, tensor=name)
-    if seen is None:
-        raise ModelError(f"constant '{name}' is empty")
-    return seen
 
 
 def _least_scales(
@@ -208,7 +156,7 @@ def _least_scales(
             continue
         root = roots.get(bias.input, bias.input)
         weight = weight_of[bias.weight_node]
-        needed = np.abs(_data(values, bias.tensor).reshape(-1)) / (_BIAS_CODES * float(tensors[root].scale))
+        needed = np.abs(constant_data(values, bias.tensor).reshape(-1)) / (_BIAS_CODES * float(tensors[root].scale))
         if isinstance(weight.granularity, PerTensor):
             needed = needed.max()
         key = weight_key(weight)
@@ -235,6 +183,24 @@ class WeightJob:
     @property
     def key(self) -> WeightKey:
         return weight_key(self.use)
+
+    def codes_key(self, model: ir.Model, config: Config) -> CodesKey:
+        """What decides the codes, beside ``least``; ``model`` is that of the weight."""
+        use = self.use
+        return CodesKey(
+            model,
+            tuple((node, use.index) for node in self.seen),
+            tuple(moments for _, moments in self.seen.values()),
+            use.tensor,
+            use.granularity,
+            use.stored,
+            use.qtype,
+            use.storage is Storage.BLOCKS,
+            config.weight_range,
+            config.objective,
+            self.restore,
+            config.rounding,
+        )
 
     def too_small(self, found: Quantized) -> bool:
         return bool(self.least.any() and (found.params.scale < self.least).any())
@@ -305,13 +271,6 @@ class WeightJob:
                 continue
             layer, moments = self.seen[bias.weight_node]
             weight, quantized = (layer.matrix(x).astype(np.float64) for x in (self.data, real))
-            shift, data = mean_shift(weight, quantized, moments).astype(np.float32), _data(values, bias.tensor)
+            shift, data = mean_shift(weight, quantized, moments).astype(np.float32), constant_data(values, bias.tensor)
             if shift.size == data.size:
                 yield (bias.node, bias.index), data + shift.reshape(data.shape)
-
-
-def _data(values: Mapping[str, ir.Value], tensor: str) -> F32:
-    data = array(values.get(tensor))
-    if data is None:
-        raise ModelError(f"tensor '{tensor}' is not a constant of this model")
-    return data.astype(np.float32, copy=False)
