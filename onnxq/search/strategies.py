@@ -107,8 +107,8 @@ def adapted_weights(search: Search, attempt: Attempt) -> Attempt | None:
     """Parameters adapted to the noise in the network, as far as the samples kept for that bear them out."""
     if search.samples is None or search.samples.check is None:
         return None
+    from onnxq.adapt.adapter import Adapter
     from onnxq.adapt.labels import Labels
-    from onnxq.adapt.levels import Adapter
 
     job, fit, check = search.job, search.samples.calibration, search.samples.check
     candidate, first = attempt.candidate, attempt.built

@@ -11,8 +11,9 @@ from adapting import built, correlated, runtime
 from zoo import Net, feeds, prepared
 
 from onnxq.adapt import joint
-from onnxq.adapt.engine import Engine, Schedule
+from onnxq.adapt.engine import Engine
 from onnxq.adapt.samples import stacked
+from onnxq.adapt.trainer import Schedule
 from onnxq.build.build import chosen
 from onnxq.config import Config
 from onnxq.emit import emit
