@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from onnxq.adapt.adapter import Adapter
+from onnxq.adapt.labels import Labels
 from onnxq.build.build import statistics
 from onnxq.calibrate.feeds import Feed
 from onnxq.measure.latency import benchmark
@@ -107,9 +109,6 @@ def adapted_weights(search: Search, attempt: Attempt) -> Attempt | None:
     """Parameters adapted to the noise in the network, as far as the samples kept for that bear them out."""
     if search.samples is None or search.samples.check is None:
         return None
-    from onnxq.adapt.adapter import Adapter
-    from onnxq.adapt.labels import Labels
-
     job, fit, check = search.job, search.samples.calibration, search.samples.check
     candidate, first = attempt.candidate, attempt.built
     labels = job.asked.labels
