@@ -42,15 +42,15 @@ LEVELS: dict[str, dict[str, Any]] = {
     "full": {"adapt": "full"},
 }
 COUNTS = (32, 64, 128, 256, 512)
-# What `iterative` is without one of its parts: choices of the configuration, and what stands for names of its module.
+# What `iterative` is without one of its parts: choices of the configuration, and what stands for names in `adapt`.
 ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "iterative": ({}, {}),
     "starts from min-max": ({"weight_range": "minmax", "activation_range": "minmax"}, {}),
-    "without the closed form": ({}, {"Adapter._closed_form": lambda *_: None}),
-    "channels rounded apart": ({}, {"output_costs": lambda *_, **__: {}}),
-    "no made-up inputs": ({}, {"Adapter._with_generated": lambda _, fit, aside: joined([aside, fit])}),
-    "one part": ({}, {"_PARTS": 1}),
-    "six parts": ({}, {"_PARTS": 6}),
+    "without the closed form": ({}, {"adapter.Adapter._closed_form": lambda *_: None}),
+    "channels rounded apart": ({}, {"adapter.output_costs": lambda *_, **__: {}}),
+    "no made-up inputs": ({}, {"adapter.Adapter._with_generated": lambda _, fit, aside: joined([aside, fit])}),
+    "one part": ({}, {"levels._PARTS": 1}),
+    "six parts": ({}, {"levels._PARTS": 6}),
 }
 ABLATED = (("keyword_spotter", "W3A8"), ("resnet", "W4A4"))
 
@@ -114,7 +114,7 @@ def ablated(judge: Judge, width: str, what: str, samples: int) -> dict[str, Any]
     choices, others = ABLATIONS[what]
     with ExitStack() as stack:
         for name, value in others.items():
-            stack.enter_context(patch(f"onnxq.adapt.levels.{name}", value))
+            stack.enter_context(patch(f"onnxq.adapt.{name}", value))
         return judge.figures({**WIDTHS[width], **LEVELS["iterative"], **choices}, samples)
 
 

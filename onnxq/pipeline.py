@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
+from onnxq.build.candidate import Built
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
 from onnxq.config import Config
 from onnxq.errors import ModelError
@@ -22,19 +22,17 @@ from onnxq.graph.runtime_model import to_runtime
 from onnxq.graph.signature import signature
 from onnxq.kernels.targets import target_of
 from onnxq.measure.compare import Comparison
-from onnxq.measure.latency import NOTICEABLE, benchmark
 from onnxq.measure.size import model_size
-from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage, make_plan
+from onnxq.plan import Plan, ReasonCode, make_plan
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.query import nodes
 from onnxq.ranges.registry import find_method
 from onnxq.report.notes import storage_notes
 from onnxq.report.provenance import metadata, provenance
-from onnxq.report.report import Report
-from onnxq.search.candidates import Job, Outcome, Progress, thread_counts, with_data, without_data
-from onnxq.search.guard import judge
+from onnxq.report.report import LayerBits, Report
+from onnxq.search.attempt import Job, Progress
 from onnxq.search.remember import as_config
-from onnxq.search.trial import JUDGED_FEEDS
+from onnxq.search.search import Outcome, with_data, without_data
 
 if TYPE_CHECKING:
     import onnx
@@ -126,88 +124,37 @@ def quantize(
             outcome = without_data(job, feed_options)
         else:
             outcome = with_data(job, open_feed(data, signature(original).inputs, options=feed_options))
-        outcome = _never_slower(job, _never_larger(job, outcome))
-        return _result(job, outcome, (*prepared.notes, *outcome.notes))
+        return _result(job, outcome, prepared.notes)
 
 
-def _never_larger(job: Job, outcome: Outcome) -> Outcome:
-    """``outcome``; where nothing computes with integers and the file would not be smaller, the model in float."""
-    built = outcome.built
-    if built.plan.layers or not built.plan.weights:
-        return outcome
-    if model_size(built.runtime_model).file_bytes < model_size(job.reference).file_bytes:
-        return outcome
-    reason = KeptFloat.of(ReasonCode.FILE_NOT_SMALLER)
-    note = "nothing can be gained: no layer is left that integers would speed up, and the file would not be smaller"
-    found = _rebuilt(job, outcome, [w.node for w in built.plan.weights], reason, note)
-    return outcome if found.built.plan.weights else found  # what a rule wants stored is stored
-
-
-def _rebuilt(job: Job, outcome: Outcome, names: Iterable[str], reason: KeptFloat, note: str) -> Outcome:
-    """``outcome`` with the nodes called ``names`` kept float for ``reason`` too, judged anew and not yet timed."""
-    built = outcome.builder.build({**outcome.built.kept_float, **dict.fromkeys(names, reason)})
-    verdict = None
-    if outcome.held_out is not None:
-        verdict = judge(job.reference, built.runtime_model, outcome.held_out.limit(JUDGED_FEEDS), job.config)
-    return replace(outcome, built=built, verdict=verdict, notes=(*outcome.notes, note), latency=None)
-
-
-def _never_slower(job: Job, outcome: Outcome) -> Outcome:
-    """``outcome`` with its latency; where it is slower than float, the one that only stores its weights as integers."""
-    if job.config.latency_seconds <= 0 or outcome.timed is None:
-        return outcome
-    job.tell("latency", 0, None)
-    outcome = _timed(job, outcome)
-    if not _slower(outcome) or not outcome.built.plan.layers or job.config.simulated:
-        return outcome
-    reason = KeptFloat.of(ReasonCode.SLOWER_THAN_FLOAT, Storage.PACKED)
-    note = "integer kernels made this model slower on this machine: weights are stored as int8, the computing is float"
-    return _timed(job, _rebuilt(job, outcome, outcome.built.plan.layers, reason, note))
-
-
-def _timed(job: Job, outcome: Outcome) -> Outcome:
-    assert outcome.timed is not None
-    report = benchmark(
-        [job.reference, outcome.built.runtime_model],
-        list(outcome.timed),
-        threads=thread_counts(),
-        seconds=job.config.latency_seconds,
-        seed=job.config.seed,
-    )
-    return replace(outcome, latency=report)
-
-
-def _slower(outcome: Outcome) -> bool:
-    return outcome.latency is not None and any(row.ratio_low > NOTICEABLE for row in outcome.latency.rows)
-
-
-def _result(job: Job, outcome: Outcome, notes: tuple[str, ...]) -> Result:
-    built = outcome.built
-    if (
-        not built.plan.layers
-        and built.plan.weights
-        and any(k.code is ReasonCode.NOT_WORTH_IT for k in built.kept_float.values())
-    ):
-        notes = (*notes, NOTHING_PAYS)
-    unused = tuple(f"rule '{rule}' matched no node" for rule in built.plan.unused_rules)
-    config = outcome.builder.config
-    built.model.metadata_props[METADATA_KEY] = metadata(config, outcome.made_from, built.plan, outcome.equalized)
+def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Result:
+    """The model, the report and the configuration that gives this model again."""
+    attempt, built = outcome.attempt, outcome.attempt.built
+    config = attempt.candidate.config  # the effective one: what was asked for, and what the search made of it
+    built.model.metadata_props[METADATA_KEY] = metadata(config, outcome.made_from, built.plan, attempt.equalized.steps)
     final = to_runtime(built.model, job.folder)
+    notes = (*prepared_notes, *attempt.notes, *_nothing_pays(built), *storage_notes(built.plan, job.asked))
     report = Report(
         model_size(job.reference),
         model_size(final),
-        comparison=None if outcome.verdict is None else outcome.verdict.comparison,
-        latency=outcome.latency,
+        comparison=None if attempt.verdict is None else attempt.verdict.comparison,
+        latency=attempt.latency,
         kernels=built.kernels,
         assignments=built.assignments,
         reasons={s.node: s.reason for s in built.plan.skipped},
         reason_codes={s.node: s.code.value for s in built.plan.skipped},
-        notes=(*notes, *storage_notes(built.plan, job.config), *unused),
+        notes=(*notes, *(f"rule '{rule}' matched no node" for rule in built.plan.unused_rules)),
         warnings=outcome.warnings,
         provenance=provenance(config, outcome.made_from),
-        tuning=() if outcome.tuning is None else outcome.tuning.trials,
-        adaptation=outcome.adaptation,
-        bits=outcome.bits,
+        tuning=() if attempt.tuning is None else attempt.tuning.trials,
+        adaptation=attempt.adaptation,
+        bits=tuple(LayerBits(c.node, c.option.stored, c.option.nbytes, c.option.noise) for c in attempt.bits),
     )
     spelled = as_config(config, built, nodes(job.prepared))
-    return Result(built.model, built.plan, report, outcome.verdict is None or outcome.verdict.good, spelled)
+    return Result(built.model, built.plan, report, attempt.verdict is None or attempt.verdict.good, spelled)
+
+
+def _nothing_pays(built: Built) -> tuple[str, ...]:
+    """The line for the report where only weights are stored, since integers would pay nowhere."""
+    costs = any(kept.code is ReasonCode.NOT_WORTH_IT for kept in built.kept_float.values())
+    return (NOTHING_PAYS,) if costs and built.plan.weights and not built.plan.layers else ()

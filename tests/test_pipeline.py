@@ -16,11 +16,12 @@ from sqnr_levels import least
 from zoo import Net, batchnorm_cnn, feeds, gemm, residual, sandwich_of_convs, silu, trained, transformer_mlp
 
 import onnxq
-from onnxq import Config, DataError, ModelError, Rule, RuntimeFailure, pipeline, quantize
+from onnxq import Config, DataError, ModelError, Rule, RuntimeFailure, quantize
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.numerics import sqnr_db
 from onnxq.plan import Storage
-from onnxq.search import candidates
+from onnxq.search import gains
+from onnxq.search.search import NO_DATA
 
 # These networks are too small for integers to pay on any CPU.
 INTEGERS = Config(placement="all")
@@ -205,8 +206,8 @@ def test_without_data_a_normalised_network_gets_ranges_from_its_moments() -> Non
     result = quantize(proto, config=INTEGERS)
     assert result.plan.anchors == ("conv1", "conv2", "fc")
     assert result.comparison is None
-    assert candidates.NO_DATA in result.report.warnings
-    assert "no real data was seen" in candidates.NO_DATA
+    assert NO_DATA in result.report.warnings
+    assert "no real data was seen" in NO_DATA
     assert any("loaded and run on random inputs: x [4, 3, 12, 12]" in note for note in result.report.notes)
     test = images(16, seed=7)
     reference, found = infer(proto.SerializeToString(), test)[0], infer(result.proto().SerializeToString(), test)[0]
@@ -223,7 +224,7 @@ def test_without_data_a_transformer_measures_ranges_at_run_time() -> None:
     assert {w.storage for w in result.plan.weights} == {Storage.DYNAMIC}
     assert result.plan.points == ()
     assert {f.kernel for f in result.report.assignments} == {"DynamicQuantizeMatMul"}
-    assert candidates.NO_DATA in result.report.warnings
+    assert NO_DATA in result.report.warnings
     for scale in (0.1, 10):
         (feed,) = feeds(proto, 1, scale=scale)
         reference, found = infer(proto.SerializeToString(), feed), infer(result.proto().SerializeToString(), feed)
@@ -283,7 +284,7 @@ def test_a_file_that_would_not_be_smaller_stays_float(length: int, kept: int) ->
 
 def test_a_slower_model_only_stores_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(pipeline, "benchmark", claimed([1.5, 1.0], calls))
+    monkeypatch.setattr(gains, "benchmark", claimed([1.5, 1.0], calls))
     result = quantize(big_gemm(), rows(), config=TIMED)
     assert calls == [2, 2]
     assert result.plan.anchors == ()
@@ -298,7 +299,7 @@ def test_a_slower_model_only_stores_integers(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("ratio", [0.5, 1.05])  # 1.05: its interval reaches below 1, which is no proof
 def test_a_faster_model_stays(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(pipeline, "benchmark", claimed([ratio], calls))
+    monkeypatch.setattr(gains, "benchmark", claimed([ratio], calls))
     result = quantize(big_gemm(), rows(), config=TIMED)
     assert result.plan.anchors == ("fc",)
     assert result.report.latency is not None
@@ -307,7 +308,7 @@ def test_a_faster_model_stays(ratio: float, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_latency_is_not_measured_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(pipeline, "benchmark", claimed([], calls))
+    monkeypatch.setattr(gains, "benchmark", claimed([], calls))
     assert quantize(big_gemm(), rows(), config=INTEGERS).report.latency is None
     assert calls == []
 

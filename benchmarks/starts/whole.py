@@ -12,7 +12,7 @@ from typing import Any
 import harness
 import onnx_ir as ir
 
-from onnxq.build.builder import fitted_layers
+from onnxq.build.statistics import fitted_layers
 from onnxq.calibrate.runner import Statistics, run_observers
 from onnxq.config import Config
 from onnxq.emit import emit
@@ -70,7 +70,7 @@ class Network:
         plan = make_plan(self.model, config, target(4, 8))
         tensors = list(dict.fromkeys(p.tensor for p in plan.points))
         feeds = harness.feeds(harness.cast(self.task.inputs("calib", samples), self.task.path))
-        return run_observers(self.model, tensors, feeds, layers=fitted_layers(self.model, plan, config, set(tensors)))
+        return run_observers(self.model, tensors, feeds, layers=fitted_layers(self.model, plan, config))
 
     def quantized(self, config: Config, types: Target) -> ir.Model:
         """The emitted model."""

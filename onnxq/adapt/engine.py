@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.adapt.trainer import Parameter, Schedule, Trained
 from onnxq.errors import RuntimeFailure
 from onnxq.graph.io import serialize
 
@@ -33,48 +34,8 @@ _IR_VERSION = 9
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A value in training. ``size``: what one unit of the rate moves it by."""
-
-    size: float
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast: ``steps`` at most, within ``seconds`` (0: no limit); of several ``rates`` the best.
-
-    ``every``: steps between looks at the samples kept aside. ``momentum``: of the gradient and of its square.
-    """
-
-    steps: int
-    rates: tuple[float, ...]
-    probe_steps: int = 60
-    batch: int = 32
-    every: int = 20
-    seconds: float = 0.0
-    momentum: tuple[float, float] = (0.9, 0.99)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The parameters that did best on the samples kept aside, the loss there before and ``after``.
-
-    ``finished``: whether the worker came to its end; what it had found by then counts all the same. ``curve``: step,
-    loss on the samples trained on, loss on those kept aside. ``probes``: that loss by rate.
-    """
-
-    values: dict[str, F32]
-    before: float
-    after: float
-    rate: float
-    finished: bool
-    curve: tuple[tuple[int, float, float], ...] = ()
-    probes: Mapping[float, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Engine:
-    """Where the training runtime lies, and where jobs may put their files."""
+    """A ``Trainer``: where the training runtime lies, and where jobs may put their files."""
 
     runtime: Path
     folder: Path

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.adapt.engine import Engine, Parameter, Schedule, Trained
 from onnxq.adapt.gradients import with_gradient
 from onnxq.adapt.samples import Samples
 from onnxq.adapt.simulation import norm_places, simulated
+from onnxq.adapt.trainer import Parameter, Schedule, Trained, Trainer
 from onnxq.adapt.training_graph import Place, target_name, training_graph
 from onnxq.emit import weight_key
 from onnxq.numerics import QuantParams
@@ -35,7 +35,7 @@ def adapt_jointly(
     parameters: Parameters,
     samples: Samples,
     schedule: Schedule,
-    engine: Engine,
+    trainer: Trainer,
     *,
     fit: Sequence[int],
     check: Sequence[int],
@@ -70,7 +70,7 @@ def adapt_jointly(
     trained.update({name: Parameter(_size(graph.model, name)) for name in biased.values()})
     trained.update(dict.fromkeys(steps.values(), Parameter(_STEP_SIZE)))
     data = {**samples.inputs, **{target_name(n): a for n, a in samples.outputs.items()}}
-    result = engine.train(graph.model, data, trained, schedule, fit=fit, check=check, progress=progress)
+    result = trainer.train(graph.model, data, trained, schedule, fit=fit, check=check, progress=progress)
     weights, biases = dict(parameters.weights), dict(parameters.biases)
     for place, latent in weighed.items():
         old, key = chosen[place], weight_key(movable[place])

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.adapt.engine import Engine
 from onnxq.adapt.gradients import differentiable, new_input, summed, with_gradient
 from onnxq.adapt.samples import Samples
+from onnxq.adapt.trainer import Trainer
 from onnxq.calibrate.runner import values_of
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import new_constant, redirect
@@ -35,7 +35,7 @@ def output_costs(
     model: ir.Model,
     layers: Mapping[str, Geometry],
     samples: Samples,
-    engine: Engine,
+    trainer: Trainer,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, F64]:
@@ -81,7 +81,7 @@ def output_costs(
         randoms.append((tuple(int(d) for d in shape), bool(shape)))
     scores = [samples.score(output.name or "") for output, _ in parts]
     summed(copy, [(output, noise, 1.0 / np.sqrt(score)) for (output, noise), score in zip(parts, scores, strict=True)])
-    found = engine.curvature(copy, samples.inputs, probes, randoms, batch=batch, repeats=_REPEATS, progress=progress)
+    found = trainer.curvature(copy, samples.inputs, probes, randoms, batch=batch, repeats=_REPEATS, progress=progress)
     return {of[name]: moments for name, moments in found.items()}
 
 

@@ -25,7 +25,7 @@ from onnxq.runtime.plain import plain
 
 if TYPE_CHECKING:
     from onnxq.pipeline import ModelSource
-    from onnxq.search.candidates import Progress
+    from onnxq.search.attempt import Progress
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
+from onnxq.analysis.left_float import Left, LeftGroup, grouped
 from onnxq.analysis.per_node import NodeTable, node_table
 from onnxq.analysis.running import Opened, opened, some_feed
 from onnxq.calibrate.feeds import FeedOptions, FeedSource
@@ -72,19 +73,6 @@ class OpOutlook:
 
 
 @dataclass(frozen=True)
-class LeftGroup:
-    """Nodes of one operator type that compute in float for one ``reason``, whose ``code`` no wording changes.
-
-    ``nodes``: their names.
-    """
-
-    op: str
-    reason: str
-    nodes: tuple[str, ...]
-    code: str = ""
-
-
-@dataclass(frozen=True)
 class Outlook:
     """What quantizing would do: by operator type, and which nodes with heavy computations are left and why.
 
@@ -142,8 +130,8 @@ class Inspection:
     def left_float(self) -> tuple[LeftGroup, ...]:
         """With ``kernels``: the compute nodes that onnxruntime does not run on integers, grouped by reason."""
         # Most causes name a tensor, which only its own node shares: without it alike ones come together.
-        return _grouped(
-            [_Left(f.op, f.code.text(op=f.op), f.code.value, f.node or f.output) for f in self.assignments if f.code]
+        return grouped(
+            [Left(f.op, f.code.text(op=f.op), f.code.value, f.node or f.output) for f in self.assignments if f.code]
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -271,7 +259,7 @@ def _by_op(model: ir.Model, plan: Plan) -> tuple[tuple[OpOutlook, ...], tuple[Le
     skipped = {s.node: s for s in plan.skipped}
     taken_in = _absorbed(model, integer)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    left: list[_Left] = []
+    left: list[Left] = []
     for node in nodes(model):
         name = node.name or ""
         if name not in integer and not any(is_float(v) for v in node.outputs):
@@ -284,9 +272,9 @@ def _by_op(model: ir.Model, plan: Plan) -> tuple[tuple[OpOutlook, ...], tuple[Le
         row[3] += name in stored and name not in integer
         if name not in integer and name not in taken_in and (name in skipped or operator(node).kind == "float compute"):
             known = skipped.get(name) or Skipped(name, op, *_why_float(name in stored))
-            left.append(_Left(op, known.reason, known.code.value, name))
+            left.append(Left(op, known.reason, known.code.value, name))
     outlooks = tuple(OpOutlook(op, *row) for op, row in counts.items())
-    return tuple(sorted(outlooks, key=lambda o: (-o.integer, -o.nodes, o.op))), _grouped(left)
+    return tuple(sorted(outlooks, key=lambda o: (-o.integer, -o.nodes, o.op))), grouped(left)
 
 
 def _absorbed(model: ir.Model, integer: set[str]) -> set[str]:
@@ -297,19 +285,3 @@ def _absorbed(model: ir.Model, integer: set[str]) -> set[str]:
 def _why_float(stored: bool) -> tuple[str, ReasonCode]:
     code = ReasonCode.STORED_ONLY if stored else ReasonCode.NO_FASTER_KERNEL
     return code.text(), code
-
-
-class _Left(NamedTuple):
-    op: str
-    reason: str
-    code: str
-    node: str
-
-
-def _grouped(left: list[_Left]) -> tuple[LeftGroup, ...]:
-    """Nodes of one operator and reason together, the largest group first."""
-    groups: dict[_Left, list[str]] = {}
-    for one in left:
-        groups.setdefault(one._replace(node=""), []).append(one.node)
-    found = (LeftGroup(of.op, of.reason, tuple(names), of.code) for of, names in groups.items())
-    return tuple(sorted(found, key=lambda g: -len(g.nodes)))

@@ -27,7 +27,7 @@ from onnxq.runtime.session import open_session, run
 
 if TYPE_CHECKING:
     from onnxq.pipeline import ModelSource
-    from onnxq.search.candidates import Progress
+    from onnxq.search.attempt import Progress
 
 Array: TypeAlias = npt.NDArray[Any]
 Outputs: TypeAlias = "dict[str, Array | list[Array]]"

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onnxq.analysis.evaluation import Evaluation
-    from onnxq.analysis.inspection import Inspection, LeftGroup, Outlook, TensorInfo
+    from onnxq.analysis.inspection import Inspection, Outlook, TensorInfo
+    from onnxq.analysis.left_float import LeftGroup
     from onnxq.analysis.per_node import KernelShare, NodeTable
 
 _NAMES_SHOWN = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,26 @@ from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.edit import is_op
 from onnxq.graph.nodes import Before
-from onnxq.numerics import PerAxis, QuantParams, bias_params
+from onnxq.numerics import Granularity, PerAxis, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Storage, Weight
 from onnxq.query import array
-from onnxq.weights import Foldable, StoredWeight
+from onnxq.weights import Foldable, StoredWeight, WeightFormat
 
 F32 = npt.NDArray[np.float32]
-WeightKey = tuple[str, str]  # tensor, granularity and format: nodes that agree in all share one integer tensor
+
+
+@dataclass(frozen=True)
+class WeightKey:
+    """A weight of a plan: nodes that agree in all of this share one integer tensor."""
+
+    tensor: str
+    granularity: Granularity
+    stored: WeightFormat
 
 
 def weight_key(weight: Weight) -> WeightKey:
     """What identifies the parameters of ``weight`` in ``Parameters.weights``."""
-    return weight.tensor, f"{weight.granularity} {weight.stored}"
+    return WeightKey(weight.tensor, weight.granularity, weight.stored)
 
 
 class Operands(Pieces):

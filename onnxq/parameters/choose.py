@@ -14,10 +14,10 @@ from threadpoolctl import threadpool_limits
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.emit import WeightKey
-from onnxq.files.scratch import Scratch
 from onnxq.numerics import QuantParams
+from onnxq.parameters.cache import Codes, ParameterCache
 from onnxq.parameters.tensors import tensor_params
-from onnxq.parameters.weights import weight_jobs
+from onnxq.parameters.weights import WeightJob, weight_jobs
 from onnxq.plan.types import Plan
 from onnxq.query import values_by_name
 from onnxq.weights import StoredWeight
@@ -46,31 +46,53 @@ def choose(
     config: Config,
     *,
     known: Parameters | None = None,
-    ahead: bool = False,
-    scratch: Scratch | None = None,
+    extrapolated: bool = False,
+    cache: ParameterCache | None = None,
 ) -> Parameters:
     """The ``Parameters`` for ``plan``: activations from ``statistics``, weights and constants from ``model``.
 
-    ``known`` are parameters of an earlier plan of the same model and statistics; what they hold is not computed again.
-    ``ahead``: ranges for samples that are yet to come (``ranges.unseen``). ``scratch`` holds the codes.
+    ``known`` are parameters that hold whatever the rest says (learned ones). ``extrapolated``: ranges for samples that
+    are yet to come (``ranges.extrapolated``). ``cache`` has what was chosen before; it changes no result.
 
     Raises ``DataError`` naming a tensor that was never observed, ``ModelError`` for a weight that is not finite.
     """
     values = values_by_name(model)
-    known, scratch = known or Parameters({}, {}, {}), scratch or Scratch()
-    tensors = {**known.tensors, **tensor_params(values, plan, statistics, config, known.tensors.keys(), ahead=ahead)}
-    jobs = weight_jobs(model, values, plan, statistics, config, tensors)
-    missing = [job for job in jobs if job.key not in known.weights or job.too_small(known.weights[job.key])]
+    known, cache = known or Parameters({}, {}, {}), cache or ParameterCache()
+    tensors = tensor_params(
+        model, plan, statistics, config, known=known.tensors, extrapolated=extrapolated, cache=cache
+    )
+    weights, biases = dict(known.weights), dict(known.biases)
+    open_jobs = []
+    for job in weight_jobs(model, values, plan, statistics, config, tensors):
+        held = known.weights.get(job.key)
+        if held is None or job.too_small(held):
+            open_jobs.append(job)
+        elif "mean" in job.restore:
+            stale = [b for b in job.biases if (b.node, b.index) not in known.biases]
+            biases.update(job.restored(stale, held, values))
+    codes = _codes(model, open_jobs, config, cache)
+    for job, found in zip(open_jobs, codes, strict=True):
+        weights[job.key] = found.quantized
+        if "mean" in job.restore:
+            asked = tuple(job.biases)
+            if asked not in found.biases:
+                found.biases[asked] = dict(job.restored(job.biases, found.quantized, values))
+            biases.update(found.biases[asked])
+    return Parameters(tensors, weights, biases)
+
+
+def _codes(model: ir.Model, jobs: list[WeightJob], config: Config, cache: ParameterCache) -> list[Codes]:
+    """What each of ``jobs`` comes to."""
+    keys = [job.codes_key(model, config) for job in jobs]
+    found = [cache.find(key, job.least) for key, job in zip(keys, jobs, strict=True)]
+    missing = [i for i, codes in enumerate(found) if codes is None]
     # The sorting and summing in numpy leaves the interpreter free for other threads; large weights go first.
-    missing.sort(key=lambda job: -job.data.size)
+    missing.sort(key=lambda i: -jobs[i].data.size)
     # Its matrix products would each start as many threads again, and all of them would wait for each other.
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        done = pool.map(lambda job: job.quantized(config).kept(scratch.kept), missing)
-        found = dict(zip((job.key for job in missing), done, strict=True))
-    weights = {**known.weights, **found}
-    biases = dict(known.biases)
-    for job in jobs:
-        if "mean" in job.restore:
-            stale = [b for b in job.biases if job.key in found or (b.node, b.index) not in biases]
-            biases.update(job.restored(stale, weights[job.key], values))
-    return Parameters(tensors, weights, biases)
+        made = pool.map(lambda i: jobs[i].quantized(config).kept(cache.scratch.kept), missing)
+        for i, quantized in zip(missing, made, strict=True):
+            codes = Codes(quantized, jobs[i].least)
+            cache.keep(keys[i], codes)
+            found[i] = codes
+    return [codes for codes in found if codes is not None]

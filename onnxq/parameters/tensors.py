@@ -1,53 +1,90 @@
-"""Parameters of the activations and of the constant operands of a plan."""
+"""From statistics to parameters for the activations and the constant operands of a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.calibrate.observers import observe
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.errors import DataError, ModelError
-from onnxq.numerics import QuantParams
+from onnxq.numerics import QType, QuantParams
+from onnxq.parameters.cache import ParameterCache
 from onnxq.plan.types import Own, Plan, Point
-from onnxq.query import array
+from onnxq.query import array, values_by_name
 from onnxq.ranges import activation_params
 from onnxq.ranges.histogram import Histogram
 
 F32 = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class _RangeKey:
+    """All that decides the parameters of an activation; ``histogram``: by identity."""
+
+    histogram: Histogram
+    qtype: QType
+    method: str
+    extrapolated: bool
+    ceiling: float | None
+
+
+@dataclass(frozen=True)
+class _ConstantKey:
+    """All that decides the parameters of a constant operand; ``model``: by identity."""
+
+    model: ir.Model
+    tensor: str
+    qtype: QType
+
+
 def tensor_params(
-    values: Mapping[str, ir.Value],
+    model: ir.Model,
     plan: Plan,
     statistics: Statistics,
     config: Config,
-    known: Collection[str],
     *,
-    ahead: bool,
+    known: Mapping[str, QuantParams],
+    extrapolated: bool,
+    cache: ParameterCache,
 ) -> dict[str, QuantParams]:
-    """Parameters of the activations and of the constant operands that are not ``known``."""
-    found = {
-        point.tensor: _activation(point, statistics.histograms, config, ahead)
-        for point in plan.points
-        if isinstance(point.source, Own) and point.tensor not in known
-    }
+    """Those of every point of ``plan`` that owns some and of every constant operand; arguments as in ``choose``."""
+    found: dict[str, QuantParams] = {}
+    for point in plan.points:
+        if not isinstance(point.source, Own):
+            continue
+        if point.tensor in known:
+            found[point.tensor] = known[point.tensor]
+            continue
+        if point.tensor not in statistics.histograms:
+            raise DataError(f"tensor '{point.tensor}' was never computed on the calibration data; exclude its nodes")
+        seen = statistics.histograms[point.tensor]
+        key = _RangeKey(seen, point.qtype, config.activation_range, extrapolated, point.ceiling)
+        if key not in cache.tensors:
+            cache.tensors[key] = _activation(point, seen, config, extrapolated)
+        found[point.tensor] = cache.tensors[key]
+    values = values_by_name(model)
     for constant in plan.constants:
-        if constant.tensor not in known and constant.tensor not in found:
+        if constant.tensor in found:
+            continue
+        if constant.tensor in known:
+            found[constant.tensor] = known[constant.tensor]
+            continue
+        of = _ConstantKey(model, constant.tensor, constant.qtype)
+        if of not in cache.tensors:
             histogram = _histogram(constant_data(values, constant.tensor), constant.tensor)
-            found[constant.tensor] = activation_params(histogram, qtype=constant.qtype, method="minmax")
+            cache.tensors[of] = activation_params(histogram, qtype=constant.qtype, method="minmax")
+        found[constant.tensor] = cache.tensors[of]
     return found
 
 
-def _activation(point: Point, statistics: Mapping[str, Histogram], config: Config, ahead: bool) -> QuantParams:
-    if point.tensor not in statistics:
-        raise DataError(f"tensor '{point.tensor}' was never computed on the calibration data; exclude its nodes")
-    seen = statistics[point.tensor]
-    chosen = activation_params(seen, qtype=point.qtype, method=config.activation_range, extrapolated=ahead)
+def _activation(point: Point, seen: Histogram, config: Config, extrapolated: bool) -> QuantParams:
+    chosen = activation_params(seen, qtype=point.qtype, method=config.activation_range, extrapolated=extrapolated)
     if point.ceiling is None:
         return chosen
     # The runtime drops a Clip only if no code lies above it.
@@ -59,8 +96,6 @@ def _activation(point: Point, statistics: Mapping[str, Histogram], config: Confi
 
 
 def _histogram(data: F32, name: str) -> Histogram:
-    from onnxq.calibrate.observers import observe
-
     seen = observe(data, tensor=name)
     if seen is None:
         raise ModelError(f"constant '{name}' is empty")
@@ -68,7 +103,7 @@ def _histogram(data: F32, name: str) -> Histogram:
 
 
 def constant_data(values: Mapping[str, ir.Value], tensor: str) -> F32:
-    """The constant called ``tensor``. Raises ``ModelError`` where there is none."""
+    """The constant ``tensor`` as float32. Raises ``ModelError`` where it is none."""
     data = array(values.get(tensor))
     if data is None:
         raise ModelError(f"tensor '{tensor}' is not a constant of this model")

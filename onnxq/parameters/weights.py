@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,14 @@ from onnxq.errors import ModelError, NumericsError, one_line
 from onnxq.graph.geometry import Product
 from onnxq.graph.linear import products
 from onnxq.numerics import INT32, Granularity, PerAxis, PerBlock, PerTensor, QuantParams
+from onnxq.parameters.cache import CodesKey
 from onnxq.parameters.tensors import constant_data
 from onnxq.plan.types import Bias, Plan, Storage, Weight
-from onnxq.query import nodes, values_by_name
+from onnxq.query import nodes
 from onnxq.ranges import Fit, mean_shift
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.samples import from_rows, rows_of
-from onnxq.weights import StoredWeight, WeightFormat
+from onnxq.weights import StoredWeight
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -35,33 +36,6 @@ _BIAS_CODES = INT32.qmax / 2
 
 # What is left to restore where a layer has no bias.
 _WITHOUT_BIAS = {"none": "none", "mean": "none", "gain": "gain", "mean+gain": "gain"}
-
-
-class Rounded(NamedTuple):
-    """A weight in some format: ``real: [..] float32``, and ``error``, the energy of its layer's output error."""
-
-    real: F32
-    error: float
-
-
-def rounded_as(
-    model: ir.Model, plan: Plan, statistics: Statistics, config: Config, weight: Weight, stored: WeightFormat
-) -> Rounded:
-    """What ``weight`` of ``plan`` would be in the format ``stored``; nothing is kept.
-
-    The error is by the second moments of the layer's inputs where they are known, else the squared error of the weight.
-    """
-    values = values_by_name(model)
-    biases = tuple(b for b in plan.biases if b.weight_node == weight.node)
-    one = replace(plan, weights=(replace(weight, stored=stored),), biases=biases)
-    (job,) = weight_jobs(model, values, one, statistics, config, None)
-    found = job.quantized(config).dequantize()
-    if not job.seen:
-        return Rounded(found, float(np.square(found - job.data, dtype=np.float64).sum()))
-    layer, moments = next(iter(job.seen.values()))
-    lost = layer.matrix(job.data - found).astype(np.float64)
-    seen = np.matmul(lost, moments.matrix(centred="mean" in job.restore))
-    return Rounded(found, float((seen * lost).sum()))
 
 
 def weight_jobs(
@@ -113,6 +87,24 @@ class WeightJob:
     @property
     def key(self) -> WeightKey:
         return weight_key(self.use)
+
+    def codes_key(self, model: ir.Model, config: Config) -> CodesKey:
+        """What decides the codes, beside ``least``; ``model`` is that of the weight."""
+        use = self.use
+        return CodesKey(
+            model,
+            tuple((node, use.index) for node in self.seen),
+            tuple(moments for _, moments in self.seen.values()),
+            use.tensor,
+            use.granularity,
+            use.stored,
+            use.qtype,
+            use.storage is Storage.BLOCKS,
+            config.weight_range,
+            config.objective,
+            self.restore,
+            config.rounding,
+        )
 
     def too_small(self, found: StoredWeight) -> bool:
         return bool(self.least.any() and (found.params.scale < self.least).any())

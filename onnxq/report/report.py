@@ -49,7 +49,7 @@ class Step:
     Noise at the outputs by their energy, or the cross-entropy of labels.
 
     ``kept``: whether it became part of the result. ``curve``: of training: step, loss on the samples trained on, loss
-    on those kept aside.
+    on those kept aside. ``code``: what a checkpoint knows the step by, whatever ``what`` calls it.
     """
 
     what: str
@@ -58,6 +58,7 @@ class Step:
     kept: bool
     seconds: float
     curve: tuple[tuple[int, float, float], ...] = ()
+    code: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq._version import __version__
-from onnxq.build.builder import Built
+from onnxq.build.candidate import Built
 from onnxq.config import Config, Rule
 from onnxq.files.cache import cache_folder, in_one_stroke
 from onnxq.kernels import cpu

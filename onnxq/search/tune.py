@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from onnxq.build.builder import Builder, Built
+from onnxq.build.build import Context, build
+from onnxq.build.candidate import Built, Candidate
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.kernels.costs import conversion_table
 from onnxq.kernels.operators import operator
@@ -40,6 +41,7 @@ from onnxq.plan.place import Placement, tensor_shapes, wanted_on_integers
 from onnxq.plan.placement import Costs, table_costs, uneconomic
 from onnxq.query import nodes
 from onnxq.report.report import Trial
+from onnxq.search.acceptance import faster_with_all
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -66,7 +68,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _Variant:
     what: str
     placement: Placement
     operators: str
@@ -78,7 +80,8 @@ class _Candidate:
 
 
 def tune(
-    builder: Builder,
+    start: Candidate,
+    context: Context,
     feeds: Sequence[Feed],
     *,
     threads: tuple[int, ...],
@@ -86,17 +89,18 @@ def tune(
     seed: int,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Tuning:
-    """The ``Tuning`` of ``builder``'s model within about ``seconds``; ``builder`` keeps its placement.
+    """The ``Tuning`` of ``start``'s model within about ``seconds``.
 
     Args:
-        builder: its placement is where the search starts; what it has observed serves every candidate.
+        start: its placement is where the search starts.
+        context: what it has observed serves every candidate.
         feeds: inputs to time on, taken in turn.
         threads: numbers of threads, which count alike.
         seconds: for timing; observing the calibration data and the last candidate come on top.
         seed: of the order of runs.
         progress: called with the seconds that have gone by and ``seconds``.
     """
-    search = _Search(builder, feeds, threads, seconds, seed)
+    search = _Search(start, context, feeds, threads, seconds, seed)
     for candidate in search.candidates():
         search.consider(candidate)
         left = search.deadline - time.monotonic()
@@ -109,20 +113,27 @@ def tune(
 
 class _Search:
     def __init__(
-        self, builder: Builder, feeds: Sequence[Feed], threads: tuple[int, ...], seconds: float, seed: int
+        self,
+        base: Candidate,
+        context: Context,
+        feeds: Sequence[Feed],
+        threads: tuple[int, ...],
+        seconds: float,
+        seed: int,
     ) -> None:
-        self.builder, self.feeds, self.threads, self.seconds, self.seed = builder, feeds, threads, seconds, seed
+        self.base, self.context, self.feeds = base, context, feeds
+        self.threads, self.seconds, self.seed = threads, seconds, seed
         self.trials: list[Trial] = []
-        self.everywhere = _Candidate("integers wherever they can be", Placement(), builder.config.operators)
+        self.everywhere = _Variant("integers wherever they can be", Placement(), base.config.operators)
         # First, so that all tensors are observed in one go.
         self.all_integer = self.build(self.everywhere)
-        self.best = _Candidate("by the cost table", builder.placement, builder.config.operators)
+        self.best = _Variant("by the cost table", base.placement, base.config.operators)
         self.fastest = self.build(self.best)
         self.start = self.best, self.fastest
         self.tried = {self.best.choice}
         self.deadline = time.monotonic() + seconds
 
-    def candidates(self) -> Iterator[_Candidate]:
+    def candidates(self) -> Iterator[_Variant]:
         """What to try next, given what has won so far."""
         yield self.everywhere
         facts = _Facts(self)
@@ -139,7 +150,7 @@ class _Search:
                 before, what=what, placement=facts.placement(before, **{"to_integer" if integer else "to_float": names})
             )
 
-    def consider(self, candidate: _Candidate) -> None:
+    def consider(self, candidate: _Variant) -> None:
         """Times ``candidate`` against the best, and makes it the best if it is faster beyond noise."""
         if candidate.choice in self.tried:
             return
@@ -177,26 +188,26 @@ class _Search:
             math.exp(sum(math.log(getattr(row, name)) for row in rows) / len(rows))
             for name in ("ratio", "ratio_low", "ratio_high")
         )
-        return Trial(what, ratio, low, high, high < 1.0 and all(row.ratio_low <= 1.0 for row in rows))
+        return Trial(what, ratio, low, high, faster_with_all(high, [row.ratio_low for row in rows]))
 
-    def build(self, candidate: _Candidate) -> Built:
-        config = replace(self.builder.config, operators=candidate.operators)
-        return replace(self.builder, config=config, placement=candidate.placement).build()
+    def build(self, candidate: _Variant) -> Built:
+        config = replace(self.base.config, operators=candidate.operators)
+        return build(replace(self.base, config=config, placement=candidate.placement), self.context)
 
 
 class _Facts:
     """What profiles on this machine say of every node, in float and on integers."""
 
     def __init__(self, search: _Search) -> None:
-        builder = search.builder
-        self.model, self.config, self.target = builder.prepared, builder.config, builder.target
+        self.model, self.config, self.target = search.base.graph, search.base.config, search.context.target
+        folder = search.context.folder
         self.plan: Plan = make_plan(self.model, self.config, self.target)
         self.table = conversion_table(self.target.name)
         self.search = search
         self.nodes = {n.name or "": n for n in nodes(self.model)}
         self.wanted = wanted_on_integers(self.model, self.config)
-        self.shapes: Shapes = tensor_shapes(self.model, search.feeds[0], builder.folder)
-        in_float = self._attributed(to_runtime(self.model, builder.folder))
+        self.shapes: Shapes = tensor_shapes(self.model, search.feeds[0], folder)
+        in_float = self._attributed(to_runtime(self.model, folder))
         self.integer = self._attributed(search.all_integer.runtime_model)
         names = [n for n in self.plan.integer if n in search.all_integer.plan.integer]
         float_us = {n: self._unit(in_float, n) for n in names}
@@ -209,18 +220,18 @@ class _Facts:
         self.costs = Costs(float_us, integer_us, median(ratios) if ratios else 1.0)
 
     def placement(
-        self, base: _Candidate, *, to_float: tuple[str, ...] = (), to_integer: tuple[str, ...] = ()
+        self, base: _Variant, *, to_float: tuple[str, ...] = (), to_integer: tuple[str, ...] = ()
     ) -> Placement:
         """The best placement by these times, the kernels of ``base`` as they are.
 
-        Where some nodes are told how to run, all others with weights stay as they are in ``base``: only what lies
+        Where it is decided how some nodes run, all others with weights stay as they are in ``base``: only what lies
         between them may follow.
         """
-        told = dict.fromkeys(to_integer, True) | dict.fromkeys(to_float, False)
-        if told:
-            told = {n: n not in base.placement.keep_float for n in self.plan.anchors} | told
-        float_us = {**self.costs.float_us, **{n: _NEVER for n, integer in told.items() if integer}}
-        integer_us = {**self.costs.integer_us, **{n: _NEVER for n, integer in told.items() if not integer}}
+        decided = dict.fromkeys(to_integer, True) | dict.fromkeys(to_float, False)
+        if decided:
+            decided = {n: n not in base.placement.keep_float for n in self.plan.anchors} | decided
+        float_us = {**self.costs.float_us, **{n: _NEVER for n, integer in decided.items() if integer}}
+        integer_us = {**self.costs.integer_us, **{n: _NEVER for n, integer in decided.items() if not integer}}
         costs = Costs(float_us, integer_us, self.costs.pace)
         known = (self.model, self.plan, self.shapes, self.table, self.target)
         kept = uneconomic(*known, costs=costs, wanted=self.wanted)
@@ -239,7 +250,7 @@ class _Facts:
             if self._unit(times, n) < _CLEARLY * self._unit(self.integer, n) and n in times.nodes
         )
 
-    def flips(self, base: _Candidate) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+    def flips(self, base: _Variant) -> Iterator[tuple[str, tuple[str, ...], bool]]:
         """(what, nodes, whether to integers): nodes of one kind and size, the most promising first."""
         groups: dict[tuple[str, object, bool], list[str]] = defaultdict(list)
         for name in self.plan.integer:

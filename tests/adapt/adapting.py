@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from bench import Bench, bench
 from zoo import Net, prepared
 
 from onnxq.adapt.runtime import training_runtime
-from onnxq.build.builder import Builder, Built
+from onnxq.build.candidate import Built
 from onnxq.calibrate.feeds import Feed, open_feed
 from onnxq.config import Config
 from onnxq.graph.signature import signature
@@ -39,12 +40,12 @@ def runtime() -> Path:
             os.environ["ONNXQ_CACHE"] = before
 
 
-def built(proto: onnx.ModelProto, data: Any, folder: Path, config: Config) -> tuple[Builder, Built, Feed]:
+def built(proto: onnx.ModelProto, data: Any, folder: Path, config: Config) -> tuple[Bench, Built, Feed]:
     """``proto`` quantized, and its calibration data."""
     model = prepared(proto)
     feed = open_feed(data, signature(model).inputs)  # whatever that takes
-    builder = Builder(model, config, target_of(config), feed, folder)
-    return builder, builder.build(), feed
+    toy = bench(model, config, target_of(config), feed, folder)
+    return toy, toy.build(), feed
 
 
 def correlated(count: int, width: int, seed: int) -> Array:

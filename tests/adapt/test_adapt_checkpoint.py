@@ -12,6 +12,7 @@ import pytest
 from adapting import correlated, deep, runtime
 
 from onnxq import Config, ConfigError, quantize
+from onnxq.adapt import adapter as adapter_module
 from onnxq.adapt import levels
 from onnxq.adapt import runtime as home
 from onnxq.adapt.checkpoint import Checkpoint
@@ -42,19 +43,19 @@ class Stopped(BaseException):
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_what_was_interrupted_ends_as_if_it_had_not_been(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = quantize(net(), DATA, config=CONFIG)
-    offer, taken = levels.Adapter._keep, []
+    offer, taken = adapter_module.Adapter._keep, []
 
-    def stopping(adapter: levels.Adapter) -> None:
+    def stopping(adapter: adapter_module.Adapter) -> None:
         offer(adapter)
         taken.append(adapter.steps[-1].what)
         if len(taken) == after:
             raise Stopped
 
     shutil.rmtree(Path(os.environ[CACHE_VARIABLE]) / "adaptation")
-    monkeypatch.setattr(levels.Adapter, "_keep", stopping)
+    monkeypatch.setattr(adapter_module.Adapter, "_keep", stopping)
     with pytest.raises(Stopped):
         quantize(net(), DATA, config=CONFIG)
-    monkeypatch.setattr(levels.Adapter, "_keep", offer)
+    monkeypatch.setattr(adapter_module.Adapter, "_keep", offer)
     resumed = quantize(net(), DATA, config=replace(CONFIG, resume=True))
     found, usual = resumed.report.adaptation, whole.report.adaptation
     assert found is not None
@@ -85,6 +86,17 @@ def test_the_budget_is_no_part_of_what_is_resumed(place: Path) -> None:
     assert found.notes[-1] == "resumed behind: closed form, channels together"
     assert any(step.curve for step in found.steps)
     assert len(list(place.glob("*.npz"))) == 1
+
+
+def test_steps_are_known_by_their_codes_whatever_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, adapt="fast")
+    whole = quantize(net(), DATA, config=config)
+    monkeypatch.setattr(adapter_module, "CLOSED_FORM", replace(levels.CLOSED_FORM, text="said otherwise"))
+    resumed = quantize(net(), DATA, config=replace(config, resume=True)).report.adaptation
+    assert whole.report.adaptation is not None
+    assert resumed is not None
+    assert resumed.steps == whole.report.adaptation.steps  # as they were saved: nothing was done again
+    assert [step.code for step in resumed.steps] == ["closed_form"]
 
 
 def test_a_file_that_is_damaged_is_as_none(place: Path) -> None:

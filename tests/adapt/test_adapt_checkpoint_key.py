@@ -10,8 +10,10 @@ import pytest
 
 from onnxq import Config
 from onnxq.adapt.checkpoint import Checkpoint
-from onnxq.numerics import INT8_NARROW, UINT8, PerAxis, Quantized, params
+from onnxq.emit import WeightKey
+from onnxq.numerics import INT8_NARROW, UINT8, PerAxis, params
 from onnxq.parameters.choose import Parameters
+from onnxq.weights import Plain, StoredWeight, weight_format
 
 CONFIG = Config(weights="int4", adapt="iterative")
 
@@ -20,8 +22,11 @@ def parameters(*, code: int = 3, scale: float = 0.5, zero: int = 7, bias: float 
     """Of one tensor, one weight and one bias."""
     weight = params(INT8_NARROW, np.asarray([scale, 1.0], np.float32), granularity=PerAxis(0))
     codes = np.asarray([[1, code], [0, -2]], np.int8)
+    key = WeightKey("w", PerAxis(0), weight_format("int8"))
     return Parameters(
-        {"x": params(UINT8, 0.1, zero)}, {("w", ""): Quantized(codes, weight)}, {("fc", 2): np.float32([bias, 1.0])}
+        {"x": params(UINT8, 0.1, zero)},
+        {key: StoredWeight(codes, weight, Plain())},
+        {("fc", 2): np.float32([bias, 1.0])},
     )
 
 

@@ -120,7 +120,7 @@ def test_layers_make_up_for_the_noise_before_them(tmp_path) -> None:  # type: ig
     data = {"x": correlated(2048, 32, 1)}
     builder, made, feed = built(proto, data, tmp_path, Config(weights="int3"))
     model, config = builder.prepared, builder.config
-    layers = linear_layers(model, made.plan, made.parameters, builder.statistics, config)
+    layers = linear_layers(model, made.plan, made.parameters, builder.statistics(made), config)
     assert [layer.name for layer in layers] == ["a", "b", "b2", "c", "c2", "d", "d2", "e"]
     assert [layer.skip is not None for layer in layers] == [False, False, True, False, True, False, True, False]
     adapted, refits = adapt_layers(model, made.plan, made.parameters, layers, config, feed.batches(64))

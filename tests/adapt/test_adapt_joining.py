@@ -11,8 +11,10 @@ from adapting import built, correlated, runtime
 from zoo import Net, feeds, prepared
 
 from onnxq.adapt import joint
-from onnxq.adapt.engine import Engine, Schedule
+from onnxq.adapt.engine import Engine
 from onnxq.adapt.samples import stacked
+from onnxq.adapt.trainer import Schedule
+from onnxq.build.build import chosen
 from onnxq.config import Config
 from onnxq.emit import emit
 from onnxq.graph.io import serialize
@@ -66,8 +68,8 @@ def test_who_takes_the_parameters_of_the_result(how, expected: tuple[bool, bool]
 def test_there_is_less_noise_and_codes_are_copied(scale: float, tmp_path) -> None:
     proto = network(scale=scale)
     builder, result, _ = built(proto, feeds(proto, 16, seed=3), tmp_path, Config(equalize="none", placement="all"))
-    assert builder.parameters is not None  # those that were chosen one by one
-    apart = emit(builder.prepared, result.plan, **vars(builder.parameters))
+    one_by_one = chosen(builder.candidate, builder.context, result.plan)
+    apart = emit(builder.prepared, result.plan, **vars(one_by_one))
     whole, *rough = (
         seen(model, tensor)
         for model, tensor in (

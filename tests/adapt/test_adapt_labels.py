@@ -14,10 +14,11 @@ from zoo import Net
 from onnxq import Config, ConfigError, DataError, quantize
 from onnxq.adapt import levels
 from onnxq.adapt import runtime as home
-from onnxq.adapt.engine import Engine, Parameter, Schedule
+from onnxq.adapt.engine import Engine
 from onnxq.adapt.labels import Labels, cross_entropy, labelled
 from onnxq.adapt.samples import Samples
 from onnxq.adapt.simulation import simulated
+from onnxq.adapt.trainer import Parameter, Schedule
 from onnxq.adapt.training_graph import target_name, training_graph
 from onnxq.cli import app
 from onnxq.graph.io import serialize

@@ -11,13 +11,14 @@ import numpy.typing as npt
 import onnx
 import pytest
 from adapting import built, correlated
+from bench import Bench
 from zoo import Net
 
 from onnxq import Config
 from onnxq.adapt.layerwise import Layer, adapt_layers, linear_layers
 from onnxq.adapt.simulation import simulated
 from onnxq.adapt.walk import Walk
-from onnxq.build.builder import Builder, Built
+from onnxq.build.candidate import Built
 from onnxq.calibrate.feeds import Feed
 from onnxq.parameters.choose import Parameters
 
@@ -34,10 +35,10 @@ def skipped() -> onnx.ModelProto:
     return n.model({"x": ["n", 32]}, {"y": ["n", 10]})
 
 
-def start(folder: Path, weights: str) -> tuple[Builder, Built, Feed, list[Layer]]:
+def start(folder: Path, weights: str) -> tuple[Bench, Built, Feed, list[Layer]]:
     config = Config(weights=weights, first_last=weights, placement="all", equalize="none")
     builder, made, feed = built(skipped(), {"x": correlated(COUNT, 32, 1)}, folder, config)
-    layers = linear_layers(builder.prepared, made.plan, made.parameters, builder.statistics, builder.config)
+    layers = linear_layers(builder.prepared, made.plan, made.parameters, builder.statistics(made), builder.config)
     return builder, made, feed, layers
 
 
@@ -50,7 +51,7 @@ def tensors(model: Any, node: str, x: F32) -> tuple[F32, F32]:
     return first, second  # type: ignore[return-value]
 
 
-def noise(builder: Builder, made: Built, parameters: Parameters, x: F32) -> float:
+def noise(builder: Bench, made: Built, parameters: Parameters, x: F32) -> float:
     """The energy of the error of the sum, less its mean."""
     lost = np.zeros(())
     for sign, model in ((1, builder.prepared), (-1, simulated(builder.prepared, made.plan, parameters))):

@@ -17,10 +17,11 @@ from zoo import Net, prepared
 from onnxq import Config, quantize
 from onnxq.adapt import levels
 from onnxq.adapt import runtime as home
-from onnxq.adapt.engine import Engine, Schedule
+from onnxq.adapt.engine import Engine
 from onnxq.adapt.gradients import differentiable, new_input, obstacle, summed, with_gradient
 from onnxq.adapt.joint import adapt_jointly
 from onnxq.adapt.samples import Samples
+from onnxq.adapt.trainer import Schedule
 from onnxq.emit import emit
 from onnxq.graph.copying import copy_model
 from onnxq.graph.io import serialize

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from bench import bench
 from zoo import feeds, gemm, prepared
 
 from onnxq.adapt.checkpoint import Checkpoint, State
-from onnxq.build.builder import Builder, Draft
+from onnxq.build.candidate import Draft
 from onnxq.config import Config
 from onnxq.emit import emit
 from onnxq.graph.io import serialize
@@ -23,7 +24,7 @@ def built(model: ir.Model, config: Config, folder: Path, seed: int) -> Draft:
     data = feeds(gemm(), 16, seed=seed)
     for feed in data:
         feed["x"] *= np.linspace(seed, 1.0, feed["x"].shape[1], dtype=np.float32)
-    return Builder(model, config, TARGETS["x86-vnni"], data, folder).draft({})
+    return bench(model, config, TARGETS["x86-vnni"], data, folder).draft({})
 
 
 def stored(parameters: Parameters) -> list[np.ndarray]:

@@ -12,14 +12,16 @@ from adapting import built, correlated, deep, runtime
 from zoo import ZOO, Net, feeds, prepared
 
 from onnxq import Config, quantize
+from onnxq.adapt import adapter as adapter_module
 from onnxq.adapt import levels
 from onnxq.adapt import runtime as home
-from onnxq.adapt.engine import Engine, Parameter, Schedule
+from onnxq.adapt.engine import Engine
 from onnxq.adapt.gradients import differentiable, new_input, squared_errors, summed, with_gradient
 from onnxq.adapt.joint import adapt_jointly
 from onnxq.adapt.samples import Samples, generated, stacked
 from onnxq.adapt.sensitivity import output_costs
 from onnxq.adapt.simulation import simulated
+from onnxq.adapt.trainer import Parameter, Schedule
 from onnxq.adapt.training_graph import soften, training_graph
 from onnxq.emit import emit
 from onnxq.errors import RuntimeFailure
@@ -362,14 +364,15 @@ def test_normalisations_are_trained_too_unless_what_is_frozen_stands_behind_them
     [(Lost(0.9, -0.1), True), (Lost(0.9, 0.1), False), (Lost(1.1, -0.1), False), (Lost(1.0, 0.0), False)],
 )
 def test_a_step_is_kept_where_all_together_and_the_typical_sample_gain(lost: Lost, kept: bool) -> None:
-    adapter = levels.Adapter.__new__(levels.Adapter)
+    adapter = adapter_module.Adapter.__new__(adapter_module.Adapter)
     before, found = object(), object()
     adapter.steps, adapter.best, adapter._loss = [], before, Lost(1.0, 0.0)  # type: ignore[assignment]
     adapter._loss_of = lambda _: lost  # type: ignore[method-assign]
-    assert adapter._offer("training", found, 0.0) is kept  # type: ignore[arg-type]
+    assert adapter._offer(levels.Phase("train_all", "training"), found, 0.0) is kept  # type: ignore[arg-type]
     assert adapter.best is (found if kept else before)
     assert adapter._loss == (lost if kept else Lost(1.0, 0.0))
     assert adapter.steps[0].kept is kept
+    assert (adapter.steps[0].code, adapter.steps[0].what) == ("train_all", "training")
 
 
 @pytest.mark.network
@@ -394,7 +397,7 @@ def test_samples_that_judged_count_for_ranges_afterwards(weights: str, monkeypat
     # Whether ranges of least error look ahead is for other samples to decide with and without adapting.
     config = replace(config, activation_range="percentile:99.9")
     plain = quantize(proto, data, config=config)
-    monkeypatch.setattr(levels.Adapter, "_offer", lambda *_: False)
+    monkeypatch.setattr(adapter_module.Adapter, "_offer", lambda *_: False)
     adapted = quantize(proto, data, config=replace(config, adapt="fast"))
     assert adapted.report.adaptation is not None
     assert not adapted.report.adaptation.kept

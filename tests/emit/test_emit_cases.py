@@ -325,7 +325,7 @@ def test_missing_parameters_are_named() -> None:
     tensors = {k: v for k, v in e.parameters.tensors.items() if k != "act_out"}
     with pytest.raises(ModelError, match="'act_out'"):
         emit(e.prepared, e.plan, **{**vars(e.parameters), "tensors": tensors})
-    weights = {k: v for k, v in e.parameters.weights.items() if k[0] != "down_w"}
+    weights = {k: v for k, v in e.parameters.weights.items() if k.tensor != "down_w"}
     with pytest.raises(ModelError, match="'down_w'"):
         emit(e.prepared, e.plan, **{**vars(e.parameters), "weights": weights})
 

@@ -11,10 +11,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from bench import bench
 from onnx import TensorProto, helper, numpy_helper
 from zoo import Net, feeds, prepared
 
-from onnxq.build.builder import Builder
 from onnxq.config import Config
 from onnxq.kernels import ops
 from onnxq.kernels.costs import CostTable, Grid, cost_table
@@ -167,7 +167,7 @@ def test_a_slower_kernel_that_is_asked_for_runs_and_is_right(name: str, tmp_path
     data = data_for(proto)
     target = TARGETS["x86-avx2"]  # whose weights overflow nowhere
     placement = Placement(slower=frozenset({name}))
-    built = Builder(prepared(proto), Config(), target, data, tmp_path, placement=placement).build()
+    built = bench(prepared(proto), Config(), target, data, tmp_path, placement=placement).build()
     assert name in built.plan.integer
     assert [k.op for k in built.kernels.nodes if k.kind == "integer elementwise"].count(kernel) == 1
     assert [a.integer for a in built.assignments] == [True] * len(built.plan.anchors)

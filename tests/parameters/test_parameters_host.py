@@ -12,9 +12,9 @@ from onnxq.calibrate.runner import run_observers
 from onnxq.config import Config
 from onnxq.errors import ModelError, NumericsError
 from onnxq.kernels.targets import TARGETS
-from onnxq.parameters import choose as module
 from onnxq.parameters.choose import choose
 from onnxq.plan import make_plan
+from onnxq.weights import format as module
 
 
 def threads() -> list[int]:

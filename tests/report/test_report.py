@@ -34,6 +34,7 @@ def report() -> Report:
         assignments=assignments(QUANTIZED, kernels),
         layers=tuple(layer_noise(FLOAT, QUANTIZED, common_tensors(FLOAT, QUANTIZED)[:1], DATA)),
         reasons={"conv2": "first [and] last layer stay float"},
+        reason_codes={"conv2": "rule"},
         notes=("calibrated on 3 samples",),
         warnings=("only 3 samples",),
         provenance={"onnxruntime": kernels.runtime},
@@ -61,6 +62,8 @@ def test_json_holds_every_part(report: Report) -> None:
     assert loaded["comparison"]["outputs"][0]["name"] == "y"
     assert loaded["sqnr_db"] == loaded["comparison"]["sqnr_db"] == report.sqnr_db
     assert [node["node"] for node in loaded["left_float"]] == ["conv1", "conv2"]
+    assert [node["code"] for node in loaded["left_float"]] == ["output_not_quantized", "rule"]
+    assert {fate["code"] for fate in loaded["fates"]} == {"output_not_quantized", "input_not_dequantized"}
     assert loaded["latency"]["rows"][1]["ratio_low"] <= loaded["latency"]["rows"][1]["ratio_high"]
     assert loaded["kernels"]["counts"]["float compute"] == {"FusedConv": 1, "Conv": 1}
     assert loaded["warnings"] == ["only 3 samples"]

@@ -17,13 +17,12 @@ import pytest
 from onnx import numpy_helper
 from zoo import Net
 
-from onnxq import pipeline
 from onnxq.config import Config
 from onnxq.measure.compare import Comparison, OutputComparison
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.measure.size import ModelSize, model_size
-from onnxq.search import candidates, guard
-from onnxq.search.guard import Verdict
+from onnxq.search import gains, judging, strategies
+from onnxq.search.acceptance import Verdict
 
 SCORES = OutputComparison(
     name="y",
@@ -55,8 +54,8 @@ def compared(*outputs: OutputComparison) -> Comparison:
 def verdict(config: Config, *outputs: OutputComparison) -> Verdict:
     """What is said of a candidate whose outputs compare like this."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guard, "compare", lambda *_, **__: compared(*outputs))
-        return guard.judge(b"", b"", [], config)
+        patch.setattr(judging, "compare", lambda *_, **__: compared(*outputs))
+        return judging.judge(b"", b"", [], config)
 
 
 def accepted(config: Config, *outputs: OutputComparison) -> bool:
@@ -107,7 +106,7 @@ def claim(monkeypatch: pytest.MonkeyPatch, says: Callable[[Candidate], OutputCom
         heard.append(found)
         return compared(says(found))
 
-    monkeypatch.setattr(guard, "compare", fake)
+    monkeypatch.setattr(judging, "compare", fake)
     return heard
 
 
@@ -133,7 +132,7 @@ def time_as(monkeypatch: pytest.MonkeyPatch, *high: float, low: float | None = N
         ]
         return LatencyReport(tuple(rows), (), False, 0)
 
-    for module in (candidates, pipeline):
+    for module in (strategies, gains):
         monkeypatch.setattr(module, "benchmark", fake)
     return calls
 
@@ -147,7 +146,7 @@ def size_as(monkeypatch: pytest.MonkeyPatch, *, of_float: int, quantized: int) -
         changed = any(t.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for t in proto.graph.initializer)
         return replace(measured, file_bytes=quantized if changed else of_float)
 
-    monkeypatch.setattr(pipeline, "model_size", fake)
+    monkeypatch.setattr(gains, "model_size", fake)
 
 
 INPUTS = 1160

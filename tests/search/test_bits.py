@@ -17,7 +17,8 @@ from onnxq import Config, quantize
 from onnxq.config import Rule
 from onnxq.errors import ConfigError
 from onnxq.report.tables import bits_table
-from onnxq.search.bits import Option, as_rules, within_bytes, within_noise
+from onnxq.search.bits import as_rules
+from onnxq.search.knapsack import Option, within_bytes, within_noise
 
 Options = dict[str, tuple[Option, ...]]
 

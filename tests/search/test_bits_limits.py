@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnxq.search.bits import Option, within_bytes, within_noise
+from onnxq.search.knapsack import Option, within_bytes, within_noise
 
 
 def layer(*steps: tuple[int, float]) -> tuple[Option, ...]:

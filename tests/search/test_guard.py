@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import product
 from math import comb
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from zoo import Net, batchnorm_cnn, feeds
 
 from onnxq import quantize
-from onnxq.build.builder import Built
+from onnxq.build.candidate import Built
 from onnxq.config import Config
 from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
@@ -25,7 +26,10 @@ from onnxq.measure.references import references
 from onnxq.numerics import INT8_NARROW, PerAxis
 from onnxq.parameters.choose import Parameters
 from onnxq.plan import KeptFloat, Plan, Storage, Weight
-from onnxq.search.guard import Verdict, _contradicts, judge, repair, summary
+from onnxq.search.acceptance import Verdict, contradicts
+from onnxq.search.judging import judge
+from onnxq.search.repair import Repaired, summary
+from onnxq.search.repair import repair as repair_with
 
 # -- the binomial rule ------------------------------------------------------------------------------------------------
 
@@ -44,7 +48,7 @@ def test_the_rule_is_the_binomial_tail(rows: int, data: st.DataObject, promised:
     if abs(probability - 0.05) < 1e-9:
         return
     expected = agreement < promised and probability < 0.05
-    assert _contradicts(agreement, rows, promised) == expected
+    assert contradicts(agreement, rows, promised) == expected
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ def test_the_rule_is_the_binomial_tail(rows: int, data: st.DataObject, promised:
     ],
 )
 def test_cases_by_hand(misses: int, rows: int, promised: float, expected: bool) -> None:
-    assert _contradicts(1 - misses / rows, rows, promised) == expected
+    assert contradicts(1 - misses / rows, rows, promised) == expected
 
 
 # -- repair on fake builds --------------------------------------------------------------------------------------------
@@ -76,6 +80,26 @@ def fake(anchors: tuple[str, ...], kept: Mapping[str, KeptFloat] | None = None) 
 
 def verdict(good: bool, sqnr: float, agreement: float = 1.0) -> Verdict:
     return Verdict(Comparison("a", "b", 1, ()), agreement, sqnr, good)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """An evaluator and a ranker of plain functions."""
+
+    build: Callable[[Mapping[str, KeptFloat]], Built]
+    verdict: Callable[[Built], Verdict]
+    noise: Callable[[Mapping[str, KeptFloat]], float]
+
+
+def repair(
+    first: Built,
+    build: Callable[[Mapping[str, KeptFloat]], Built],
+    verdict_of: Callable[[Built], Verdict],
+    noise_alone: Callable[[Mapping[str, KeptFloat]], float],
+    **how: Any,
+) -> Repaired:
+    calls = Calls(build, verdict_of, noise_alone)
+    return repair_with(first, calls, calls, **how)
 
 
 class Bench:
@@ -100,29 +124,29 @@ class Bench:
         total = self.noise_of(built)
         return verdict(total <= self.allowed, -10 * math.log10(max(total, 1e-9)))
 
-    def repair(self) -> tuple[Built, Verdict, tuple[str, ...]]:
+    def repair(self) -> Repaired:
         first = fake(tuple(self.noise))
-        return repair(first, self.verdict_of(first), self.build, self.verdict_of, self.noise_alone)
+        return repair(first, self.build, self.verdict_of, self.noise_alone)
 
 
 def test_a_good_model_is_left_alone() -> None:
     bench = Bench({"a": 1.0, "b": 2.0}, 3.0)
-    built, found, given_back = bench.repair()
-    assert (built.plan.anchors, given_back, found.good) == (("a", "b"), (), True)
+    built, found, fallback = bench.repair()
+    assert (built.plan.anchors, fallback, found.good) == (("a", "b"), (), True)
     assert bench.built == []
 
 
 @settings(max_examples=150)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(0, 200))
-def test_the_fewest_layers_are_given_back_the_noisiest_first(noise: list[int], allowed: int) -> None:
+def test_the_fewest_layers_are_fallback_the_noisiest_first(noise: list[int], allowed: int) -> None:
     bench = Bench({f"l{i}": float(n) for i, n in enumerate(noise)}, float(allowed))
-    built, found, given_back = bench.repair()
+    built, found, fallback = bench.repair()
     ordered = sorted(noise, reverse=True)
     fewest = next(k for k in range(len(noise) + 1) if sum(ordered[k:]) <= allowed)
     assert found.good
-    assert len(given_back) == fewest
-    assert sorted((bench.noise[n] for n in given_back), reverse=True) == ordered[:fewest]
-    assert set(built.plan.anchors) == set(bench.noise) - set(given_back)
+    assert len(fallback) == fewest
+    assert sorted((bench.noise[n] for n in fallback), reverse=True) == ordered[:fewest]
+    assert set(built.plan.anchors) == set(bench.noise) - set(fallback)
 
 
 def test_trials_grow_with_the_logarithm_of_the_layers() -> None:
@@ -139,11 +163,9 @@ def test_where_nothing_is_good_the_best_is_kept() -> None:
         return verdict(False, 10.0, agreement[len(built.plan.anchors)])
 
     bench = Bench({"a": 3.0, "b": 2.0, "c": 1.0}, 0.0)
-    built, found, given_back = repair(
-        fake(("a", "b", "c")), verdict_of(fake(("a", "b", "c"))), bench.build, verdict_of, bench.noise_alone
-    )
+    built, found, fallback = repair(fake(("a", "b", "c")), bench.build, verdict_of, bench.noise_alone)
     assert not found.good
-    assert given_back == ("a",)
+    assert fallback == ("a",)
     assert found.agreement == 0.9
     assert built.plan.anchors == ("b", "c")
 
@@ -158,15 +180,15 @@ def test_layers_that_were_float_before_stay_so() -> None:
         seen.append(kept)
         return bench.build(kept)
 
-    _, _, given_back = repair(first, bench.verdict_of(first), build, bench.verdict_of, bench.noise_alone)
-    assert given_back == ("a",)
+    _, _, fallback = repair(first, build, bench.verdict_of, bench.noise_alone)
+    assert fallback == ("a",)
     assert all(kept["d"] == reason for kept in seen)
 
 
 def test_a_model_without_integer_layers_cannot_be_repaired() -> None:
     bench = Bench({}, -1.0)
-    _, found, given_back = bench.repair()
-    assert (found.good, given_back) == (False, ())
+    _, found, fallback = bench.repair()
+    assert (found.good, fallback) == (False, ())
 
 
 def test_progress_counts_the_ranking() -> None:
@@ -174,7 +196,6 @@ def test_progress_counts_the_ranking() -> None:
     bench = Bench({"a": 5.0, "b": 1.0}, 2.0)
     repair(
         fake(("a", "b")),
-        verdict(False, 0.0),
         bench.build,
         bench.verdict_of,
         bench.noise_alone,
@@ -249,7 +270,7 @@ def test_what_is_lost_in_all_and_by_the_typical_sample() -> None:
     assert same.typical < found.typical - 10
 
 
-def test_a_layer_with_outlier_activations_is_given_back(tmp_path: Path) -> None:
+def test_a_layer_with_outlier_activations_is_fallback(tmp_path: Path) -> None:
     proto = fragile(1e5)
     data: dict[str, Any] = {"x": np.random.default_rng(0).standard_normal((128, 16)).astype(np.float32)}
     # With min-max the range is the outlier's: 8 bits see nothing else.
@@ -284,7 +305,7 @@ def test_every_pair_of_choices_has_one_verdict() -> None:
         assert judge(scaled(1.0), scaled(1.01), [feed], config).good == (level < 0)
 
 
-def test_what_serves_a_layer_goes_back_with_it_and_is_not_ranked() -> None:
+def test_what_depends_on_a_layer_falls_back_with_it_and_is_not_ranked() -> None:
     bench = Bench({"a": 5.0, "gate of a": 9.0, "b": 3.0, "gate of b": 0.5, "c": 1.0}, 5.0)
     first = fake(tuple(bench.noise))
     alone: list[frozenset[str]] = []
@@ -293,12 +314,10 @@ def test_what_serves_a_layer_goes_back_with_it_and_is_not_ranked() -> None:
         alone.append(frozenset(bench.noise) - frozenset(kept))
         return bench.noise_alone(kept)
 
-    goes_with = {"gate of a": "a", "gate of b": "b"}
-    built, found, given_back = repair(
-        first, bench.verdict_of(first), bench.build, bench.verdict_of, noise_alone, goes_with=goes_with
-    )
+    depends_on = {"gate of a": "a", "gate of b": "b"}
+    built, found, fallback = repair(first, bench.build, bench.verdict_of, noise_alone, depends_on=depends_on)
     assert alone == [{"a"}, {"b"}, {"c"}]
-    assert given_back == ("a",)
+    assert fallback == ("a",)
     assert found.good
     assert built.plan.anchors == ("b", "gate of b", "c")
 
@@ -329,9 +348,9 @@ def test_stored_weights_go_back_where_layers_do_not_help(allowed: float, expecte
         return verdict(total(built) <= allowed, -10 * math.log10(max(total(built), 1e-9)))
 
     first = build({})
-    built, found, given_back = repair(
-        first, verdict_of(first), build, verdict_of, lambda kept: total(build({n: KeptFloat("") for n in kept}))
+    built, found, fallback = repair(
+        first, build, verdict_of, lambda kept: total(build({n: KeptFloat("") for n in kept}))
     )
     assert found.good
-    assert given_back == expected
+    assert fallback == expected
     assert total(built) <= allowed

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from bench import Bench, bench
 from zoo import Net, feeds, mobilenet, prepared
 
-from onnxq.build.builder import Builder
 from onnxq.config import Config, Rule, config_from, config_text, load_config
 from onnxq.kernels.targets import TARGETS
 from onnxq.measure.latency import Latency, LatencyReport
@@ -41,8 +41,8 @@ def claimed(judge: Judge, calls: list[int]) -> Any:
     return fake
 
 
-def builder(proto: onnx.ModelProto, folder: Path, **how: Any) -> Builder:
-    return Builder(prepared(proto), Config(), TARGETS["x86-vnni"], feeds(proto, 4), folder, **how)
+def builder(proto: onnx.ModelProto, folder: Path, **how: Any) -> Bench:
+    return bench(prepared(proto), Config(), TARGETS["x86-vnni"], feeds(proto, 4), folder, **how)
 
 
 def integers(content: bytes) -> int:
@@ -54,8 +54,8 @@ def tuned(judge: Judge, folder: Path, monkeypatch: pytest.MonkeyPatch, *, second
     monkeypatch.setattr(tuning, "benchmark", claimed(judge, []))
     start = Placement({"stem": KeptFloat("test", Storage.PACKED)})
     made = builder(mobilenet(), folder, placement=start)
-    found = tune(made, feeds(mobilenet(), 1), threads=(1, 2), seconds=seconds, seed=0)
-    assert made.placement is start
+    found = tune(made.candidate, made.context, feeds(mobilenet(), 1), threads=(1, 2), seconds=seconds, seed=0)
+    assert made.candidate.placement is start
     return found
 
 
@@ -81,8 +81,8 @@ def test_rules_of_the_user_come_before_measurements(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(tuning, "benchmark", claimed(fewer, []))
     config = Config(rules=(Rule("stem", "int8"), Rule("head", "float")))
-    made = replace(builder(mobilenet(), tmp_path), config=config)
-    found = tune(made, feeds(mobilenet(), 1), threads=(1,), seconds=30.0, seed=0)
+    made = bench(prepared(mobilenet()), config, TARGETS["x86-vnni"], feeds(mobilenet(), 4), tmp_path)
+    found = tune(made.candidate, made.context, feeds(mobilenet(), 1), threads=(1,), seconds=30.0, seed=0)
     assert any(t.kept for t in found.trials)
     assert "stem" not in found.placement.keep_float
 

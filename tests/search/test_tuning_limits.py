@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench import bench
 from claims import chain
 from zoo import feeds, prepared
 
-from onnxq.build.builder import Builder
 from onnxq.config import Config
 from onnxq.kernels.targets import TARGETS
 from onnxq.measure.latency import Latency, LatencyReport
@@ -46,7 +46,7 @@ def test_the_limits_of_being_faster(
     monkeypatch.setattr(tuning, "benchmark", claimed)
     start = Placement({"l1": KeptFloat("test", Storage.PACKED)})
     proto = chain(2)
-    built = Builder(prepared(proto), Config(), TARGETS["x86-vnni"], feeds(proto, 4), tmp_path, placement=start)
-    found = tune(built, feeds(proto, 1), threads=(1, 2), seconds=0.0, seed=0)
+    made = bench(prepared(proto), Config(), TARGETS["x86-vnni"], feeds(proto, 4), tmp_path, placement=start)
+    found = tune(made.candidate, made.context, feeds(proto, 1), threads=(1, 2), seconds=0.0, seed=0)
     assert {trial.kept for trial in found.trials} == {kept}
     assert ("l1" in found.placement.keep_float) == (not kept)

@@ -1,0 +1,119 @@
+"""The judge of candidates: what held-out samples say of them, and calibration samples as the second check set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from onnxq.build.build import Context, build, draft
+from onnxq.build.candidate import Built, Candidate
+from onnxq.calibrate.feeds import Feed
+from onnxq.config import Config
+from onnxq.measure.compare import compare
+from onnxq.measure.references import References, references
+from onnxq.plan import KeptFloat
+from onnxq.search.acceptance import (
+    JUDGED_FEEDS,
+    Verdict,
+    accepts,
+    as_asked,
+    less_noise,
+    ranked_feeds,
+    second_check_samples,
+)
+
+Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
+
+
+def judge(float_model: bytes | Path, quantized: bytes | Path, held_out: Feeds, config: Config) -> Verdict:
+    """The ``Verdict`` on ``quantized`` over ``held_out``, data that calibration never saw."""
+    return accepts(compare(float_model, quantized, held_out, few=True), config)
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateJudge:
+    """Judges the candidates for one float model, each once; ``reference`` is that model as the runtime loads it.
+
+    ``second_check``: calibration samples that may object to what is good, for a few held-out samples show wrong
+    decisions too seldom. (Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good.)
+    None where the held-out samples are the calibration samples.
+    """
+
+    reference: bytes | Path
+    config: Config
+    held_out: Feed
+    second_check: Feed | None
+    _verdicts: dict[Built, Verdict] = field(default_factory=dict)
+    _confirmed: dict[Built, bool] = field(default_factory=dict)
+    _ranked: list[References] = field(default_factory=list)  # one at most: the same for all candidates
+
+    def verdict(self, built: Built) -> Verdict:
+        """What is said of ``built``; its figures are those of the held-out samples alone."""
+        verdict = self.on_held_out(built)
+        if not verdict.good or self.second_check is None:
+            return verdict
+        if built not in self._confirmed:
+            self._confirmed[built] = judge(self.reference, built.runtime_model, self.second_check, self.config).good
+        return verdict if self._confirmed[built] else verdict.contradicted()
+
+    def on_held_out(self, built: Built) -> Verdict:
+        """What the held-out samples say of ``built``."""
+        if built not in self._verdicts:
+            held_out = self.held_out.limit(JUDGED_FEEDS)
+            self._verdicts[built] = judge(self.reference, built.runtime_model, held_out, self.config)
+        return self._verdicts[built]
+
+    def loses_less(self, second: Built, first: Built) -> bool:
+        """Whether ``second`` loses less than ``first`` on the held-out samples; not where they are equal."""
+        return less_noise(self.on_held_out(second), self.on_held_out(first))
+
+    def ranked_by(self, elements: float) -> References:
+        """What layers are ranked by; ``elements``: those of activations for one feed."""
+        if not self._ranked:
+            self._ranked.append(references(self.reference, self.held_out.limit(ranked_feeds(elements))))
+        return self._ranked[0]
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateEvaluator:
+    """Builds and judges what ``candidate`` is with more layers kept float (``repair.Evaluator``)."""
+
+    candidate: Candidate
+    context: Context
+    judge: CandidateJudge
+
+    def build(self, kept: Mapping[str, KeptFloat]) -> Built:
+        """The candidate with ``kept`` float."""
+        return build(self.candidate.keeping(kept), self.context)
+
+    def verdict(self, built: Built) -> Verdict:
+        """What counts of the verdict, as the configuration asks for it."""
+        return as_asked(self.judge.verdict(built), self.judge.config)
+
+
+@dataclass(frozen=True, eq=False)
+class OutputNoise:
+    """Measures what ``candidate`` loses at the outputs with some layers kept float (``repair.Ranker``)."""
+
+    candidate: Candidate
+    context: Context
+    judge: CandidateJudge
+
+    def noise(self, kept: Mapping[str, KeptFloat]) -> float:
+        """Relative noise energy with ``kept`` float."""
+        seen = self.judge.ranked_by(elements(self.candidate, self.context))
+        return seen.noise_once(draft(self.candidate.keeping(kept), self.context).runtime_model)
+
+
+def elements(candidate: Candidate, context: Context) -> float:
+    """Elements of activations that one feed of the calibration data showed."""
+    return context.statistics.elements(candidate.watched, feeds=JUDGED_FEEDS)
+
+
+def second_check(candidate: Candidate, context: Context, calibration: Feed) -> Feed:
+    """The part of the calibration samples that a model of this size can be judged on too."""
+    return calibration.limit(second_check_samples(elements(candidate, context)))

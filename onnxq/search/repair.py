@@ -1,0 +1,164 @@
+"""Float fallback: where data shows that too much was lost, the noisiest layers compute in float again.
+
+A ranker orders layers by the noise that each makes at the model's outputs when it alone is quantized; noise of small,
+independent sources adds up, so the top of that list is where giving up speed buys most accuracy. An evaluator builds
+and judges. The loop looks for the fewest layers by doubling and halving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from onnxq.build.candidate import Built
+from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
+from onnxq.search.acceptance import Verdict
+
+Progress = Callable[[int, int], None]
+
+
+class Evaluator(Protocol):
+    """Makes a candidate with some nodes kept float, and judges one."""
+
+    def build(self, kept: Mapping[str, KeptFloat]) -> Built:
+        """The candidate with ``kept`` float."""
+
+    def verdict(self, built: Built) -> Verdict:
+        """What is said of it."""
+
+
+class Ranker(Protocol):
+    """Measures the noise at the outputs with some nodes kept float."""
+
+    def noise(self, kept: Mapping[str, KeptFloat]) -> float:
+        """Relative noise energy with ``kept`` float."""
+
+
+class Repaired(NamedTuple):
+    """What is left of a candidate: ``fallback`` names the layers that compute in float for accuracy."""
+
+    built: Built
+    verdict: Verdict
+    fallback: tuple[str, ...] = ()
+
+
+def repair(
+    first: Built,
+    evaluator: Evaluator,
+    ranker: Ranker,
+    *,
+    depends_on: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Repaired:
+    """The candidate with the fewest float layers that is good.
+
+    A layer that falls back first keeps its weights as int8, since it is mostly activations that 8 bits are too few for;
+    if that is good for no number of layers, they get their float weights back too, and then the nodes that compute in
+    float with stored weights. Where nothing is good, the best one by (agreement, SQNR). ``depends_on``: by layer that
+    has no other use than another one, the name of that, with which it falls back.
+    """
+    depends_on = depends_on or {}
+    layers = [name for name in first.plan.layers if name not in depends_on]
+    stored = list(dict.fromkeys(w.node for w in first.plan.weights if w.node not in first.plan.layers))
+    verdict = evaluator.verdict(first)
+    if verdict.good or not (layers or stored):
+        return Repaired(first, verdict)
+    attempts = _Attempts(first, evaluator, depends_on, ranked(first, layers, ranker, progress=progress))
+    attempts.tried[0, Storage.PACKED] = (first, verdict)
+    return (
+        attempts.fewest(Storage.PACKED)
+        or attempts.fewest(None)
+        or (stored and attempts.with_more(_ranked_stored(first, stored, ranker, progress)).fewest(None, len(layers)))
+        or attempts.best()
+    )
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    """Candidates with the first so many layers of ``ranking`` float, built at most once each.
+
+    ``tried``: by the number of layers and what becomes of their weights (None: float).
+    """
+
+    first: Built
+    evaluator: Evaluator
+    depends_on: Mapping[str, str]
+    ranking: Sequence[str]
+    tried: dict[tuple[int, Storage | None], tuple[Built, Verdict]] = field(default_factory=dict)
+
+    def with_more(self, names: Sequence[str]) -> _Attempts:
+        """The same with ``names`` behind all others."""
+        return _Attempts(self.first, self.evaluator, self.depends_on, (*self.ranking, *names), self.tried)
+
+    def fewest(self, weight: Storage | None, least: int = 0) -> Repaired | None:
+        """The good one with the fewest layers above ``least``; None where none is."""
+        count = fewest(least, len(self.ranking), lambda count: self._attempt(count, weight).good)
+        return None if count is None else self._repaired(count, weight)
+
+    def best(self) -> Repaired:
+        """The best of all that were tried, where none is good."""
+        return self._repaired(*max(self.tried, key=lambda key: self.tried[key][1].standing))
+
+    def _attempt(self, count: int, weight: Storage | None) -> Verdict:
+        if (count, weight) not in self.tried:
+            given = set(self.ranking[:count])
+            given.update(layer for layer, other in self.depends_on.items() if other in given)
+            back = KeptFloat.of(ReasonCode.ACCURACY, weight)
+            built = self.evaluator.build({**self.first.kept_float, **dict.fromkeys(sorted(given), back)})
+            self.tried[count, weight] = (built, self.evaluator.verdict(built))
+        return self.tried[count, weight][1]
+
+    def _repaired(self, count: int, weight: Storage | None) -> Repaired:
+        return Repaired(*self.tried[count, weight], tuple(self.ranking[:count]))
+
+
+def fewest(least: int, limit: int, good: Callable[[int], bool]) -> int | None:
+    """The smallest number above ``least`` and up to ``limit`` that is ``good``, by doubling and halving; None if none.
+
+    What is good for a number is taken to be so for all above it.
+    """
+    if limit <= least:
+        return None
+    step = 1
+    while least + step < limit and not good(least + step):
+        step *= 2
+    high = min(least + step, limit)
+    if not good(high):
+        return None
+    low = least + step // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if good(middle) else (middle, high)
+    return high
+
+
+def ranked(
+    first: Built,
+    layers: Sequence[str],
+    ranker: Ranker,
+    *,
+    progress: Progress | None = None,
+    among: Sequence[str] | None = None,
+) -> list[str]:
+    """The ``layers`` of ``first``, the noisiest one first: each in turn is all that is rounded ``among`` all layers."""
+    noise: dict[str, float] = {}
+    alone = KeptFloat.of(ReasonCode.QUANTIZED_ALONE)
+    for done, name in enumerate(layers, start=1):
+        others = {n: alone for n in among or first.plan.layers if n != name}
+        noise[name] = ranker.noise({**first.kept_float, **others})
+        if progress is not None:
+            progress(done, len(layers))
+    return sorted(noise, key=lambda n: -noise[n])
+
+
+def _ranked_stored(first: Built, stored: Sequence[str], ranker: Ranker, progress: Progress | None) -> list[str]:
+    """The nodes that compute in float with ``stored`` weights, the noisiest one first."""
+    return ranked(first, stored, ranker, progress=progress, among=(*first.plan.layers, *stored))
+
+
+def summary(plan: Plan, fallback: tuple[str, ...]) -> str:
+    """One line for the user about what fell back to float."""
+    shown = ", ".join(fallback[:4]) + (", ..." if len(fallback) > 4 else "")
+    total = len(plan.layers) + len(fallback)
+    return f"{len(fallback)} of {total} layers stay float because they cost too much accuracy: {shown}"

@@ -1,0 +1,192 @@
+"""The strategies of a search, in order: each makes a better candidate of the one before it, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from onnxq.adapt.adapter import Adapter
+from onnxq.adapt.labels import Labels
+from onnxq.build.build import statistics
+from onnxq.calibrate.feeds import Feed
+from onnxq.measure.latency import benchmark
+from onnxq.parameters.choose import Parameters
+from onnxq.ranges.registry import find_method
+from onnxq.report.provenance import metadata
+from onnxq.search.acceptance import TIMED_SECONDS, faster, good_enough, promising
+from onnxq.search.attempt import Attempt, Search, Strategy
+from onnxq.search.bits import summary as summary_of_bits
+from onnxq.search.bits import with_bits
+from onnxq.search.channels import equalized_more_and_rounded_together
+from onnxq.search.gains import never_larger, never_slower
+from onnxq.search.judging import CandidateEvaluator, CandidateJudge, OutputNoise
+from onnxq.search.remember import recall, remember, tuning_key
+from onnxq.search.repair import repair, summary
+from onnxq.search.timing import thread_counts
+from onnxq.search.tune import tune
+
+# Samples in a batch for adapting.
+_ADAPTED_ROWS = 32
+# Bytes of a metadata entry beside its text.
+_ENTRY = 32
+
+
+def tuned_placement(search: Search, attempt: Attempt) -> Attempt | None:
+    """The fastest placement that the time allows to find, or that was found before."""
+    job, candidate = search.job, attempt.candidate
+    config = job.asked
+    if config.tune_seconds <= 0 or search.timed is None or config.activations != "uint8":
+        return None
+    job.tell("tune", 0, None)
+    feeds, threads = list(search.timed), thread_counts()
+    key = tuning_key(job.prepared, config, feeds[0], threads)
+    found = recall(key, config.tune_seconds)
+    if found is None:
+        progress = partial(job.tell, "tune")
+        found = tune(
+            candidate,
+            attempt.context,
+            feeds,
+            threads=threads,
+            seconds=config.tune_seconds,
+            seed=config.seed,
+            progress=progress,
+        )
+        remember(key, found, config.tune_seconds)
+    effective = replace(candidate.config, operators=found.operators)
+    return replace(attempt, candidate=replace(candidate, placement=found.placement, config=effective), tuning=found)
+
+
+def bits_by_sensitivity(search: Search, attempt: Attempt) -> Attempt | None:
+    """A weight format for each layer, within the budget that was given."""
+    if search.samples is None:
+        return None
+    job = search.job
+    candidate, choices = with_bits(
+        attempt.candidate,
+        attempt.context,
+        job.reference,
+        search.samples.calibration,
+        job.tell,
+        added_bytes=lambda config, plan: (
+            _ENTRY + len(metadata(config, search.described, plan, attempt.equalized.steps))
+        ),
+    )
+    if not choices:
+        return None
+    return replace(attempt, candidate=candidate, bits=choices).noting(summary_of_bits(choices))
+
+
+def first_built(search: Search, attempt: Attempt) -> Attempt | None:
+    """The candidate as it stands."""
+    return attempt.of(attempt.candidate)
+
+
+def extrapolated_ranges(search: Search, attempt: Attempt) -> Attempt | None:
+    """Ranges for samples that are yet to come, where that loses less on samples kept aside.
+
+    In every tensor less is lost on such samples; at the outputs not always, where what is clipped matters little.
+    """
+    judge, samples = search.judge, search.samples
+    second = _extrapolated(attempt)
+    if judge is None or samples is None or second is None:
+        return None
+    if samples.check is not None:  # the held-out samples have their say when weights are adapted
+        judge = CandidateJudge(judge.reference, judge.config, samples.check, None)
+    return second if judge.loses_less(second.built, attempt.built) else None
+
+
+def _extrapolated(attempt: Attempt) -> Attempt | None:
+    """``attempt`` with extrapolated ranges; None where those are the same."""
+    candidate, first = attempt.candidate, attempt.built
+    if not find_method(candidate.config.activation_range).extrapolated or not first.plan.points:
+        return None
+    second = attempt.of(replace(candidate, extrapolated=True, kept=first.kept_float))
+    return None if second.built.parameters.tensors == first.parameters.tensors else second
+
+
+def adapted_weights(search: Search, attempt: Attempt) -> Attempt | None:
+    """Parameters adapted to the noise in the network, as far as the samples kept for that bear them out."""
+    if search.samples is None or search.samples.check is None:
+        return None
+    job, fit, check = search.job, search.samples.calibration, search.samples.check
+    candidate, first = attempt.candidate, attempt.built
+    labels = job.asked.labels
+    adapter = Adapter(
+        candidate.graph,
+        first.plan,
+        first.parameters,
+        statistics(candidate, attempt.context, first.plan),
+        candidate.config,
+        list(fit.batches(_ADAPTED_ROWS)),
+        list(check.batches(_ADAPTED_ROWS)),
+        job.folder,
+        job.tell,
+        Labels(fit.labels(labels), check.labels(labels)) if labels else None,
+    )
+    adaptation = adapter.run(job.asked.adapt)
+    # The samples that judged it have done so: ranges, which need all there are, are chosen on them too.
+    context = attempt.context.with_more(check, candidate, first.plan)
+    learned = None
+    if adaptation.kept:
+        best, start = adapter.best, first.parameters.tensors
+        tensors = {tensor: chosen for tensor, chosen in best.tensors.items() if chosen != start.get(tensor)}
+        learned = Parameters(tensors, best.weights, best.biases)
+    after = replace(attempt, context=context, adaptation=adaptation).noting(*adaptation.notes)
+    return after.of(replace(candidate, learned=learned, kept=first.kept_float))
+
+
+def float_fallback(search: Search, attempt: Attempt) -> Attempt | None:
+    """As many layers in float as it takes; a harder try at integers goes before that, where there is one."""
+    judge, samples = search.judge, search.samples
+    if judge is None or samples is None:
+        return None
+    search.job.tell("verify", 0, None)
+    ways, verdict = [attempt], judge.verdict(attempt.built)
+    if not verdict.good and samples.check is None:
+        harder = equalized_more_and_rounded_together(search, attempt)
+        if harder is not None:
+            found = judge.verdict(harder.built)
+            if promising(found, verdict):
+                ways = [harder, *([] if found.good else [attempt])]
+    best, fallback = _best_repaired(search, judge, ways)
+    best = best.noting(*best.equalized.notes)
+    return best.noting(summary(best.built.plan, fallback)) if fallback else best
+
+
+def _best_repaired(search: Search, judge: CandidateJudge, ways: list[Attempt]) -> tuple[Attempt, tuple[str, ...]]:
+    """What is best of ``ways``, the more promising first, once each is repaired; and the layers that fell back.
+
+    Where both end well the faster one is: what makes channels alike costs time, and so do layers in float.
+    """
+    ends: list[tuple[Attempt, tuple[str, ...]]] = []
+    for way in ways:
+        found = repair(
+            way.built,
+            CandidateEvaluator(way.candidate, way.context, judge),
+            OutputNoise(way.candidate, way.context, judge),
+            depends_on=way.equalized.gates,
+            progress=partial(search.job.tell, "repair"),
+        )
+        candidate = way.candidate.keeping(found.built.kept_float)
+        ends.append((replace(way, candidate=candidate, made=found.built, verdict=found.verdict), found.fallback))
+        if good_enough(found.verdict, len(found.fallback), len(way.built.plan.layers)):
+            return ends[-1]
+    return _better(ends, search.timed)
+
+
+def _better(ends: list[tuple[Attempt, tuple[str, ...]]], timed: Feed | None) -> tuple[Attempt, tuple[str, ...]]:
+    """Of one or two repaired attempts the one to keep."""
+    verdicts = [attempt.verdict for attempt, _ in ends if attempt.verdict is not None]
+    if len(ends) == 1 or timed is None or not all(verdict.good for verdict in verdicts):
+        return max(zip(ends, verdicts, strict=True), key=lambda end: end[1].standing)[0]
+    models = [attempt.built.runtime_model for attempt, _ in ends]
+    report = benchmark(models, timed, seconds=TIMED_SECONDS, memory=False)
+    return ends[faster(report.rows[1].ratio_high)]
+
+
+# What is tried with data, without any, and in both cases at the end.
+BEFORE_JUDGING: tuple[Strategy, ...] = (tuned_placement, bits_by_sensitivity, first_built)
+JUDGED: tuple[Strategy, ...] = (extrapolated_ranges, adapted_weights, float_fallback)
+WITHOUT_DATA: tuple[Strategy, ...] = (tuned_placement, first_built)
+AT_THE_END: tuple[Strategy, ...] = (never_larger, never_slower)
