@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from onnxq.config.choices import choice
 from onnxq.errors import ConfigError
 
 Resize = Literal["exact", "shortest", "none"]
@@ -34,15 +35,19 @@ class ImageOptions:
     An integer input takes the pixels as they are, without scale, mean and std.
     """
 
-    size: tuple[int, int] | None = None
-    resize: Resize = "exact"
+    size: tuple[int, int] | None = choice(
+        None, "Pixels to resize to (default: what the model takes)", flag="--image-size", metavar="HxW"
+    )
+    resize: Resize = choice("exact", "exact, shortest (edge) or none", flag="--resize", metavar="HOW")
     longest: int | None = None
-    crop: tuple[int, int] | None = None
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    layout: PixelLayout = "auto"
-    channels: ChannelOrder = "rgb"
+    crop: tuple[int, int] | None = choice(None, "Keep the centre of so many pixels", flag="--crop", metavar="HxW")
+    scale: float = choice(
+        1 / 255, "Factor on pixels of 0 to 255, as 0.5 or 1/127.5", flag="--scale", metavar="X", written="1/255"
+    )
+    mean: tuple[float, ...] = choice((0.0,), "Subtracted after scaling", flag="--mean", metavar="R,G,B", written="0")
+    std: tuple[float, ...] = choice((1.0,), "Divided by after that", flag="--std", metavar="R,G,B", written="1")
+    layout: PixelLayout = choice("auto", "nchw, nhwc or auto", flag="--layout", metavar="ORDER")
+    channels: ChannelOrder = choice("rgb", "rgb or bgr", flag="--channels", metavar="ORDER")
     resample: Resample = "bilinear"
 
     def __post_init__(self) -> None:
@@ -82,14 +87,34 @@ class FeedOptions:
     | `model`        | the model's file, beside which ``preprocessor`` and ``tokenizer`` are looked for            |
     """
 
-    batch_size: int = 1
+    batch_size: int = choice(
+        1, "Samples in one run, where the model leaves that open", flag="--batch-size", metavar="N"
+    )
     limit: int | None = None
     seed: int = 0
     image: ImageOptions | None = None
-    preprocessor: Path | str | None = None
-    tokenizer: Path | str | None = None
-    text_field: str = "text"
-    max_length: int | None = None
+    preprocessor: Path | str | None = choice(
+        None,
+        "Hugging Face preprocessor_config.json instead (default: one beside the model)",
+        flag="--preprocessor",
+        metavar="FILE",
+        panel="Folders of images",
+    )
+    tokenizer: Path | str | None = choice(
+        None,
+        "tokenizer.json (default: one beside text or model)",
+        flag="--tokenizer",
+        metavar="FILE",
+        panel="Text files",
+    )
+    text_field: str = choice(
+        "text",
+        "Where the text is in each object of a .jsonl",
+        flag="--text-field",
+        metavar="KEY",
+        panel="Text files",
+    )
+    max_length: int | None = choice(None, "Tokens at most", flag="--max-length", metavar="N", panel="Text files")
     pad_id: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     model: Path | str | None = None

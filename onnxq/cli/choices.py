@@ -98,7 +98,7 @@ def _options(*, planning: bool = False) -> Iterator[tuple[str, Field[Any]]]:
         for entry in fields(group):
             about = choice_of(entry)
             if about.flag and (about.planning or not planning):
-                yield about.flag.removeprefix("--").replace("-", "_"), entry
+                yield parameter_name(about), entry
 
 
 def _parameters(*, planning: bool) -> list[inspect.Parameter]:
@@ -106,7 +106,7 @@ def _parameters(*, planning: bool) -> list[inspect.Parameter]:
     panels = {entry.name: title for title, group in GROUPS for entry in fields(group)}
     by_hand = {"preset": Preset, "config": ConfigFile, "exclude": Exclude}
     by_hand |= {} if planning else {"ranges": Ranges}
-    found = [_parameter(name, annotation) for name, annotation in by_hand.items()]
+    found = [parameter(name, annotation) for name, annotation in by_hand.items()]
     for name, entry in _options(planning=planning):
         about = choice_of(entry)
         default = entry.default if about.command is None else about.command
@@ -119,15 +119,21 @@ def _parameters(*, planning: bool) -> list[inspect.Parameter]:
             rich_help_panel=panel,
         )
         if kind == "bool":
-            found.append(_parameter(name, Annotated[bool, option], default=False))
+            found.append(parameter(name, Annotated[bool, option], default=False))
         else:
             python = str if about.metavar == "TIME" else _KINDS[kind]
-            found.append(_parameter(name, Annotated[python | None, option]))
+            found.append(parameter(name, Annotated[python | None, option]))
     return found
 
 
-def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+def parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    """A keyword of a command, which typer makes an option of."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def parameter_name(about: Choice) -> str:
+    """The name of the parameter that stands for an option: ``size_budget`` for ``--size-budget``."""
+    return about.flag.removeprefix("--").replace("-", "_")
 
 
 def _as_options(text: str) -> str:

@@ -6,15 +6,20 @@ there.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from onnxq.calibrate.options import FeedOptions, ImageOptions
+from onnxq.cli.choices import parameter, parameter_name
+from onnxq.config.choices import Choice, choice_of, described, is_choice
 from onnxq.errors import ConfigError
 
-_DATA, _IMAGES, _TEXT = "How data becomes inputs", "Folders of images", "Text files"
+_DATA, _IMAGES = "How data becomes inputs", "Folders of images"
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
@@ -25,115 +30,50 @@ Samples = Annotated[
 ]
 
 
-def feed_options(
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help=f"Samples in one run, where the model leaves that open (default {FeedOptions.batch_size}).",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    dim: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=N", help="Length of a symbolic dimension; may be repeated.", rich_help_panel=_DATA),
-    ] = None,
-    image_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HxW", help="Pixels to resize to (default: what the model takes).", rich_help_panel=_IMAGES
-        ),
-    ] = None,
-    resize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help=f"exact, shortest (edge) or none (default {ImageOptions.resize}).",
-            rich_help_panel=_IMAGES,
-        ),
-    ] = None,
-    crop: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Keep the centre of so many pixels.", rich_help_panel=_IMAGES)
-    ] = None,
-    scale: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X",
-            help="Factor on pixels of 0 to 255, as 0.5 or 1/127.5 (default 1/255).",
-            rich_help_panel=_IMAGES,
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(metavar="R,G,B", help="Subtracted after scaling (default 0).", rich_help_panel=_IMAGES),
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(metavar="R,G,B", help="Divided by after that (default 1).", rich_help_panel=_IMAGES),
-    ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ORDER",
-            help=f"nchw, nhwc or auto (default {ImageOptions.layout}).",
-            rich_help_panel=_IMAGES,
-        ),
-    ] = None,
-    channels: Annotated[
-        str | None,
-        typer.Option(metavar="ORDER", help=f"rgb or bgr (default {ImageOptions.channels}).", rich_help_panel=_IMAGES),
-    ] = None,
-    preprocessor: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Hugging Face preprocessor_config.json instead (default: one beside the model).",
-            rich_help_panel=_IMAGES,
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="tokenizer.json (default: one beside text or model).", rich_help_panel=_TEXT),
-    ] = None,
-    text_field: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help=f"Where the text is in each object of a .jsonl (default {FeedOptions.text_field}).",
-            rich_help_panel=_TEXT,
-        ),
-    ] = None,
-    max_length: Annotated[int | None, typer.Option(metavar="N", help="Tokens at most.", rich_help_panel=_TEXT)] = None,
-) -> FeedOptions:
+Dim = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=N", help="Length of a symbolic dimension; may be repeated.", rich_help_panel=_DATA),
+]
+Read = Callable[[str, str], Any]
+
+
+def feed_options(*, dim: list[str] | None = None, **given: Any) -> FeedOptions:
     """The ``FeedOptions`` of the data options. Raises ``ConfigError`` naming the option that makes no sense."""
-    image = {
-        "size": None if image_size is None else _pixels("--image-size", image_size),
-        "resize": resize,
-        "crop": None if crop is None else _pixels("--crop", crop),
-        "scale": None if scale is None else _fraction("--scale", scale),
-        "mean": None if mean is None else _numbers("--mean", mean),
-        "std": None if std is None else _numbers("--std", std),
-        "layout": layout,
-        "channels": channels,
-    }
-    chosen_image = _given(image)
+    image = _chosen(ImageOptions, given)
     return FeedOptions(
-        **_given(
-            {
-                "batch_size": batch_size,
-                "image": ImageOptions(**chosen_image) if chosen_image else None,
-                "preprocessor": preprocessor,
-                "tokenizer": tokenizer,
-                "text_field": text_field,
-                "max_length": max_length,
-                "dims": dict(_dimension(text) for text in dim or ()),
-            }
-        )
+        **_chosen(FeedOptions, given),
+        image=ImageOptions(**image) if image else None,
+        dims=dict(_dimension(text) for text in dim or ()),
     )
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+def _flagged(group: type) -> Iterator[tuple[str, Field[Any], Choice]]:
+    """The parameter's name, the field and its choice, for each of ``group`` that has an option."""
+    for entry in fields(group):
+        if is_choice(entry) and (about := choice_of(entry)).flag:
+            yield parameter_name(about), entry, about
+
+
+def _chosen(group: type, given: dict[str, Any]) -> dict[str, Any]:
+    """By field of ``group``, the values of the options that were given."""
+    found = {}
+    for name, entry, about in _flagged(group):
+        if (value := given.get(name)) is not None:
+            read = _READ.get(about.metavar)
+            found[entry.name] = value if read is None else read(about.flag, value)
+    return found
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    """The parameters of a command for the options of ``FeedOptions`` and ``ImageOptions``."""
+    for group, title in ((FeedOptions, _DATA), (ImageOptions, _IMAGES)):
+        for name, entry, about in _flagged(group):
+            kind = Path if about.metavar == "FILE" else int if about.metavar == "N" else str
+            text = described(about, entry.default)
+            option = typer.Option(about.flag, metavar=about.metavar, help=text, rich_help_panel=about.panel or title)
+            yield parameter(name, Annotated[kind | None, option])
+        if group is FeedOptions:
+            yield parameter("dim", Dim)
 
 
 def _pixels(option: str, text: str) -> tuple[int, int]:
@@ -167,3 +107,11 @@ def _dimension(text: str) -> tuple[str, int]:
     if not equals or not name or not number.strip().isdecimal():
         raise ConfigError(f"--dim {text}: give NAME=N, as --dim sequence=128")
     return name, int(number)
+
+
+# How the text of an option becomes its value, by what stands for that in ``--help``.
+_READ: dict[str, Read] = {"HxW": _pixels, "X": _fraction, "R,G,B": _numbers}
+
+feed_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    list(_parameters()), return_annotation=FeedOptions
+)

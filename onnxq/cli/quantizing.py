@@ -25,38 +25,44 @@ if TYPE_CHECKING:
 BESIDE = (".calib.npz", ".calib", ".calib.jsonl", ".calib.txt")
 
 
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT",
+        help="What to write (default: NAME.int8.onnx, NAME.w4a8.onnx, ... beside the model).",
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calib",
+        "-c",
+        metavar="DATA",
+        help="Calibration data: .npz, .npy, a folder of them or of images, .txt, .jsonl, package.module:function; "
+        "'random' for speed tests only (default: NAME.calib.npz, NAME.calib/, ... beside the model).",
+    ),
+]
+SaveConfig = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="TOML", help="Write the choices made, node by node, for --config: the same model again, anywhere."
+    ),
+]
+Overwrite = Annotated[bool, typer.Option(help="Whether an output that exists is replaced.")]
+
+
 @takes(feed_options, name="options")
 @takes(all_choices, name="config")
 def quantize(
     model: Model,
     config: Config,
     options: FeedOptions,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="OUT",
-            help="What to write (default: NAME.int8.onnx, NAME.w4a8.onnx, ... beside the model).",
-        ),
-    ] = None,
-    calib: Annotated[
-        str | None,
-        typer.Option(
-            "--calib",
-            "-c",
-            metavar="DATA",
-            help="Calibration data: .npz, .npy, a folder of them or of images, .txt, .jsonl, package.module:function; "
-            "'random' for speed tests only (default: NAME.calib.npz, NAME.calib/, ... beside the model).",
-        ),
-    ] = None,
-    save_config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="TOML", help="Write the choices made, node by node, for --config: the same model again, anywhere."
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Whether an output that exists is replaced.")] = True,
+    output: Output = None,
+    calib: Calibration = None,
+    save_config: SaveConfig = None,
+    overwrite: Overwrite = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -66,9 +72,8 @@ def quantize(
     or not as close to the float model as promised.
     """
     target = model.with_name(f"{model.stem}.{suffix(config)}.onnx") if output is None else output
-    check_output(target, model, overwrite=overwrite)
-    if save_config is not None:
-        check_output(save_config, model, overwrite=overwrite)
+    for path in (target, *([] if save_config is None else [save_config])):
+        check_output(path, model, overwrite=overwrite)
     # ``random`` makes as many samples as are wanted; other data is only limited by that.
     limit = None if config.samples == Config.samples else config.samples
     options = replace(options, model=model, limit=limit, seed=config.seed)
@@ -77,9 +82,7 @@ def quantize(
     from rich.console import Console
 
     from onnxq.files.atomic import write_bytes
-    from onnxq.measure.size import model_size
     from onnxq.pipeline import quantize as run_pipeline
-    from onnxq.report.tables import show
 
     notices = Console(stderr=True)
     if calib is None and data is not None and not quiet:
@@ -91,6 +94,24 @@ def quantize(
     if save_config is not None:
         write_bytes(save_config, config_text(result.config).encode())
     failures = shortcomings(result, config)
+    _say(result, (model, target, written), failures, as_json=as_json, quiet=quiet)
+    if data is None and not quiet:
+        typer.echo(advice_without_data(model, calib_name(model), output), err=as_json)
+    if failures:
+        typer.echo(f"not good: {'; '.join(failures)} (written all the same: {target})", err=True)
+        raise typer.Exit(NOT_GOOD)
+
+
+def _say(
+    result: Result, files: tuple[Path, Path, tuple[Path, ...]], failures: list[str], *, as_json: bool, quiet: bool
+) -> None:
+    """Prints the report; ``files``: the model, the output as it was typed, and all that was written."""
+    from rich.console import Console
+
+    from onnxq.measure.size import model_size
+    from onnxq.report.tables import show
+
+    model, target, written = files
     # Of the files, not of what was in memory: names, and the bytes that the user has on disk.
     report = replace(result.report, source=model_size(model), result=model_size(written[0]))
     if as_json:
@@ -100,11 +121,6 @@ def quantize(
         show(report, Console())
         # The name that was typed; a data file, if there is one, lies beside it.
         typer.echo(f"Wrote {' and '.join([str(target), *(path.name for path in written[1:])])}.")
-    if data is None and not quiet:
-        typer.echo(advice_without_data(model, calib_name(model), output), err=as_json)
-    if failures:
-        typer.echo(f"not good: {'; '.join(failures)} (written all the same: {target})", err=True)
-        raise typer.Exit(NOT_GOOD)
 
 
 def suffix(config: Config) -> str:

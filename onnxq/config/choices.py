@@ -24,7 +24,8 @@ class Choice:
     (empty: any). ``least``, ``most``: bounds of its number, themselves allowed; ``above``, ``below``: not allowed.
     ``flag``: its option on the command line (empty: none of its own). ``metavar``: what stands for its value there.
     ``planning``: whether it also decides what can be said of a model without running it. ``command``: the default of
-    the command line, where that is another one.
+    the command line, where that is another one. ``written``: the default as people write it, where that is not the
+    number itself. ``panel``: under which title ``--help`` has it, where that is not that of its group.
     """
 
     help: str
@@ -38,6 +39,8 @@ class Choice:
     metavar: str = ""
     planning: bool = False
     command: Any = None
+    written: str = ""
+    panel: str = ""
 
     @property
     def bounds(self) -> str:
@@ -58,6 +61,11 @@ def choice_of(entry: Field[Any]) -> Choice:
     """The ``Choice`` of a field made by ``choice``."""
     found: Choice = entry.metadata[_KEY]
     return found
+
+
+def is_choice(entry: Field[Any]) -> bool:
+    """Whether a field carries a ``Choice``."""
+    return _KEY in entry.metadata
 
 
 def checked(name: str, value: Any, kind: str, about: Choice) -> Any:
@@ -107,6 +115,8 @@ def described(about: Choice, default: Any) -> str:
         text += f": {', '.join(map(str, about.options))}"
     elif about.unit == "share":
         text += f", {about.bounds}"
+    if about.written:
+        return f"{text} (default {about.written})."
     if default is not None and default != "" and default is not False and default != ():
         text += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
     return f"{text}."
