@@ -1,6 +1,7 @@
 """onnxq: quantize an ONNX model for onnxruntime's CPU kernels, without losing its accuracy.
 
-The public names load their modules on first use, so that ``import onnxq`` costs nothing.
+What ``__all__`` names is the public interface; all modules below are internal and may change in any release. The
+names load their modules on first use, so that ``import onnxq`` costs nothing.
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ if TYPE_CHECKING:
         OutputError,
         RuntimeFailure,
     )
+    from onnxq.measure.compare import Comparison
+    from onnxq.measure.latency import LatencyReport
     from onnxq.pipeline import Result, quantize
+    from onnxq.plan.types import Plan
+    from onnxq.report.report import Report
 
 _HOME = {
+    "Comparison": "measure.compare",
     "Config": "config",
     "ConfigError": "errors",
     "DataError": "errors",
@@ -36,10 +42,13 @@ _HOME = {
     "FeedOptions": "calibrate.feeds",
     "ImageOptions": "calibrate.feeds",
     "Inspection": "analysis.inspection",
+    "LatencyReport": "measure.latency",
     "ModelError": "errors",
     "NumericsError": "errors",
     "OnnxqError": "errors",
     "OutputError": "errors",
+    "Plan": "plan.types",
+    "Report": "report.report",
     "Result": "pipeline",
     "Rule": "config",
     "RuntimeFailure": "errors",
@@ -53,6 +62,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Comparison",
     "Config",
     "ConfigError",
     "DataError",
@@ -61,10 +71,13 @@ __all__ = [
     "FeedOptions",
     "ImageOptions",
     "Inspection",
+    "LatencyReport",
     "ModelError",
     "NumericsError",
     "OnnxqError",
     "OutputError",
+    "Plan",
+    "Report",
     "Result",
     "Rule",
     "RuntimeFailure",

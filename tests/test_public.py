@@ -46,6 +46,7 @@ ORDER = [
 NO_ONNX = ("errors", "config", "files", "numerics", "ranges", "weights")
 
 PUBLIC = {
+    "Comparison",
     "Config",
     "ConfigError",
     "DataError",
@@ -54,10 +55,13 @@ PUBLIC = {
     "FeedOptions",
     "ImageOptions",
     "Inspection",
+    "LatencyReport",
     "ModelError",
     "NumericsError",
     "OnnxqError",
     "OutputError",
+    "Plan",
+    "Report",
     "Result",
     "Rule",
     "RuntimeFailure",
@@ -155,6 +159,22 @@ def test_the_lower_floors_know_no_model_format() -> None:
         if target.partition(".")[0] in ("onnx", "onnx_ir", "onnxruntime", "ml_dtypes")
     ]
     assert wrong == []
+
+
+def test_every_room_says_that_it_is_internal() -> None:
+    """Only what ``onnxq`` exports is public."""
+    rooms = {path.parent.name: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glob("*/__init__.py")}
+    assert [name for name, tree in rooms.items() if "Internal" not in (ast.get_docstring(tree) or "")] == []
+
+
+@pytest.mark.parametrize("name", ["quantize", "evaluate", "inspect", "benchmark", "open_feed", "load_config"])
+def test_what_the_public_functions_return_is_public(name: str) -> None:
+    assert getattr(onnxq, name).__annotations__["return"].rpartition(".")[2] in PUBLIC
+
+
+@pytest.mark.parametrize("name", ["plan", "report", "config"])
+def test_what_a_result_holds_is_public(name: str) -> None:
+    assert onnxq.Result.__annotations__[name] in PUBLIC
 
 
 def test_nothing_imports_torch() -> None:

@@ -1,1 +1,4 @@
-"""Adapting weights to the noise of quantization: closed forms, and training against the float model's outputs."""
+"""Adapting weights to the noise of quantization: closed forms, and training against the float model's outputs.
+
+Internal: what is public is what ``onnxq`` exports.
+"""

@@ -1,4 +1,7 @@
-"""The user's choices, as one frozen value; read from keyword arguments, from a TOML file, or from the command line."""
+"""The user's choices, as one frozen value; read from keyword arguments, from a TOML file, or from the command line.
+
+Internal: what is public is what ``onnxq`` exports.
+"""
 
 from onnxq.config.config import Config, choice_table
 from onnxq.config.groups import AUTO, GROUPS, OBJECTIVES, TARGET_NAMES

@@ -1,4 +1,7 @@
-"""Writing a plan into the graph; chooses nothing."""
+"""Writing a plan into the graph; chooses nothing.
+
+Internal: what is public is what ``onnxq`` exports.
+"""
 
 from onnxq.emit.operands import WeightKey, weight_key
 from onnxq.emit.writer import emit

@@ -7,6 +7,8 @@ equalisation of Nagel et al. (Data-Free Quantization, ICCV 2019, section 4.1), t
 (SmoothQuant, ICML 2023, section 4) and, with activations left alone, the scaling of Lin et al. (AWQ, MLSys 2024,
 section 3.2); those are rules or grids for what is here a convex minimum of the noise of both sides. Where what writes
 cannot multiply, a node between the two can, at a price.
+
+Internal: what is public is what ``onnxq`` exports.
 """
 
 from onnxq.equalize.apply import Equalized, equalized, equalized_as

@@ -1,4 +1,7 @@
-"""Measuring models: latency, agreement, noise by layer, the kernels that really run, and size."""
+"""Measuring models: latency, agreement, noise by layer, the kernels that really run, and size.
+
+Internal: what is public is what ``onnxq`` exports.
+"""
 
 from onnxq.measure.assignment import KernelAssignment, assignments
 from onnxq.measure.compare import Comparison, OutputComparison, compare

@@ -1,4 +1,7 @@
-"""Numbers: integer types, granularity, quantization parameters, noise. numpy only; knows nothing of ONNX."""
+"""Numbers: integer types, granularity, quantization parameters, noise. numpy only; knows nothing of ONNX.
+
+Internal: what is public is what ``onnxq`` exports.
+"""
 
 from onnxq.numerics.codebook import Codebook, Companding, GridCodebook
 from onnxq.numerics.granularity import Granularity, PerAxis, PerBlock, PerTensor

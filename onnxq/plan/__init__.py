@@ -1,4 +1,7 @@
-"""Where QuantizeLinear and DequantizeLinear go, decided from the graph alone."""
+"""Where QuantizeLinear and DequantizeLinear go, decided from the graph alone.
+
+Internal: what is public is what ``onnxq`` exports.
+"""
 
 from onnxq.plan.planner import make_plan
 from onnxq.plan.reasons import ReasonCode

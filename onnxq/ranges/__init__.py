@@ -1,4 +1,7 @@
-"""Ranges: from a weight or an activation's histogram to quantization parameters, exactly or as the literature does."""
+"""Ranges: from a weight or an activation's histogram to quantization parameters, exactly or as the literature does.
+
+Internal: what is public is what ``onnxq`` exports.
+"""
 
 from onnxq.ranges.choose import activation_params, weight_params
 from onnxq.ranges.fit import Fit, fitted

@@ -17,6 +17,8 @@ n: weights of one output channel (Conv ``[C, n / k / k, k, k]``, MatMul ``[n, C]
 kernel's zero point. A format says which values there are (``grid``), how it is stored (``representation``: the arrays
 in the file, a reference that reads them, the nodes that do so in a graph), how many bytes that is, and what a file with
 it is called.
+
+Internal: what is public is what ``onnxq`` exports.
 """
 
 from onnxq.config.formats import Family, FormatName
