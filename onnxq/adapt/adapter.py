@@ -1,4 +1,4 @@
-"""Takes the steps of a level, and keeps of each only what samples kept aside bear out."""
+"""Takes the steps of a level, and keeps of each only what held-out samples bear out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _BATCH = 32
 
 @dataclass
 class Adapter:
-    """Adapts the parameters of one plan; ``best`` are those of least noise so far on the samples kept aside.
+    """Adapts the parameters of one plan; ``best`` are those of least noise so far on the held-out samples.
 
     ``fit`` and ``check`` are batches of disjoint samples. With ``labels`` training is quantization-aware training
     proper, towards them, and what counts is the cross-entropy instead of the noise.
@@ -188,7 +188,7 @@ class Adapter:
         frozen: Sequence[str],
         trainer: Trainer,
     ) -> bool:
-        """Whether the trainer could do it; the first ``checked`` of ``every`` sample are those kept aside."""
+        """Whether the trainer could do it; the first ``checked`` of ``every`` sample are those held out."""
         if self._done(phase):
             return True
         begun = time.monotonic()
@@ -253,7 +253,7 @@ class Adapter:
             self.notes.append(problem)
 
     def _loss_of(self, parameters: Parameters) -> Lost:
-        """What the samples kept aside lose."""
+        """What the held-out samples lose."""
         return self._judge.of_parameters(parameters)
 
     def _samples(self, feeds: Sequence[Feed]) -> Samples | None:

@@ -3,7 +3,7 @@
 With ``x`` what the layer reads in the quantized network and ``t`` what its output ought to be, the layer of least mean
 squared error is the linear regression of ``t`` on ``x``. Few samples know little about many inputs, hence ridge
 regression towards the weight that the layer has (Hoerl and Kennard, Technometrics 1970), with the ridge that samples
-kept aside like best. The local form of Chudakov et al., Iterative Adaptation to Quantization Noise (IWANN 2021).
+held out like best. The local form of Chudakov et al., Iterative Adaptation to Quantization Noise (IWANN 2021).
 """
 
 from __future__ import annotations

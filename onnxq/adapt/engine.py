@@ -55,7 +55,7 @@ class Engine:
     ) -> Trained:
         """Trains ``parameters`` of ``model``, whose only output is the loss, on the samples ``fit`` of ``data``.
 
-        ``data``: for every input of the model, samples along the first axis. ``check`` are the samples kept aside.
+        ``data``: for every input of the model, samples along the first axis. ``check`` are the held-out samples.
         ``progress`` is told step, steps and the loss on ``check``.
 
         Raises ``RuntimeFailure`` with the last line of the worker where it ended without a result.

@@ -1,4 +1,4 @@
-"""What adapted parameters lose on samples kept aside: noise at the outputs or, with labels, nats a label."""
+"""What adapted parameters lose on held-out samples: noise at the outputs or, with labels, nats a label."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Class indices, ``[N]`` or ``[N, T]``, of the samples that are trained on and of those kept aside; negative: none.
+    """Class indices, ``[N]`` or ``[N, T]``, of the samples that are trained on and of those held out; negative: none.
 
     Raises ``DataError`` where they are no integers.
     """

@@ -26,7 +26,7 @@ class Parameter:
 class Schedule:
     """How long and how fast: ``steps`` at most, within ``seconds`` (0: no limit); of several ``rates`` the best.
 
-    ``every``: steps between looks at the samples kept aside. ``momentum``: of the gradient and of its square.
+    ``every``: steps between looks at the held-out samples. ``momentum``: of the gradient and of its square.
     """
 
     steps: int
@@ -40,10 +40,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Trained:
-    """The parameters that did best on the samples kept aside, the loss there before and ``after``.
+    """The parameters that did best on the held-out samples, the loss there before and ``after``.
 
     ``finished``: whether the worker came to its end; what it had found by then counts all the same. ``curve``: step,
-    loss on the samples trained on, loss on those kept aside. ``probes``: that loss by rate.
+    loss on the samples trained on, loss on those held out. ``probes``: that loss by rate.
     """
 
     values: dict[str, F32]
@@ -71,7 +71,7 @@ class Trainer(Protocol):
     ) -> Trained:
         """Trains ``parameters`` of ``model``, whose only output is the loss, on the samples ``fit`` of ``data``.
 
-        ``data``: for every input of the model, samples along the first axis. ``check`` are the samples kept aside.
+        ``data``: for every input of the model, samples along the first axis. ``check`` are the held-out samples.
         ``progress`` is told step, steps and the loss on ``check``.
 
         Raises ``RuntimeFailure`` with the last line of the worker where it ended without a result.

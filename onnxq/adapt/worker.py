@@ -135,7 +135,7 @@ class Training(Run):
         self.tell(kind="end", check=self.best_loss, seconds=time.monotonic() - begun)
 
     def probe(self, rates: list[float]) -> float:
-        """The rate whose short run, on its own schedule, ends with the least loss on the samples kept aside."""
+        """The rate whose short run, on its own schedule, ends with the least loss on the held-out samples."""
         found = {}
         for rate in rates:
             self.reset(self.start)
@@ -181,7 +181,7 @@ class Training(Run):
                     self.tell(kind="step", step=step + 1, fit=sum(recent) / len(recent), check=check)
 
     def held_out(self) -> float:
-        """The loss on the samples kept aside."""
+        """The loss on the held-out samples."""
         self.module.eval()
         total, size = 0.0, int(self.job["batch"])
         for i in range(0, self.check.size, size):

@@ -128,7 +128,7 @@ class Work:
         return other and self.cost(table, "int8-gemm") < _FORCE_GEMM_BELOW * self.cost(table, "int8")
 
 
-# What steering must gain: less is within what a table can tell of a network.
+# What forcing matrix products must gain: less is within what a table can tell of a network.
 _FORCE_GEMM_BELOW = 0.9
 
 

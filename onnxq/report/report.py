@@ -44,12 +44,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of an adaptation: its measure on samples kept aside, before and after it.
+    """One step of an adaptation: its measure on held-out samples, before and after it.
 
     Noise at the outputs by their energy, or the cross-entropy of labels.
 
     ``kept``: whether it became part of the result. ``curve``: of training: step, loss on the samples trained on, loss
-    on those kept aside. ``code``: what a checkpoint knows the step by, whatever ``what`` calls it.
+    on those held out. ``code``: what a checkpoint knows the step by, whatever ``what`` calls it.
     """
 
     what: str

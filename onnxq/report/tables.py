@@ -98,7 +98,7 @@ def tuning_table(trials: Sequence[Trial]) -> Table:
 
 
 def adaptation_table(adaptation: Adaptation) -> Table:
-    """A row for each step: the noise at the outputs, or of labels the nats, on samples kept aside, before and after."""
+    """A row for each step: the noise at the outputs, or of labels the nats, on held-out samples, before and after."""
     title = f"Adapted to quantization noise: {adaptation.level}"
     noise = adaptation.measure == "noise"
     table = _table(title, ["step", f"{'SQNR dB' if noise else 'nats'} before", "after", "kept", "seconds"], left=1)

@@ -83,7 +83,7 @@ def first_built(search: Search, attempt: Attempt) -> Attempt | None:
 
 
 def extrapolated_ranges(search: Search, attempt: Attempt) -> Attempt | None:
-    """Ranges for samples that are yet to come, where that loses less on samples kept aside.
+    """Ranges for samples that are yet to come, where that loses less on held-out samples.
 
     In every tensor less is lost on such samples; at the outputs not always, where what is clipped matters little.
     """
