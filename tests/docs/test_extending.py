@@ -232,7 +232,9 @@ assert [layer.node for layer in adaptation.layers] in ([], ["last"])
 assert len(adaptation.layers) == adaptation.steps[0].kept
 """
     checked(folder, script, check)
-    assert "last" in command(folder, "onnxq quantize --help")
+    command(folder, "onnxq quantize model.onnx --calib inputs.npz --weights int4 --adapt last --latency 0")
+    with pytest.raises(AssertionError, match="adapt is one of none, last, fast"):
+        command(folder, "onnxq quantize model.onnx --calib inputs.npz --adapt first")
 
 
 def test_every_file_that_the_page_names_is_there() -> None:
