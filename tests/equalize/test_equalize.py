@@ -15,7 +15,9 @@ from equivalence import equivalent
 
 from onnxq import Config, DataError, Result, evaluate, quantize
 from onnxq.equalize import equalized, equalized_as
-from onnxq.equalize.factors import LARGEST, Objective, Read, best_factors, from_steps, minimum, to_steps, trial
+from onnxq.equalize.factors import LARGEST, best_factors, from_steps, to_steps, trial
+from onnxq.equalize.objective import Objective, minimum
+from onnxq.equalize.reads import Read, energies
 from onnxq.equalize.sites import find_sites
 from onnxq.plan import make_plan
 
@@ -182,12 +184,10 @@ def test_the_trial_is_the_error_that_rounding_makes() -> None:
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(6, 40), (40, 6), (1, 9)])
 def test_energies_are_those_of_all_outputs(inputs: int, outputs: int) -> None:
-    from onnxq.equalize.factors import _energies
-
     rng = np.random.default_rng(3)
     rows, weight = (rng.standard_normal((3, *n)).astype(np.float32) for n in ((50, inputs), (inputs, outputs)))
     expected = np.square(rows.astype(np.float64) @ weight).sum(axis=(0, 2))
-    np.testing.assert_allclose(_energies(rows, weight), expected, rtol=1e-5)
+    np.testing.assert_allclose(energies(rows, weight), expected, rtol=1e-5)
 
 
 def test_factors_that_only_suit_the_rows_that_were_seen_are_not_taken() -> None:

@@ -12,7 +12,8 @@ from equivalence import equivalent
 from onnxq import Result, quantize
 from onnxq.config import Config
 from onnxq.equalize import equalized, equalized_as
-from onnxq.equalize.factors import Read, best_without, from_steps, to_steps
+from onnxq.equalize.factors import best_without, from_steps, to_steps
+from onnxq.equalize.reads import Read
 from onnxq.equalize.sites import find_sites
 from onnxq.plan import make_plan
 

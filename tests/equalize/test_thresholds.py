@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.config import Config
 from onnxq.equalize import apply, equalized
-from onnxq.equalize.factors import Read
+from onnxq.equalize.reads import Read
 from onnxq.equalize.sites import find_sites
 from onnxq.graph.prepare import prepare
 from onnxq.kernels.targets import TARGETS, USUAL
