@@ -13,7 +13,8 @@ import onnx_ir as ir
 from onnxq.calibrate.runner import Feeds, values_of
 from onnxq.equalize.factors import best_factors, best_without, from_steps, to_steps, trial
 from onnxq.equalize.reads import Read
-from onnxq.equalize.sites import Reader, Site, find_sites
+from onnxq.equalize.scaling import Reader, Site
+from onnxq.equalize.sites import find_sites
 from onnxq.files.scratch import Scratch
 from onnxq.graph.copying import copy_model
 from onnxq.graph.passes.unused import remove_unused
