@@ -9,6 +9,6 @@ section 3.2); those are rules or grids for what is here a convex minimum of the 
 cannot multiply, a node between the two can, at a price.
 """
 
-from onnxq.equalize.apply import Equalized, equalized, equalized_as
+from onnxq.equalize.apply import Equalized, Terms, equalized, equalized_as
 
-__all__ = ["Equalized", "equalized", "equalized_as"]
+__all__ = ["Equalized", "Terms", "equalized", "equalized_as"]
