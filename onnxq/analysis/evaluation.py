@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from onnxq.kernels.targets import TARGETS, resolve_target
 from onnxq.measure.compare import Comparison, compare
 from onnxq.measure.layers import LayerNoise, common_tensors, layer_noise
 from onnxq.runtime.plain import plain
+from onnxq.runtime.proto import Model
 
 if TYPE_CHECKING:
     from onnxq.pipeline import ModelSource
@@ -101,22 +103,28 @@ def evaluate(
             labels=None if targets is None else np.asarray(targets),
             threads=threads,
         )
-        layers: list[LayerNoise] = []
-        notes: list[str] = []
+        layers: tuple[LayerNoise, ...] = ()
+        notes: tuple[str, ...] = ()
         if layer_samples:
-            plain_float = _as_prepared(reference, test, folder)
-            names = common_tensors(plain_float, test.runnable)
-            if not names:
-                notes.append("the two models have no layer of the same name, so noise cannot be told layer by layer")
-            else:
-                feeds = told(feed.limit(layer_samples), progress, "layers")
-                try:
-                    layers = layer_noise(plain_float, test.runnable, names, feeds, threads=threads)
-                except RuntimeFailure as error:
-                    # The comparison above is what was asked for; not every graph can be cut into layers.
-                    notes.append(f"noise could not be told layer by layer: {one_line(error)}")
+            prepared = _as_prepared(reference, test, folder)
+            feeds = told(feed.limit(layer_samples), progress, "layers")
+            layers, notes = _layer_by_layer(prepared, test.runnable, feeds, threads)
     warnings = (feed.warning,) if feed.warning else ()
-    return Evaluation(comparison, tuple(layers), feed.description, tuple(notes), warnings)
+    return Evaluation(comparison, layers, feed.description, notes, warnings)
+
+
+def _layer_by_layer(
+    float_model: Model, quantized_model: Model, feeds: Iterable[Mapping[str, Any]], threads: int | None
+) -> tuple[tuple[LayerNoise, ...], tuple[str, ...]]:
+    """(the noise of each layer that both models have, notes): one note and no layers where it cannot be told."""
+    names = common_tensors(float_model, quantized_model)
+    if not names:
+        return (), ("the two models have no layer of the same name, so noise cannot be told layer by layer",)
+    try:
+        return tuple(layer_noise(float_model, quantized_model, names, feeds, threads=threads)), ()
+    except RuntimeFailure as error:
+        # The comparison of the outputs is what was asked for; not every graph can be cut into layers.
+        return (), (f"noise could not be told layer by layer: {one_line(error)}",)
 
 
 def _as_prepared(reference: Opened, test: Opened, folder: Path) -> Path | bytes:

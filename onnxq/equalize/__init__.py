@@ -11,6 +11,6 @@ cannot multiply, a node between the two can, at a price.
 Internal: what is public is what ``onnxq`` exports.
 """
 
-from onnxq.equalize.apply import Equalized, equalized, equalized_as
+from onnxq.equalize.apply import Equalized, Terms, equalized, equalized_as
 
-__all__ = ["Equalized", "equalized", "equalized_as"]
+__all__ = ["Equalized", "Terms", "equalized", "equalized_as"]

@@ -11,8 +11,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.calibrate.runner import Feeds, values_of
-from onnxq.equalize.factors import Read, best_factors, best_without, from_steps, to_steps, trial
-from onnxq.equalize.sites import Reader, Site, find_sites
+from onnxq.equalize.factors import best_factors, best_without, from_steps, to_steps, trial
+from onnxq.equalize.reads import Read
+from onnxq.equalize.scaling import Reader, Site
+from onnxq.equalize.sites import find_sites
 from onnxq.files.scratch import Scratch
 from onnxq.graph.copying import copy_model
 from onnxq.graph.passes.unused import remove_unused
@@ -59,6 +61,22 @@ class Equalized:
     costs: bool = False
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What equalizing may change, and what it must gain.
+
+    | field       | meaning                                                                                          |
+    |-------------|--------------------------------------------------------------------------------------------------|
+    | `untouched` | names of nodes that must keep their weights                                                      |
+    | `costly`    | whether more may be computed where that halves the noise of what reads a tensor                  |
+    | `simulated` | whether speed does not count, since activations are only simulated: then any gain is worth it    |
+    """
+
+    untouched: Collection[str] = ()
+    costly: bool = False
+    simulated: bool = False
+
+
 @dataclass
 class _Found:
     """What is best for a site, and how much less noise it makes; ``noise``: what is left, relative to the signal."""
@@ -81,10 +99,8 @@ def equalized(
     feeds: Feeds,
     *,
     method: str,
+    terms: Terms = Terms(),
     feeds_hint: int | None = None,
-    untouched: Collection[str] = (),
-    costly: bool = False,
-    simulated: bool = False,
     scratch: Scratch | None = None,
 ) -> Equalized:
     """The prepared ``model`` with channels equalized where that makes less noise; the model itself where nowhere.
@@ -94,37 +110,40 @@ def equalized(
         plan: says what is quantized, and with how many bits.
         feeds: a few dozen inputs to see the channels with.
         method: for ranges of activations.
+        terms: what may be changed.
         feeds_hint: the number of feeds, where it is known.
-        untouched: names of nodes that must keep their weights.
-        costly: whether more may be computed where that halves the noise of what reads a tensor.
-        simulated: whether speed does not count, since activations are only simulated: then any gain is worth it.
         scratch: holds the new weights.
 
     Raises ``RuntimeFailure`` where the model does not run on the feeds.
     """
     copy = copy_model(model)
-    sites = [site for site in find_sites(copy, costly=costly) if _counts(site, plan, untouched)]
+    sites = [site for site in find_sites(copy, costly=terms.costly) if _counts(site, plan, terms.untouched)]
     if not sites:
         return Equalized(model)
     most, fewest = _ROWS_OF_A_FEED
     each = min(most, max(fewest, _MOST_ROWS // (feeds_hint or 1)))
     rows = _seen(copy, {r.tensor: r.axis for site in sites for r in site.readers}, feeds, each)
-    every = []
-    for site in sites:
-        if any(r.tensor not in rows or rows[r.tensor][0].shape[1] != site.channels for r in site.readers):
-            continue  # in a branch that did not run
-        if not all(np.isfinite(part).all() for r in site.readers for part in rows[r.tensor]):
-            continue  # an error, which observing ranges will find with the name of the first such tensor
-        reads = [_read(r, plan, rows[r.tensor]) for r in site.readers]
-        factors, relative = best_factors(reads, method=method)
-        if relative >= (_WORTH_IT if simulated else _worth(site)):
-            factors, relative = np.ones(site.channels), 1.0
-        noise = trial(reads, factors, method)
-        every.append(_Found(site, reads, factors, -10.0 * np.log10(relative), noise))
+    tried = (_tried(site, plan, rows, method, _worth(site, terms)) for site in sites)
+    every = [found for found in tried if found is not None]
     _take_out(every, method)
-    changed = [found for found in every if found.gain_db > 0.0]
-    if not changed:
-        return Equalized(model)
+    return _scaled(copy, [found for found in every if found.gain_db > 0.0], scratch) or Equalized(model)
+
+
+def _tried(site: Site, plan: Plan, rows: Mapping[str, tuple[F32, ...]], method: str, worth: float) -> _Found | None:
+    """What is best for ``site`` where that gets below ``worth``; None where its ``rows`` are missing or not finite."""
+    if any(r.tensor not in rows or rows[r.tensor][0].shape[1] != site.channels for r in site.readers):
+        return None  # in a branch that did not run
+    if not all(np.isfinite(part).all() for r in site.readers for part in rows[r.tensor]):
+        return None  # an error, which observing ranges will find with the name of the first such tensor
+    reads = [_read(r, plan, rows[r.tensor]) for r in site.readers]
+    factors, relative = best_factors(reads, method=method)
+    if relative >= worth:
+        factors, relative = np.ones(site.channels), 1.0
+    return _Found(site, reads, factors, -10.0 * np.log10(relative), trial(reads, factors, method))
+
+
+def _scaled(copy: ir.Model, changed: Sequence[_Found], scratch: Scratch | None) -> Equalized | None:
+    """``copy`` with the factors of ``changed`` in its weights; None, and nothing changed, where none can be scaled."""
     steps, added, done = {}, {}, []
     for found in changed:
         names = found.site.scale(found.factors)
@@ -136,15 +155,15 @@ def equalized(
             set_aside((*found.site.writers, *(reader.node for reader in found.site.readers)), scratch)
         steps[found.site.tensor] = b64encode(to_steps(found.factors).tobytes()).decode()
     if not done:
-        return Equalized(model)
+        return None
     remove_unused(copy)
     gates = {f.site.gate.scaled: f.site.writers[0].name or "" for f in done if f.site.gate is not None}
     return Equalized(copy, steps, _notes(done), added, gates, any(found.site.costs for found in done))
 
 
-def _worth(site: Site) -> float:
+def _worth(site: Site, terms: Terms) -> float:
     """The noise, relative to that without factors, that factors for ``site`` must get below."""
-    if not site.costs:
+    if terms.simulated or not site.costs:
         return _WORTH_IT
     return _WORTH_A_SLOW_PASS if site.gate is not None and site.channels < _FEW_CHANNELS else _WORTH_A_PASS
 

@@ -13,8 +13,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,14 +23,14 @@ from onnxq.config import Config, Rule
 from onnxq.graph.instrument import unobservable
 from onnxq.kernels import ops
 from onnxq.kernels.operators import operator
-from onnxq.kernels.record import Layout
 from onnxq.kernels.targets import Target
+from onnxq.plan.followers import followers
 from onnxq.plan.reasons import ReasonCode
 from onnxq.plan.stored import stored_formats
-from onnxq.plan.types import KeptFloat, Own, Plan, Point, SharedWith, Skipped, Source, Storage
-from onnxq.plan.units import ends_in_activation, maker_of, read, written
+from onnxq.plan.types import Bias, KeptFloat, Own, Plan, Point, SharedWith, Skipped, Source, Storage, Weight
+from onnxq.plan.units import ends_in_activation, read, written
 from onnxq.plan.weights import anchor_weights, biases, fused_products, operands, stored_weights
-from onnxq.query import array, constant, is_float, nodes
+from onnxq.query import nodes
 
 
 def make_plan(
@@ -49,11 +49,71 @@ def make_plan(
     ``slower`` the nodes whose integer kernel is slower than the float one, but shall be taken all the same.
     Node names must be unique across bodies of If and Loop.
     """
+    roles = _roles(model, config, target, keep_float or {}, force_gemm, slower)
+    anchors, by_name = roles.anchors, _named(model)
+    integer = followers(roles.candidates, anchors)
+    chosen = {**anchors, **integer}
+    formats = stored_formats(model, config)
+    own_operators = config.operators == "onnxruntime"
+    points = _points(model, chosen, anchors, target)
+    fused = fused_products(anchors, points) if own_operators else frozenset()
+    weights = [
+        weight
+        for name, node in anchors.items()
+        for weight in anchor_weights(node, target, formats[name], fused, roles.products, chosen)
+    ]
+    stored = stored_weights(
+        model,
+        anchors,
+        roles.refused,
+        target,
+        formats,
+        own_operators=own_operators,
+        recurrences=own_operators and not config.simulated,
+    )
+    return Plan(
+        points=tuple(points),
+        weights=(*weights, *stored),
+        biases=tuple(_biases(by_name, (*weights, *stored))),
+        constants=tuple(c for n in integer.values() for c in operands(n, target)),
+        integer=tuple(n.name or "" for n in nodes(model) if (n.name or "") in chosen),
+        anchors=tuple(anchors),
+        skipped=_skipped(by_name, roles.refused, target),
+        unused_rules=roles.unused_rules,
+        accuracy_level=config.accuracy_level,
+        native=config.native,
+    )
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """What each node can become, by its name, before its neighbours are looked at.
+
+    ``anchors`` run on integers, ``candidates`` where they lie between integers; ``refused`` must stay float.
+    ``products`` are the convolutions that shall run as matrix products; ``unused_rules`` match no node.
+    """
+
+    anchors: Mapping[str, ir.Node]
+    candidates: Mapping[str, ir.Node]
+    refused: Mapping[str, KeptFloat]
+    products: frozenset[str]
+    unused_rules: tuple[str, ...]
+
+
+def _roles(
+    model: ir.Model,
+    config: Config,
+    target: Target,
+    keep_float: Mapping[str, KeptFloat],
+    force_gemm: Collection[str],
+    slower: Collection[str],
+) -> _Roles:
+    """The ``_Roles`` of the nodes of ``model``; arguments as for ``make_plan``."""
     rules = _Rules(config.rules)
     products = set(force_gemm)
     anchors: dict[str, ir.Node] = {}
     candidates: dict[str, ir.Node] = {}
-    refused = dict(keep_float or {})
+    refused = dict(keep_float)
     for name in unobservable(model):
         refused.setdefault(name, KeptFloat.of(ReasonCode.LOOP_BODY, Storage.DYNAMIC))
     for node in nodes(model):
@@ -73,46 +133,7 @@ def make_plan(
                 anchors[name] = node
         elif name not in refused and ops.can_follow(node) and (operator(node).fast(target) or name in slower):
             candidates[name] = node
-    integer = _followers(candidates, anchors)
-    formats = stored_formats(model, config)
-    by_name = _named(model)
-    skipped = [
-        Skipped(name, node.op_type, refused[name].reason, refused[name].code)
-        for name, node in by_name.items()
-        if name in refused and _could_run(node, target)
-    ]
-    chosen = {**anchors, **integer}
-    points = _points(model, chosen, anchors, target)
-    fused = fused_products(anchors, points) if config.operators == "onnxruntime" else frozenset()
-    weights = [w for k, n in anchors.items() for w in anchor_weights(n, target, formats[k], fused, products, chosen)]
-    stored = stored_weights(
-        model,
-        anchors,
-        refused,
-        target,
-        formats,
-        own_operators=config.operators == "onnxruntime",
-        recurrences=config.operators == "onnxruntime" and not config.simulated,
-    )
-    float_biases = [
-        replace(b, storage=w.storage)
-        for w in stored
-        if ops.weight_slot(by_name[w.node]) is not None
-        for b in biases(by_name[w.node])
-        if ops.anchor_obstacle(by_name[w.node]) is None
-    ]
-    return Plan(
-        points=tuple(points),
-        weights=(*weights, *stored),
-        biases=(*(replace(b, storage=w.storage) for w in weights for b in biases(anchors[w.node])), *float_biases),
-        constants=tuple(c for n in integer.values() for c in operands(n, target)),
-        integer=tuple(n.name or "" for n in nodes(model) if (n.name or "") in chosen),
-        anchors=tuple(anchors),
-        skipped=tuple(skipped),
-        unused_rules=rules.unused(),
-        accuracy_level=config.accuracy_level,
-        native=config.native,
-    )
+    return _Roles(anchors, candidates, refused, frozenset(products), rules.unused())
 
 
 class _Rules:
@@ -141,97 +162,21 @@ def _named(model: ir.Model) -> dict[str, ir.Node]:
     return {n.name or "": n for n in nodes(model)}
 
 
-def _followers(candidates: Mapping[str, ir.Node], anchors: Mapping[str, ir.Node]) -> dict[str, ir.Node]:
-    """The greatest set of candidates that all read integers and are read by at least one node that wants them."""
-    chosen = dict(candidates)
-    convolutions = {n.name for n in anchors.values() if operator(n).between_codes}
-    wanted = {id(n.inputs[0]) for n in anchors.values() if operator(n).between_codes}
-    while True:
-        makers = {**{k: v for k, v in anchors.items() if v.name in convolutions}, **chosen}
-        codes = {id(v) for n in makers.values() for v in written(n)}
-        readers = {id(n) for n in (*anchors.values(), *chosen.values())}
-
-        def stays(
-            node: ir.Node,
-            codes: set[int] = codes,
-            readers: set[int] = readers,  # bound: the loop rebuilds them
-        ) -> bool:
-            useful = _reads_integers(node, codes | wanted) and any(
-                id(use.node) in readers and _data_use(use.node, use.idx) for out in written(node) for use in out.uses()
-            )
-            return useful and (not ops.wants_channels_last(node) or _channels_last(node, readers))
-
-        kept = {k: v for k, v in chosen.items() if stays(v)}
-        if len(kept) == len(chosen):
-            return kept
-        chosen = kept
+def _skipped(by_name: Mapping[str, ir.Node], refused: Mapping[str, KeptFloat], target: Target) -> tuple[Skipped, ...]:
+    """The ``refused`` nodes that have an integer kernel worth using."""
+    return tuple(
+        Skipped(name, node.op_type, refused[name].reason, refused[name].code)
+        for name, node in by_name.items()
+        if name in refused and _could_run(node, target)
+    )
 
 
-def _channels_last(node: ir.Node, chosen: Collection[int]) -> bool:
-    """Whether ``node`` runs in the layout of integer convolutions: behind one, or between two.
-
-    onnxruntime moves the layout on from a convolution only where another one, or what takes it on, reads it again.
-    ``chosen``: the ``id`` of all nodes on integers.
-    """
-    x = node.inputs[0]
-    if x is None or not _from_convolution(x, chosen):
-        return False
-    maker = maker_of(x)
-    if maker is not None and operator(maker).layout is Layout.STARTS:
-        return True
-    pending, seen = [node], {id(node)}
-    while pending:
-        for use in (u for out in written(pending.pop()) for u in out.uses()):
-            if operator(use.node).layout is Layout.STARTS and id(use.node) in chosen and use.idx == 0:
-                return True
-            if id(use.node) in chosen and id(use.node) not in seen and ops.keeps_channels_last(use.node):
-                seen.add(id(use.node))
-                pending.append(use.node)
-    return False
-
-
-def _from_convolution(value: ir.Value, chosen: Collection[int]) -> bool:
-    """Whether the layout of an integer convolution comes with ``value``."""
-    pending, seen = [value], {id(value)}
-    while pending:
-        maker = maker_of(pending.pop())
-        if maker is None or id(maker) not in chosen:
-            continue
-        if operator(maker).layout is Layout.STARTS:
-            return True
-        if ops.keeps_channels_last(maker):
-            new = [v for v in read(maker) if id(v) not in seen]
-            seen.update(id(v) for v in new)
-            pending += new
-    return False
-
-
-def _data_use(node: ir.Node, index: int) -> bool:
-    return index == 0 if ops.weight_slot(node) is not None else index in ops.data_inputs(node)
-
-
-def _reads_integers(node: ir.Node, integers: set[int]) -> bool:
-    computed = 0
-    for index in ops.data_inputs(node):
-        value = node.inputs[index]
-        assert value is not None
-        if constant(value) is not None:
-            if not (ops.constants_allowed(node) and _tame(value)):
-                return False
-        elif id(value) in integers:
-            computed += 1
-        elif not (is_float(value) and (ops.cheap_operand(node, value) or ops.quantizes_its_inputs(node))):
-            return False
-    return computed > 0 or ops.quantizes_its_inputs(node)
-
-
-# Additive masks hold numbers like -1e4 or -3.4e38: a range that includes them has no codes left for anything else.
-MASK_MAGNITUDE = 1e4
-
-
-def _tame(value: ir.Value) -> bool:
-    data = array(value)
-    return data is not None and data.size > 0 and is_float(value) and bool(np.abs(data).max() < MASK_MAGNITUDE)
+def _biases(by_name: Mapping[str, ir.Node], weights: Iterable[Weight]) -> Iterator[Bias]:
+    """The biases of linear layers that integers could run and that have one of ``weights``, stored as that is."""
+    for weight in weights:
+        node = by_name[weight.node]
+        if ops.weight_slot(node) is not None and ops.anchor_obstacle(node) is None:
+            yield from (replace(bias, storage=weight.storage) for bias in biases(node))
 
 
 def _points(

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxq.build.candidate import Candidate
 from onnxq.calibrate.feeds import Feed
 from onnxq.config import AUTO
-from onnxq.equalize import Equalized, equalized
+from onnxq.equalize import Equalized, Terms, equalized
 from onnxq.kernels.targets import target_of
 from onnxq.plan import KeptFloat, ReasonCode, make_plan
 from onnxq.plan.place import Placement
@@ -40,10 +40,8 @@ def equalized_for(job: Job, placement: Placement, feed: Feed, *, costly: bool) -
         plan,
         few,
         method=config.activation_range,
+        terms=Terms(untouched, costly, config.simulated),
         feeds_hint=few.len_hint,
-        untouched=untouched,
-        costly=costly,
-        simulated=config.simulated,
         scratch=job.scratch,
     )
 

@@ -14,8 +14,10 @@ from equalizing import RNG, TARGET, convolutions, feeds, model, node, rand, spre
 from equivalence import equivalent
 
 from onnxq import Config, DataError, Result, evaluate, quantize
-from onnxq.equalize import equalized, equalized_as
-from onnxq.equalize.factors import LARGEST, Objective, Read, best_factors, from_steps, minimum, to_steps, trial
+from onnxq.equalize import Terms, equalized, equalized_as
+from onnxq.equalize.factors import LARGEST, best_factors, from_steps, to_steps, trial
+from onnxq.equalize.objective import Objective, minimum
+from onnxq.equalize.reads import Read, energies
 from onnxq.equalize.sites import find_sites
 from onnxq.plan import make_plan
 
@@ -182,12 +184,10 @@ def test_the_trial_is_the_error_that_rounding_makes() -> None:
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(6, 40), (40, 6), (1, 9)])
 def test_energies_are_those_of_all_outputs(inputs: int, outputs: int) -> None:
-    from onnxq.equalize.factors import _energies
-
     rng = np.random.default_rng(3)
     rows, weight = (rng.standard_normal((3, *n)).astype(np.float32) for n in ((50, inputs), (inputs, outputs)))
     expected = np.square(rows.astype(np.float64) @ weight).sum(axis=(0, 2))
-    np.testing.assert_allclose(_energies(rows, weight), expected, rtol=1e-5)
+    np.testing.assert_allclose(energies(rows, weight), expected, rtol=1e-5)
 
 
 def test_factors_that_only_suit_the_rows_that_were_seen_are_not_taken() -> None:
@@ -235,7 +235,7 @@ def test_a_model_is_equalized_by_what_its_plan_quantizes() -> None:
     nothing = make_plan(graph, Config(placement="all").with_excluded(("MatMul",)), TARGET)
     assert equalized(graph, nothing, given, method="mse").model is graph
     for name in ("LayerNormalization_n", "MatMul_z"):
-        assert equalized(graph, plan, given, method="mse", untouched={name}).model is graph
+        assert equalized(graph, plan, given, method="mse", terms=Terms(untouched={name})).model is graph
 
 
 def test_what_is_not_finite_is_reported_by_name() -> None:
@@ -317,14 +317,14 @@ def test_multiplications_are_added_where_they_halve_the_noise_and_integers_are_m
     given = feeds(graph)
     plan = make_plan(graph, Config(placement="all"), TARGET)
     assert equalized(graph, plan, given, method="mse").model is graph
-    found = equalized(graph, plan, given, method="mse", costly=True)
+    found = equalized(graph, plan, given, method="mse", terms=Terms(costly=True))
     assert list(found.added) == ["n_equalized"]  # a Sigmoid's channels are alike
     assert "1 tensor equalized by a multiplication in front" in found.notes[0]
     again = equalized_as(graph, found.steps)
     assert ir.serde.serialize_model(again) == ir.serde.serialize_model(found.model)
     weights_only = make_plan(graph, Config(placement="all", weights="int4:16", activations="none"), TARGET)
-    assert equalized(graph, weights_only, given, method="mse", costly=True).model is graph
-    assert equalized(graph, plan, given, method="mse", costly=True, untouched={"MatMul_z"}).added == {}
+    assert equalized(graph, weights_only, given, method="mse", terms=Terms(costly=True)).model is graph
+    assert equalized(graph, plan, given, method="mse", terms=Terms(costly=True, untouched={"MatMul_z"})).added == {}
 
 
 def noise_of_post_norm(**choices: object) -> tuple[float, Result]:

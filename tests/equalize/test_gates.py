@@ -9,7 +9,7 @@ from equalizing import RNG, TARGET, feeds, model, node, rand, reseed, spread
 from equivalence import equivalent
 
 from onnxq import Config, Result, quantize
-from onnxq.equalize import equalized, equalized_as
+from onnxq.equalize import Terms, equalized, equalized_as
 from onnxq.equalize.sites import find_sites
 from onnxq.graph.edit import is_op
 from onnxq.measure.kernels import kernel_map
@@ -111,7 +111,7 @@ def test_gates_that_compute_in_float_stay_as_they_are() -> None:
     graph = gated(channels=64)
     given = feeds(graph, 32)
     plan = make_plan(graph, Config(placement="all"), TARGET)
-    found = equalized(graph, plan, given, method="mse", costly=True)
+    found = equalized(graph, plan, given, method="mse", terms=Terms(costly=True))
     assert dict(found.gates) == {"HardSigmoid_g_scaled": "Conv_c1"}
     assert found.costs
     assert found.added == {}
@@ -120,4 +120,4 @@ def test_gates_that_compute_in_float_stay_as_they_are() -> None:
     assert not any(is_op(n, "HardSigmoid") for n in again.graph)
     floats = make_plan(graph, Config(placement="all").with_excluded(("Conv_c1",)), TARGET)
     assert "HardSigmoid_g" not in floats.integer
-    assert not equalized(graph, floats, given, method="mse", costly=True).gates
+    assert not equalized(graph, floats, given, method="mse", terms=Terms(costly=True)).gates

@@ -11,8 +11,9 @@ from equivalence import equivalent
 
 from onnxq import Result, quantize
 from onnxq.config import Config
-from onnxq.equalize import equalized, equalized_as
-from onnxq.equalize.factors import Read, best_without, from_steps, to_steps
+from onnxq.equalize import Terms, equalized, equalized_as
+from onnxq.equalize.factors import best_without, from_steps, to_steps
+from onnxq.equalize.reads import Read
 from onnxq.equalize.sites import find_sites
 from onnxq.plan import make_plan
 
@@ -132,7 +133,7 @@ def quantized(**choices: object) -> Result:
 def test_taken_out_where_it_is_worth_the_nodes() -> None:
     graph = massive()
     plan = make_plan(graph, Config(placement="all"), TARGET)
-    found = equalized(graph, plan, marked(32), method="mse", costly=True)
+    found = equalized(graph, plan, marked(32), method="mse", terms=Terms(costly=True))
     assert "carries channels that integers are too coarse for" in found.added.values()
     assert "the largest stay float" in found.notes[-1]
     again = equalized_as(graph, found.steps)

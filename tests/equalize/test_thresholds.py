@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.config import Config
-from onnxq.equalize import apply, equalized
-from onnxq.equalize.factors import Read
+from onnxq.equalize import Terms, apply, equalized
+from onnxq.equalize.reads import Read
 from onnxq.equalize.sites import find_sites
 from onnxq.graph.prepare import prepare
 from onnxq.kernels.targets import TARGETS, USUAL
@@ -52,7 +52,7 @@ def changed(graph: ir.Model, relative: float, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(apply, "best_factors", best)
     feeds = [{"x": np.random.default_rng(i).standard_normal((2, 3, 8, 8)).astype(np.float32)} for i in range(2)]
     plan = make_plan(graph, Config(placement="all"), TARGETS["x86-vnni"])
-    return bool(equalized(graph, plan, feeds, method="minmax", costly=True).steps)
+    return bool(equalized(graph, plan, feeds, method="minmax", terms=Terms(costly=True)).steps)
 
 
 @pytest.mark.parametrize(("relative", "worth"), [(0.9, True), (0.99, False), (1.2, False)])
