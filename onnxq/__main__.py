@@ -1,6 +1,8 @@
 """``python -m onnxq``."""
 
+import sys
+
 from onnxq.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

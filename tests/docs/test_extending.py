@@ -133,6 +133,7 @@ def test_an_operator(tmp_path: Path) -> None:
     found = section("An operator")
     folder = tree(tmp_path, found)
     passes(folder, *found.files)
+    passes(folder, "tests/kernels/test_operators.py", "-k", "Tile")
     passes(folder, *RULES)
     passes(folder, *NAMES)
     (measuring,) = re.findall(r"^python (benchmarks/\S+ --only Tile)$", PAGE, re.MULTILINE)
@@ -187,7 +188,7 @@ assert set(np.unique(table)) <= set(LEVELS)
 def test_a_target(tmp_path: Path) -> None:
     found = section("A target")
     folder = tree(tmp_path, found)
-    passes(folder, "tests/kernels/test_targets.py")
+    passes(folder, "tests/kernels/test_targets.py", "tests/kernels/test_target_facts.py")
     (script,) = found.scripts
     check = """
 assert onnxq.load_config("c.toml").target == "arm64-i8mm"
@@ -224,30 +225,17 @@ for one, same in zip(read, Recordings("recordings"), strict=True):
 def test_an_adaptation_level(tmp_path: Path) -> None:
     found = section("An adaptation level")
     folder = tree(tmp_path, found)
-    check = """
-from onnxq.adapt.levels import level_called
-brief = level_called("brief")
-assert len(brief.training) == 2 and brief.steps == 40 and brief.seconds == 60.0
-assert onnxq.Config(adapt="brief").adapt == "brief"
-"""
-    checked(folder, "import onnxq", check)
-    with pytest.raises(AssertionError, match="adapt is one of none, fast, brief"):
-        command(folder, "onnxq quantize model.onnx --calib inputs.npz --adapt first")
-
-
-@pytest.mark.slow
-@pytest.mark.network
-def test_the_adaptation_level_trains(tmp_path: Path) -> None:
-    found = section("An adaptation level")
-    folder = tree(tmp_path, found)
     (script,) = found.scripts
     check = """
 adaptation = result.report.adaptation
-assert adaptation.level == "brief"
-assert [step.code for step in adaptation.steps][-2:] == ["train_part_1_of_2", "train_part_2_of_2"]
+assert adaptation.level == "last" and len(adaptation.steps) == 1
+assert [layer.node for layer in adaptation.layers] in ([], ["last"])
+assert len(adaptation.layers) == adaptation.steps[0].kept
 """
     checked(folder, script, check)
-    command(folder, "onnxq quantize model.onnx --calib inputs.npz --weights int4 --adapt brief --latency 0")
+    command(folder, "onnxq quantize model.onnx --calib inputs.npz --weights int4 --adapt last --latency 0")
+    with pytest.raises(AssertionError, match="adapt is one of none, last, fast"):
+        command(folder, "onnxq quantize model.onnx --calib inputs.npz --adapt first")
 
 
 def test_every_file_that_the_page_names_is_there() -> None:
