@@ -20,8 +20,9 @@ from onnxq.adapt.labels import Labels, labelled
 from onnxq.adapt.layerwise import Layer, adapt_layers, linear_layers
 from onnxq.adapt.levels import CHANNELS_TOGETHER, CLOSED_FORM, Level, Phase, level_called
 from onnxq.adapt.runtime import training_runtime
-from onnxq.adapt.samples import Samples, generated, joined, stacked
+from onnxq.adapt.samples import Samples, Split, generated, joined, stacked
 from onnxq.adapt.sensitivity import output_costs
+from onnxq.adapt.simulation import Simulation
 from onnxq.adapt.trainer import Schedule, Trained, Trainer
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
@@ -118,7 +119,7 @@ class Adapter:
             self.tell("adapt", done, total)
 
         found, refits = adapt_layers(
-            self.model, self.plan, start, layers, self.config, self.fit, costs=costs, progress=progress
+            Simulation(self.model, self.plan, start), layers, self.config, self.fit, costs=costs, progress=progress
         )
         if self._offer(phase, found, begun):
             self.layers = refits
@@ -141,6 +142,7 @@ class Adapter:
             every = self._with_generated(samples, aside)
         else:
             every = labelled([(aside, self.labels.check), (samples, self.labels.fit)])
+        split = Split(every, fit=range(aside.count, every.count), check=range(aside.count))
         order = [w.node for w in self.plan.weights]
         budget = self.config.adapt_seconds or level.seconds
         for done, phase in enumerate(level.training):
@@ -156,7 +158,7 @@ class Adapter:
                 seconds=(left or 0.0) / (len(level.training) - done),
             )
             frozen = order[: int(len(order) * phase.frozen)]
-            if not self._train(phase, every, aside.count, schedule, frozen, trainer):
+            if not self._train(phase, split, schedule, frozen, trainer):
                 break
 
     def _channels_together(
@@ -182,13 +184,12 @@ class Adapter:
     def _train(
         self,
         phase: Phase,
-        every: Samples,
-        checked: int,
+        split: Split,
         schedule: Schedule,
         frozen: Sequence[str],
         trainer: Trainer,
     ) -> bool:
-        """Whether the trainer could do it; the first ``checked`` of ``every`` sample are those held out."""
+        """Whether the trainer could do it."""
         if self._done(phase):
             return True
         begun = time.monotonic()
@@ -198,14 +199,10 @@ class Adapter:
 
         def trained() -> tuple[Parameters, Trained | None]:
             return adapt_jointly(
-                self.model,
-                self.plan,
-                self.best,
-                every,
+                Simulation(self.model, self.plan, self.best),
+                split,
                 schedule,
                 trainer,
-                fit=range(checked, every.count),
-                check=range(checked),
                 frozen=frozen,
                 progress=progress,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.adapt.gradients import with_gradient
-from onnxq.adapt.samples import Samples
-from onnxq.adapt.simulation import norm_places, simulated
+from onnxq.adapt.samples import Split
+from onnxq.adapt.simulation import Simulation, norm_places
 from onnxq.adapt.trainer import Parameter, Schedule, Trained, Trainer
 from onnxq.adapt.training_graph import Place, target_name, training_graph
 from onnxq.emit import weight_key
@@ -30,32 +30,28 @@ _SMALLEST = 1e-4
 
 
 def adapt_jointly(
-    model: ir.Model,
-    plan: Plan,
-    parameters: Parameters,
-    samples: Samples,
+    start: Simulation,
+    split: Split,
     schedule: Schedule,
     trainer: Trainer,
     *,
-    fit: Sequence[int],
-    check: Sequence[int],
     frozen: Collection[str] = (),
     progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[Parameters, Trained | None]:
-    """``parameters`` trained on the samples ``fit``, the best on ``check``; None where no gradient reaches a weight.
+    """The parameters of ``start`` trained, the best on samples held out; None where no gradient reaches a weight.
 
     What is trained: weights read by one node, in uniform codes, that are computed with as they are stored, and their
     scales; biases; scales and shifts of layer normalisations; and the scales of activations. ``frozen`` are nodes whose
     weights and biases stay, and with them the normalisations in front of the last of them.
     """
+    model, plan, parameters, samples = start.model, start.plan, start.parameters, split.samples
     movable = _movable(plan, parameters, frozen)
     free = [(b.node, b.index) for b in plan.biases if b.weight_node not in frozen]
     free += _norms(model, frozen)
     scores = {name: samples.score(name) for name in samples.outputs}
     chosen = {place: _in_codes(w, parameters.weights[weight_key(w)].params) for place, w in movable.items()}
-    simulation = simulated(model, plan, parameters)
     graph = training_graph(
-        simulation, chosen, free, scores=scores, learned=_learned(model, plan, parameters), labels=samples.labels
+        start.graph(), chosen, free, scores=scores, learned=_learned(model, plan, parameters), labels=samples.labels
     )
     reached = with_gradient(graph.model)
     weighed = {place: latent for place, latent in graph.weights.items() if latent.values in reached}
@@ -70,7 +66,7 @@ def adapt_jointly(
     trained.update({name: Parameter(_size(graph.model, name)) for name in biased.values()})
     trained.update(dict.fromkeys(steps.values(), Parameter(_STEP_SIZE)))
     data = {**samples.inputs, **{target_name(n): a for n, a in samples.outputs.items()}}
-    result = trainer.train(graph.model, data, trained, schedule, fit=fit, check=check, progress=progress)
+    result = trainer.train(graph.model, data, trained, schedule, fit=split.fit, check=split.check, progress=progress)
     weights, biases = dict(parameters.weights), dict(parameters.biases)
     for place, latent in weighed.items():
         old, key = chosen[place], weight_key(movable[place])

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.adapt.closed_form import Pairs, error, pairs, refitted
-from onnxq.adapt.simulation import original, simulated, stored_bias
+from onnxq.adapt.simulation import Simulation, original, stored_bias
 from onnxq.adapt.walk import Walk
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
@@ -40,7 +40,7 @@ Feeds = Iterable[Mapping[str, Array]]
 # Rows for each input of a layer, as far as the samples have them, and the fewest of a sample.
 _ROWS_AN_INPUT = 8
 _ROWS_OF_A_SAMPLE = 32
-# One sample of so many is kept aside to choose the ridge.
+# One sample of so many is held out to choose the ridge.
 _CHECKED = 8
 # Inputs of a layer up to which it is refitted: time grows with their cube.
 MOST_INPUTS = 6144
@@ -95,9 +95,7 @@ def linear_layers(
 
 
 def adapt_layers(
-    model: ir.Model,
-    plan: Plan,
-    parameters: Parameters,
+    start: Simulation,
     layers: Iterable[Layer],
     config: Config,
     feeds: Feeds,
@@ -105,13 +103,14 @@ def adapt_layers(
     costs: Mapping[str, F64] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Parameters, tuple[Refit, ...]]:
-    """``parameters`` with weights and biases of ``layers`` adapted to the noise of all that comes before them.
+    """The parameters of ``start``, weights and biases of ``layers`` adapted to the noise of all that comes before them.
 
     ``feeds`` are held in memory with all tensors that are alive at one point of the network. ``costs``: by node, what
     errors of a layer's outputs cost (``sensitivity``); then its channels are rounded together.
     """
     samples = [dict(feed) for feed in feeds]
-    clean, noisy = Walk(model, samples), Walk(simulated(model, plan, parameters), samples)
+    clean, noisy = Walk(start.model, samples), Walk(start.graph(), samples)
+    parameters = start.parameters
     weights, biases = dict(parameters.weights), dict(parameters.biases)
     layers, done = list(layers), []
     for number, layer in enumerate(layers, start=1):
@@ -123,7 +122,7 @@ def adapt_layers(
         noisy.give(layer.name, layer.job.use.index, quantized.dequantize())
         if layer.bias is not None and bias is not None:
             biases[layer.bias.node, layer.bias.index] = bias
-            stored = stored_bias(plan, replace(parameters, weights=weights), layer.bias, bias)
+            stored = stored_bias(start.plan, replace(parameters, weights=weights), layer.bias, bias)
             noisy.give(layer.bias.node, layer.bias.index, stored)
         done.append(refit)
         if progress is not None:
@@ -144,7 +143,7 @@ def _skip(out: ir.Value) -> tuple[ir.Node, int] | None:
 
 
 def _observed(layer: Layer, clean: Walk, noisy: Walk) -> tuple[Pairs, Pairs | None]:
-    """What the layer reads and ought to give: most feeds, and those kept aside (None where there are too few feeds)."""
+    """What the layer reads and ought to give: most feeds, and those held out (None where there are too few feeds)."""
     geometry = layer.geometry
     source, noisy_source = clean.reads(layer.name)[0], noisy.reads(layer.name)[0]
     matrix = geometry.matrix(np.asarray(layer.job.data, np.float32)).transpose(0, 2, 1)
@@ -172,7 +171,7 @@ def _observed(layer: Layer, clean: Walk, noisy: Walk) -> tuple[Pairs, Pairs | No
 
 
 def _split(samples: int, rows: int, number: int) -> Iterator[tuple[bool, slice]]:
-    """Which of the ``rows`` of feed ``number`` are kept aside: those of its last samples, or all of few samples."""
+    """Which of the ``rows`` of feed ``number`` are held out: those of its last samples, or all of few samples."""
     if samples < _CHECKED:
         yield number % _CHECKED == _CHECKED - 1, slice(None)
         return

@@ -57,6 +57,15 @@ class Samples:
         return max(float(np.square(rows, dtype=np.float64).mean()), 1e-12)
 
 
+@dataclass(frozen=True, eq=False)
+class Split:
+    """``samples``, and which of them are trained on (``fit``) and which are held out (``check``)."""
+
+    samples: Samples
+    fit: Sequence[int]
+    check: Sequence[int]
+
+
 def joined(parts: Sequence[Samples]) -> Samples:
     """All samples of ``parts``, which are alike, in order."""
     first = parts[0]

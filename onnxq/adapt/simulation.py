@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,19 @@ from onnxq.plan import Bias, Plan, Storage
 from onnxq.query import nodes
 
 F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """A prepared float ``model`` and how it is quantized: where, by ``plan``, and with which ``parameters``."""
+
+    model: ir.Model
+    plan: Plan
+    parameters: Parameters
+
+    def graph(self) -> ir.Model:
+        """The float graph that computes what this does on integers."""
+        return simulated(self.model, self.plan, self.parameters)
 
 
 def simulated(model: ir.Model, plan: Plan, parameters: Parameters) -> ir.Model:

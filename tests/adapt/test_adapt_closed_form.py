@@ -10,7 +10,7 @@ from zoo import ZOO, Net, feeds, prepared
 from onnxq import Config
 from onnxq.adapt.closed_form import error, pairs, refitted
 from onnxq.adapt.layerwise import adapt_layers, linear_layers
-from onnxq.adapt.simulation import simulated
+from onnxq.adapt.simulation import Simulation, simulated
 from onnxq.adapt.walk import Walk
 from onnxq.graph.io import serialize
 from onnxq.numerics import sqnr_db
@@ -123,7 +123,7 @@ def test_layers_make_up_for_the_noise_before_them(tmp_path) -> None:  # type: ig
     layers = linear_layers(model, made.plan, made.parameters, builder.statistics(made), config)
     assert [layer.name for layer in layers] == ["a", "b", "b2", "c", "c2", "d", "d2", "e"]
     assert [layer.skip is not None for layer in layers] == [False, False, True, False, True, False, True, False]
-    adapted, refits = adapt_layers(model, made.plan, made.parameters, layers, config, feed.batches(64))
+    adapted, refits = adapt_layers(Simulation(model, made.plan, made.parameters), layers, config, feed.batches(64))
     unseen = {"x": correlated(512, 32, 2)}
     whole = open_session(serialize(model)).run(None, unseen)[0]
     levels = [

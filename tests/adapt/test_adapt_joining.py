@@ -12,7 +12,8 @@ from zoo import Net, feeds, prepared
 
 from onnxq.adapt import joint
 from onnxq.adapt.engine import Engine
-from onnxq.adapt.samples import stacked
+from onnxq.adapt.samples import Split, stacked
+from onnxq.adapt.simulation import Simulation
 from onnxq.adapt.trainer import Schedule
 from onnxq.build.build import chosen
 from onnxq.config import Config
@@ -103,9 +104,9 @@ def test_what_agrees_goes_on_agreeing_when_it_is_trained(tmp_path) -> None:
     samples = stacked(batches, [{"y": run(session, f)[0]} for f in batches], rows=1)
     engine = Engine(runtime(), tmp_path / "training")
     schedule = Schedule(8, (1e-2,), batch=1, every=4)
-    found, trained = joint.adapt_jointly(
-        builder.prepared, result.plan, result.parameters, samples, schedule, engine, fit=range(16, 64), check=range(16)
-    )
+    start = Simulation(builder.prepared, result.plan, result.parameters)
+    split = Split(samples, fit=range(16, 64), check=range(16))
+    found, trained = joint.adapt_jointly(start, split, schedule, engine)
     assert trained is not None
     before, after = result.parameters.tensors, found.tensors
     changed = [t for t in before if after[t] is not before[t]]

@@ -16,7 +16,7 @@ from zoo import Net
 
 from onnxq import Config
 from onnxq.adapt.layerwise import Layer, adapt_layers, linear_layers
-from onnxq.adapt.simulation import simulated
+from onnxq.adapt.simulation import Simulation, simulated
 from onnxq.adapt.walk import Walk
 from onnxq.build.candidate import Built
 from onnxq.calibrate.feeds import Feed
@@ -69,7 +69,7 @@ def test_a_layer_makes_up_for_what_the_branch_lacks(tmp_path: Path) -> None:
     for kind in ("told", "not told"):
         told = [layer if kind == "told" else replace(layer, skip=None) for layer in layers]
         adapted, _ = adapt_layers(
-            builder.prepared, made.plan, made.parameters, told, builder.config, feed.batches(COUNT)
+            Simulation(builder.prepared, made.plan, made.parameters), told, builder.config, feed.batches(COUNT)
         )
         found[kind] = noise(builder, made, adapted, unseen)
     assert found["told"] < 0.95 * found["not told"]
@@ -80,7 +80,8 @@ def test_the_errors_that_are_reported_are_those_of_the_outputs(weights: str, tmp
     """By the tensors of both networks: the target is what the float layer gives and what the branch lacks."""
     builder, made, _, layers = start(tmp_path, weights)
     x = correlated(96, 32, 3)
-    adapted, refits = adapt_layers(builder.prepared, made.plan, made.parameters, layers, builder.config, [{"x": x}])
+    start_from = Simulation(builder.prepared, made.plan, made.parameters)
+    adapted, refits = adapt_layers(start_from, layers, builder.config, [{"x": x}])
     quantized = simulated(builder.prepared, made.plan, adapted)
     for layer, refit in zip(layers, refits, strict=True):
         assert layer.centred

@@ -20,7 +20,8 @@ from onnxq.adapt import runtime as home
 from onnxq.adapt.engine import Engine
 from onnxq.adapt.gradients import differentiable, new_input, obstacle, summed, with_gradient
 from onnxq.adapt.joint import adapt_jointly
-from onnxq.adapt.samples import Samples
+from onnxq.adapt.samples import Samples, Split
+from onnxq.adapt.simulation import Simulation
 from onnxq.adapt.trainer import Schedule
 from onnxq.emit import emit
 from onnxq.graph.copying import copy_model
@@ -168,14 +169,10 @@ def test_codes_move_and_what_is_emitted_is_what_was_trained(kind: str, tmp_path:
     inputs = dict(next(iter(source.batches(256))))
     target = open_session(serialize(builder.prepared)).run(None, inputs)[0]
     found, trained = adapt_jointly(
-        builder.prepared,
-        made.plan,
-        made.parameters,
-        Samples(inputs, {"y": target}),
+        Simulation(builder.prepared, made.plan, made.parameters),
+        Split(Samples(inputs, {"y": target}), fit=range(256), check=range(256)),
         Schedule(300, (3e-3,), batch=64, every=20),
         Engine(runtime(), tmp_path / "training", seed=3, threads=1),
-        fit=range(256),
-        check=range(256),
     )
     assert trained is not None
     assert trained.after < trained.before

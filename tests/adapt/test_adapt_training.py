@@ -18,9 +18,9 @@ from onnxq.adapt import runtime as home
 from onnxq.adapt.engine import Engine
 from onnxq.adapt.gradients import differentiable, new_input, squared_errors, summed, with_gradient
 from onnxq.adapt.joint import adapt_jointly
-from onnxq.adapt.samples import Samples, generated, stacked
+from onnxq.adapt.samples import Samples, Split, generated, stacked
 from onnxq.adapt.sensitivity import output_costs
-from onnxq.adapt.simulation import simulated
+from onnxq.adapt.simulation import Simulation, simulated
 from onnxq.adapt.trainer import Parameter, Schedule
 from onnxq.adapt.training_graph import soften, training_graph
 from onnxq.emit import emit
@@ -337,14 +337,10 @@ def test_normalisations_are_trained_too_unless_what_is_frozen_stands_behind_them
     samples = Samples(inputs, {"y": target})
     frozen = ["a0", "b0", "a1"]
     found, trained = adapt_jointly(
-        builder.prepared,
-        made.plan,
-        made.parameters,
-        samples,
+        Simulation(builder.prepared, made.plan, made.parameters),
+        Split(samples, fit=range(64, 256), check=range(64)),
         Schedule(40, (3e-3,), batch=32, every=20),
         engine,
-        fit=range(64, 256),
-        check=range(64),
         frozen=frozen,
     )
     assert trained is not None
