@@ -51,3 +51,23 @@ def test_few_inputs_are_widened_for_outputs_by_eights(outputs: int, padded: int)
     work = work_of(conv, {"y": (1, outputs, 8, 8)}, VNNI)
     assert work is not None
     assert work.kernel == ("conv.widened" if padded else "conv.few")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "direct"),
+    [
+        (4, 16, True),
+        (4, 12, False),  # fewer than the direct kernel takes
+        (4, 18, False),
+        (4, 20, True),
+        (6, 16, False),
+        (8, 16, True),
+    ],
+)
+def test_the_direct_kernel_takes_channels_by_fours(inputs: int, outputs: int, direct: bool) -> None:
+    n = Net(2)
+    n.conv("x", inputs, outputs, name="conv", out="y")
+    (conv,) = nodes(prepared(n.model({"x": [1, inputs, 8, 8]}, {"y": [1, outputs, 8, 8]})))
+    work = work_of(conv, {"y": (1, outputs, 8, 8)}, VNNI)
+    assert work is not None
+    assert (work.kernel, work.direct) == ("conv.spatial", direct)
