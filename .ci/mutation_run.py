@@ -7,6 +7,7 @@ the module is overwritten with one mutant after the other.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import gc
 import json
@@ -65,6 +66,15 @@ def changed(code: str, mutant: str) -> dict[str, Any]:
     return {"line": start + 1, "code": text(before[start:end]), "mutant": text(after[new_start:new_end])}
 
 
+def is_python(mutant: str) -> bool:
+    """Whether ``mutant`` can be parsed; the star of a signature that became a minus cannot, and is nobody's catch."""
+    try:
+        ast.parse(mutant)
+    except SyntaxError:
+        return False
+    return True
+
+
 def survivors(session: str, module: Path, arguments: list[str], seconds: float) -> tuple[int, list[dict[str, Any]]]:
     """How many mutants were tested, and those that the tests do not notice."""
     code = module.read_text()
@@ -80,7 +90,7 @@ def survivors(session: str, module: Path, arguments: list[str], seconds: float) 
         mutation = item.mutations[0]
         operator = get_operator(mutation.operator_name)(**mutation.operator_args)
         mutant = mutate_code(code, operator, mutation.occurrence)
-        if mutant is None or mutant == code:
+        if mutant is None or mutant == code or not is_python(mutant):
             continue
         count += 1
         module.write_text(mutant)
