@@ -1,0 +1,215 @@
+"""Each rule of acceptance a step this side and that of every number in it, by brute force where there is a closed form.
+
+The numbers are written out here: they are what users were promised, or what a judgement may cost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError
+from fractions import Fraction
+from math import comb
+
+import pytest
+
+from onnxq.config import Config
+from onnxq.measure.compare import Comparison, OutputComparison
+from onnxq.measure.latency import Latency, LatencyReport
+from onnxq.search import acceptance
+from onnxq.search.acceptance import Shortfall, Verdict, accepts, contradicts, promised
+
+BELOW_ONE = math.nextafter(1.0, 0.0)
+
+
+def output(
+    rank: int,
+    *,
+    level: float | None = 25.0,
+    agreement: float | None = 0.5,
+    rows: int = 1000,
+    probability: bool = False,
+    problem: str | None = None,
+) -> OutputComparison:
+    """Scores of which half were decided otherwise, unless told more."""
+    rule = "" if agreement is None else "arg-max"
+    return OutputComparison("y", 10_000, level, None, 0.1, agreement, rule, rows, rank, probability, problem)
+
+
+def verdict(*outputs: OutputComparison, min_agreement: float = 0.99, guard_sqnr: float = -1000.0) -> Verdict:
+    return accepts(Comparison("float", "int8", 1, outputs), Config(min_agreement=min_agreement, guard_sqnr=guard_sqnr))
+
+
+@pytest.mark.parametrize(
+    ("rank", "clean"), [(0, 30.0), (1, 30.0), (2, 30.0), (3, 20.0), (4, 20.0), (5, 20.0), (6, 20.0)]
+)
+def test_decisions_count_below_the_clean_level_of_the_rank(rank: int, clean: float) -> None:
+    assert verdict(output(rank, level=clean)).good
+    found = verdict(output(rank, level=math.nextafter(clean, 0.0)))
+    assert (found.good, found.shortfalls, found.agreement) == (False, (Shortfall.AGREEMENT,), 0.5)
+    assert verdict(output(rank, level=clean, probability=True)).shortfalls == (Shortfall.AGREEMENT,)
+    assert verdict(output(rank, level=None)).shortfalls == (Shortfall.AGREEMENT,)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3, 4])
+def test_features_need_20_db_of_any_rank_if_anything_is_promised(rank: int) -> None:
+    poor = output(rank, agreement=None, level=math.nextafter(20.0, 0.0))
+    assert verdict(output(rank, agreement=None, level=20.0)).good
+    assert verdict(output(rank, agreement=None, level=60.0)).good
+    found = verdict(poor)
+    assert (found.shortfalls, found.agreement) == ((Shortfall.FEATURES,), 1.0)
+    assert verdict(poor, min_agreement=1e-9).shortfalls == (Shortfall.FEATURES,)
+    assert verdict(poor, min_agreement=0.0).good
+    assert verdict(output(rank, agreement=None, level=math.nan)).shortfalls == (Shortfall.FEATURES, Shortfall.SQNR)
+
+
+def test_of_an_output_of_which_nothing_is_known_nothing_is_held_against_it() -> None:
+    found = verdict(output(2, agreement=None, level=None), guard_sqnr=1000.0)
+    assert (found.good, found.agreement, found.sqnr_db) == (True, 1.0, math.inf)
+
+
+def test_the_worst_level_of_those_that_are_known_counts() -> None:
+    others = (output(2, level=50.0), output(2, level=None), output(2, level=40.0), output(2, level=45.0))
+    assert verdict(*others, guard_sqnr=40.0).sqnr_db == 40.0
+    assert verdict(*others, guard_sqnr=40.0).good
+    assert verdict(*others, guard_sqnr=math.nextafter(40.0, 50.0)).shortfalls == (Shortfall.SQNR,)
+
+
+def test_a_problem_comes_first_and_the_rest_is_told_too() -> None:
+    found = verdict(output(2, level=5.0, problem="NaN"), guard_sqnr=10.0)
+    assert found.shortfalls == (Shortfall.BROKEN, Shortfall.AGREEMENT, Shortfall.SQNR)
+    assert not found.good
+
+
+def test_a_verdict_stands_as_it_was_given() -> None:
+    found = verdict(output(2, agreement=1.0))
+    assert Verdict(found.comparison, 1.0, 25.0, True).shortfalls == ()
+    with pytest.raises(FrozenInstanceError):
+        found.good = False  # type: ignore[misc]
+    poor = verdict(output(2)).contradicted()
+    assert poor.shortfalls == (Shortfall.AGREEMENT, Shortfall.SECOND_CHECK)
+    assert not poor.good
+
+
+# -- how many decisions may change -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rank", "a_decision"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 2)])
+def test_what_is_promised_of_the_rows_of_each_rank(rank: int, a_decision: int) -> None:
+    for least in (0.5, 0.9, 0.99, 1.0):
+        expected = 1 - a_decision * (1 - least)
+        assert promised(output(rank), Config(min_agreement=least)) == pytest.approx(expected, abs=1e-12)
+
+
+def tail(misses: int, rows: int, share: Fraction) -> Fraction:
+    """The probability of so many misses or more, exactly."""
+    return sum(
+        (comb(rows, k) * share**k * (1 - share) ** (rows - k) for k in range(misses, rows + 1)), start=Fraction(0)
+    )
+
+
+@pytest.mark.parametrize("percent", [1, 5, 10, 30, 60])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 20, 40])
+def test_what_chance_explains_at_one_in_twenty_contradicts_nothing(rows: int, percent: int) -> None:
+    share = Fraction(percent, 100)
+    for misses in range(rows + 1):
+        exact = tail(misses, rows, share)
+        if abs(exact - Fraction(1, 20)) > Fraction(1, 10**9):  # nearer than that is a matter of rounding
+            found = contradicts((rows - misses) / rows, rows, float(1 - share))
+            assert found == (exact < Fraction(1, 20)), misses
+
+
+def test_many_rows_do_not_underflow() -> None:
+    """One standard deviation of the 10,000 misses that a million rows are granted is 99.5 of them."""
+    rows = 1_000_000
+    assert not contradicts(1 - 10_100 / rows, rows, 0.99)
+    assert contradicts(1 - 10_300 / rows, rows, 0.99)
+
+
+def test_where_nothing_may_change_one_row_contradicts() -> None:
+    assert contradicts(0.999, 1000, 1.0)
+    assert contradicts(BELOW_ONE - 0.6 / 1000, 1000, 1.0)
+    assert not contradicts(1 - 0.4 / 1000, 1000, 1.0)  # less than a row
+    assert not contradicts(1.0, 1000, 1.0)
+
+
+@pytest.mark.parametrize(("agreement", "promise"), [(0.0, 0.0), (0.0, -1.0), (0.5, -1.0), (0.5, 0.0)])
+def test_what_promises_nothing_cannot_be_contradicted(agreement: float, promise: float) -> None:
+    """Two rows a decision make a negative promise of one below a half."""
+    assert not contradicts(agreement, 10, promise)
+
+
+# -- of two candidates, and of two files -------------------------------------------------------------------------------
+
+
+def of(sqnr_db: float, good: bool = False) -> Verdict:
+    return Verdict(Comparison("float", "int8", 1, (output(2),)), 1.0, sqnr_db, good)
+
+
+def test_the_second_is_the_one_to_start_from_if_it_is_good_or_loses_less() -> None:
+    more = math.nextafter(20.0, 30.0)
+    assert acceptance.less_noise(of(more), of(20.0))
+    assert not acceptance.less_noise(of(20.0), of(20.0))
+    assert not acceptance.less_noise(of(20.0), of(more))
+    assert acceptance.promising(of(more), of(20.0))
+    assert not acceptance.promising(of(20.0), of(20.0))
+    assert acceptance.promising(of(10.0, good=True), of(20.0))
+
+
+@pytest.mark.parametrize(("layers", "few"), [(19, 0), (20, 1), (39, 1), (40, 2), (100, 5)])
+def test_a_layer_of_twenty_may_fall_back_before_another_way_is_looked_for(layers: int, few: int) -> None:
+    accepted = [n for n in range(layers + 1) if acceptance.good_enough(of(20.0, good=True), n, layers)]
+    assert accepted == list(range(few + 1))
+    assert not acceptance.good_enough(of(20.0), 0, layers)
+
+
+def test_faster_is_below_one_and_slower_above() -> None:
+    above = math.nextafter(1.0, 2.0)
+    assert acceptance.faster(BELOW_ONE)
+    assert acceptance.faster(0.5)
+    assert not acceptance.faster(1.0)
+    assert not acceptance.faster(above)
+    assert acceptance.faster_with_all(BELOW_ONE, [0.5, BELOW_ONE, 1.0])
+    assert not acceptance.faster_with_all(BELOW_ONE, [0.5, above])
+    assert not acceptance.faster_with_all(1.0, [0.5])
+
+
+def test_a_file_is_worth_it_if_it_is_a_byte_smaller() -> None:
+    assert [acceptance.smaller_file(size, 1000) for size in (1, 999, 1000, 1001)] == [True, True, False, False]
+
+
+def test_slower_with_any_number_of_threads_is_slower() -> None:
+    def report(*ratios: float) -> LatencyReport:
+        def latency(label: str, threads: int, ms: float) -> Latency:
+            return Latency(label, threads, 20, ms, ms, ms, ms, ms, ms, ms)
+
+        rows = [latency(name, i + 1, ms) for i, r in enumerate(ratios) for name, ms in (("a", 1.0), ("b", r))]
+        return LatencyReport(tuple(rows), (), False, 0)
+
+    assert not acceptance.slower(None)
+    assert not acceptance.slower(report(0.5, 1.0))
+    assert acceptance.slower(report(0.5, 2.0))
+    assert acceptance.slower(report(2.0, 0.5))
+
+
+# -- how much data a judgement takes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("elements", "feeds"),
+    [(0, 8), (1, 8), (2**23, 8), (2**23 + 1, 7), (2**24, 4), (2**24 * 1.3, 3), (2**25, 2), (2**26, 2), (2**40, 2)],
+)
+def test_2_to_8_feeds_of_2_to_the_26_elements_rank_layers(elements: float, feeds: int) -> None:
+    assert acceptance.ranked_feeds(elements) == feeds
+
+
+@pytest.mark.parametrize(
+    ("elements", "samples"),
+    [(0, 256), (1, 256), (2**16, 256), (2**16 + 1, 255), (2**22, 4), (2**23, 2), (2**24, 1), (2**25, 1), (2**40, 1)],
+)
+def test_up_to_256_samples_of_2_to_the_24_elements_are_the_second_check_set(elements: float, samples: int) -> None:
+    assert acceptance.second_check_samples(elements) == samples
+
+
+def test_how_many_samples_and_seconds_a_judgement_takes() -> None:
+    assert (acceptance.FEW_SAMPLES, acceptance.JUDGED_FEEDS, acceptance.BATCHES_TO_ADAPT) == (8, 64, 4)
+    assert (acceptance.TIMED_FEEDS, acceptance.TIMED_SECONDS) == (4, 2.0)
