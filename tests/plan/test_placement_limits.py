@@ -53,19 +53,28 @@ def pooled() -> onnx.ModelProto:
     return n.model({"x": MAP}, {"y": [1, 8, 2, 2]})
 
 
-def joined(curve: bool) -> onnx.ModelProto:
-    n = Net(3)
+def joined(*, curve: bool = False, shared: bool = False) -> onnx.ModelProto:
+    n, outputs = Net(3), {"y": MAP}
     other = n("Softplus", "z", name="curve") if curve else "z"
     x = n("Concat", n.conv("x", 8, 8, k=1, name="a"), other, name="join", axis=1)
     n.conv(x, 16, 8, k=1, name="b", out="y")
-    return n.model({"x": MAP, "z": MAP}, {"y": MAP})
+    if shared:
+        outputs[n.conv(other, 8, 8, k=1, name="c", out="w")] = MAP
+    return n.model({"x": MAP, "z": MAP}, outputs)
 
 
-def summed() -> onnx.ModelProto:
+def summed(*, first: bool = False) -> onnx.ModelProto:
     """A sum that reads what a convolution reads too: it can run on integers where that one does."""
     n = Net(4)
+
+    def total() -> None:
+        n.conv(n("Add", n.conv("x", 8, 8, k=1, name="a"), "z", name="sum"), 8, 8, k=1, name="b", out="y")
+
+    if first:
+        total()
     n.conv("z", 8, 8, k=1, name="c", out="w")
-    n.conv(n("Add", n.conv("x", 8, 8, k=1, name="a"), "z", name="sum"), 8, 8, k=1, name="b", out="y")
+    if not first:
+        total()
     return n.model({"x": MAP, "z": MAP}, {"y": MAP, "w": MAP})
 
 
@@ -91,9 +100,11 @@ NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     "a product that is an output too": lambda: products(is_output=True),
     "a product with a Relu that is an output too": lambda: products(relu=True, is_output=True),
     "a pooling": pooled,
-    "a join with an input": lambda: joined(curve=False),
+    "a join with an input": joined,
+    "a join with what a convolution reads": lambda: joined(shared=True),
     "a join with a float node": lambda: joined(curve=True),
     "a sum with what a convolution reads": summed,
+    "a sum before a convolution that reads the same": lambda: summed(first=True),
     "a gate": gated,
     "a split that float reads": cut,
 }
@@ -191,6 +202,23 @@ def test_a_gain_of_a_millionth_decides(scale: float) -> None:
         # The conversion in front of both is all that they cost but for their kernels.
         costs = Costs({"a": other + QUANTIZE, "b0": other * (1 + gain)}, {"a": other, "b0": other})
         assert set(uneconomic(model, plan, flat_shapes(model), table(), VNNI, costs=costs)) == expected
+
+
+def test_ties_but_for_rounding_stay_float_however_large_the_costs() -> None:
+    model = prepared(products())
+    plan = make_plan(model, Config(), VNNI)
+    large, alike = 1e9 * (0.1 + 0.2), 1e9 * 0.3
+    assert large > alike
+    costs = Costs({"a": large + QUANTIZE, "b0": alike}, {"a": alike, "b0": alike})
+    assert set(uneconomic(model, plan, flat_shapes(model), table(), VNNI, costs=costs)) == {"a", "b0"}
+
+
+def test_conversions_of_unknown_size_cost_nothing() -> None:
+    model = prepared(products())
+    plan = make_plan(model, Config(), VNNI)
+    for gain, expected in ((0.1, set()), (-0.1, {"a", "b0"})):
+        costs = Costs(dict.fromkeys(plan.integer, 5.0 + gain), dict.fromkeys(plan.integer, 5.0))
+        assert set(uneconomic(model, plan, {}, table(), VNNI, costs=costs)) == expected
 
 
 # -- costs from the table ----------------------------------------------------------------------------------------------
