@@ -80,7 +80,7 @@ DATA = {"x": np.random.default_rng(1).standard_normal((400, 48)).astype(np.float
 
 
 def config(text: str, **choices: object) -> Config:
-    return Config(weights=text, first_last=text, placement="all", **choices)  # type: ignore[arg-type]
+    return Config(weights=text, first_last=text, placement="all", target="x86-vnni", **choices)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["nf4", "mxfp4:32", "mxfp4:16"])
@@ -101,7 +101,7 @@ def test_integer_kernels_compute_with_a_registered_format(net: object, text: str
 
 def test_the_file_holds_nibbles_and_the_levels() -> None:
     proto = deep()
-    made = onnxq.quantize(proto, DATA, config=config("nf4", target="x86-vnni")).proto()
+    made = onnxq.quantize(proto, DATA, config=config("nf4")).proto()
     arrays = [numpy_helper.to_array(t) for t in made.graph.initializer]
     levels = round_half_even(QUANTILES * 127)
     (table,) = (a for a in arrays if a.dtype == np.int8 and a.shape == (256, 2))  # one that all weights share
@@ -164,7 +164,7 @@ def test_integers_beyond_the_kernels_type_are_refused() -> None:
     register(Family("wide", (3,), "wide3"), Wide)
     try:
         with pytest.raises(ModelError, match="weight format 'wide3' made integers that int8n does not hold"):
-            onnxq.quantize(deep(), DATA, config=config("wide3", target="x86-vnni"))
+            onnxq.quantize(deep(), DATA, config=config("wide3"))
     finally:
         unregister("wide")
 
