@@ -6,7 +6,7 @@ None means "not given": then the configuration file, the preset or the field's o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -163,13 +163,10 @@ def duration(option: str, text: str) -> float:
     return seconds
 
 
-def _with_options(build: Callable[..., Config], *, planning: bool) -> Callable[..., Config]:
-    """``build`` with the options spelled out in its signature, which is what typer reads."""
-    build.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        _parameters(planning=planning), return_annotation=Config
-    )
-    return build
+def spell_out(build: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> None:
+    """Gives ``build`` these parameters in its signature, which is what typer reads."""
+    build.__signature__ = inspect.Signature(list(parameters))  # type: ignore[attr-defined]
 
 
-_with_options(planning_choices, planning=True)
-_with_options(all_choices, planning=False)
+spell_out(planning_choices, _parameters(planning=True))
+spell_out(all_choices, _parameters(planning=False))

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from onnxq.calibrate.options import FeedOptions, ImageOptions
-from onnxq.cli.choices import parameter, parameter_name
+from onnxq.cli.choices import parameter, parameter_name, spell_out
 from onnxq.config.choices import Choice, choice_of, described, is_choice
 from onnxq.errors import ConfigError
 
@@ -112,6 +112,4 @@ def _dimension(text: str) -> tuple[str, int]:
 # How the text of an option becomes its value, by what stands for that in ``--help``.
 _READ: dict[str, Read] = {"HxW": _pixels, "X": _fraction, "R,G,B": _numbers}
 
-feed_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    list(_parameters()), return_annotation=FeedOptions
-)
+spell_out(feed_options, _parameters())

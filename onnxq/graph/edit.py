@@ -11,8 +11,6 @@ import onnx_ir as ir
 
 Array = npt.NDArray[Any]
 
-FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
-
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether ``node`` is one of these operators of the default domain."""

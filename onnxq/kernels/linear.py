@@ -194,7 +194,6 @@ OPERATORS = (
         slot=_matmul_slot,
         obstacle=_matmul_obstacle,
         dynamic=lambda node, _: _matmul_obstacle(node) is None,
-        bias_behind=True,
         kernel_to_float="MatMulIntegerToFloat",
         kernels=("QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"),
         takes_activation=True,

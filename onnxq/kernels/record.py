@@ -128,7 +128,6 @@ class Operator:
     | `stored`            | the inputs of a float node that may be stored as integers, and the axes with one scale each |
     | `gathered`          | whether it reads rows of its weight, so that only these are dequantized                |
     | `dynamic`           | whether there is an integer kernel, and a faster one, that measures ranges at every run |
-    | `bias_behind`       | whether its bias is the sum behind it                                                  |
     | `kernel_to_float`   | the integer kernel that writes floats and takes a float bias                           |
     | `direct`            | whether there are two integer kernels: a direct one, and matrix products               |
     | `between_codes`     | whether its integer kernel goes from codes to codes: what it reads and writes is there as codes for others. A matrix product may write floats |
@@ -182,7 +181,6 @@ class Operator:
     stored: Callable[[ir.Node], Mapping[int, tuple[int, ...]]] = no_weights
     gathered: bool = False
     dynamic: Callable[[ir.Node, Target], bool] = never
-    bias_behind: bool = False
     kernel_to_float: str | None = None
     direct: bool = False
     between_codes: bool = False
