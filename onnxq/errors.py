@@ -1,4 +1,4 @@
-"""Every error that onnxq raises on purpose; the message is one line that says what is wrong and what to do.
+"""Every error that onnxq raises on purpose: one line says what is wrong and where, a hint what to do about it.
 
 ::
 
@@ -15,7 +15,14 @@ from __future__ import annotations
 
 
 class OnnxqError(Exception):
-    """Base of all errors that onnxq raises on purpose."""
+    """Base of all errors that onnxq raises on purpose: ``what`` is wrong, and a ``hint`` or the empty string.
+
+    As text the two are one line: ``what; hint``.
+    """
+
+    def __init__(self, what: str = "", *, hint: str = "") -> None:
+        super().__init__(f"{what}; {hint}" if hint else what)
+        self.what, self.hint = what, hint
 
 
 class ModelError(OnnxqError):
@@ -42,7 +49,7 @@ class OutputError(OnnxqError):
     """The result could not be written; nothing was left half-written."""
 
 
-def one_line(error: BaseException, *, limit: int = 300) -> str:
-    """The text of ``error`` as one line of at most ``limit`` characters, for embedding in another message."""
-    text = " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException | str, *, limit: int = 300) -> str:
+    """``error`` as one line of at most ``limit`` characters; an exception without a text is named by its type."""
+    text = " ".join(str(error).split()) or ("" if isinstance(error, str) else type(error).__name__)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -72,6 +72,6 @@ def main() -> int:
         if message is None:
             raise
         path = getattr(getattr(error, "ctx", None), "command_path", "onnxq")
-        typer.echo(f"error: {one_line(ValueError(message()))} (see {path} --help)", err=True)
+        typer.echo(f"error: {one_line(message())} (see {path} --help)", err=True)
         return BAD_INPUT
     return code if isinstance(code, int) else 0

@@ -28,9 +28,9 @@ TRACEBACK = "ONNXQ_TRACEBACK"
 _LONGEST = 1000
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """End the command with ``error: message`` on stderr and exit code ``code``."""
-    typer.echo(f"error: {message}", err=True)
+def fail(message: str, code: int, *, hint: str = "") -> NoReturn:
+    """End the command with ``error: message``, and ``hint: hint`` if there is one, on stderr and exit code ``code``."""
+    typer.echo(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), err=True)
     raise typer.Exit(code)
 
 
@@ -47,7 +47,7 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
             fail("interrupted", INTERRUPTED)
         except OnnxqError as error:
             _traceback()
-            fail(one_line(error, limit=_LONGEST), BAD_INPUT)
+            fail(one_line(error.what, limit=_LONGEST), BAD_INPUT, hint=one_line(error.hint, limit=_LONGEST))
         except Exception as error:
             _traceback()
             fail(

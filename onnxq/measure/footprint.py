@@ -75,7 +75,7 @@ def footprint(
             ) from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeFailure(f"cannot measure the memory of {label(model)}: {one_line(ValueError(last))}")
+        raise RuntimeFailure(f"cannot measure the memory of {label(model)}: {one_line(last)}")
     result = json.loads(done.stdout.strip().splitlines()[-1])
     return Footprint(label(model), result["load_seconds"], result["peak_bytes"], model_size(model).file_bytes)
 

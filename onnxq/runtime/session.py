@@ -154,7 +154,7 @@ def _refuse_load(model: Model, error: Exception) -> NoReturn:
         raise RuntimeFailure(
             f"{name} keeps weights in {missing}, which cannot be read; put that file beside the model"
         ) from error
-    reason = one_line(ValueError(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)))
+    reason = one_line(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text))
     raise RuntimeFailure(
         f"{runtime} cannot load {name} (opset {opset}): {reason}; check the model with onnx.checker"
     ) from error
