@@ -42,16 +42,18 @@ def place(tmp_path: Path) -> Place:
 
 
 def refused(place: Place, *arguments: object) -> str:
-    """The message of a command that must refuse, leaving every file as it was."""
+    """The message, hint included, of a command that must refuse, leaving every file as it was."""
     before = place.files()
     done = CliRunner().invoke(app, [str(a) for a in arguments])
     assert done.exit_code == 2, done.output
     assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    line, *hint = done.stderr.splitlines()
     assert line.startswith("error: ")
+    assert len(hint) <= 1
+    assert all(h.startswith("hint: ") for h in hint)
     assert "Traceback" not in line
     assert place.files() == before
-    return line
+    return "; ".join([line, *(h.removeprefix("hint: ") for h in hint)])
 
 
 def not_onnx(place: Place) -> None:

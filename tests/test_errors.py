@@ -1,0 +1,36 @@
+"""Errors: one line for people who catch them, two for those who read them in a terminal."""
+
+import pytest
+import typer
+
+from onnxq.cli.commands import fail, guarded
+from onnxq.errors import ModelError, one_line
+
+
+def test_text_joins_what_is_wrong_and_what_to_do() -> None:
+    error = ModelError("m.onnx is cut off", hint="copy it again")
+    assert (error.what, error.hint) == ("m.onnx is cut off", "copy it again")
+    assert str(error) == "m.onnx is cut off; copy it again"
+    assert str(ModelError("m.onnx is cut off")) == "m.onnx is cut off"
+
+
+def test_a_command_prints_the_hint_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise ModelError("m.onnx is\ncut off", hint="copy\nit again")
+
+    with pytest.raises(typer.Exit):
+        guarded(command)()
+    assert capsys.readouterr().err == "error: m.onnx is cut off\nhint: copy it again\n"
+
+
+def test_without_a_hint_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        fail("m.onnx is cut off", 2)
+    assert capsys.readouterr().err == "error: m.onnx is cut off\n"
+
+
+def test_one_line_names_an_exception_without_a_text_and_leaves_an_empty_string_empty() -> None:
+    assert one_line(ValueError()) == "ValueError"
+    assert one_line("") == ""
+    assert one_line("a\n b") == "a b"
+    assert one_line("x" * 400) == "x" * 297 + "..."
