@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,30 @@ def test_a_slower_model_only_stores_integers(monkeypatch: pytest.MonkeyPatch) ->
     assert result.report.sqnr_db is not None
     assert result.report.sqnr_db > least("big_gemm, stored")
     assert {f.kernel for f in result.report.assignments} == {"Gemm"}
+
+
+def test_what_runs_the_kernels_of_the_float_model_is_never_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gains, "benchmark", claimed([1.5, 1.5], []))
+    result = quantize(big_gemm(), rows(), config=TIMED)
+    assert [w.storage for w in result.plan.weights] == [Storage.PACKED]
+    assert result.report.latency is not None
+    assert result.report.latency.same_kernels
+    assert not result.report.slower
+
+
+def test_on_a_busy_machine_times_that_are_unsure_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two threads it seems slower, but others had the cores; with one thread it is faster."""
+
+    def fake(models: Any, timed: Any, **_: Any) -> LatencyReport:
+        rows = [Latency("m", n, 20, *[1.0] * 7, waited=0.4) for n in (1, 1, 2, 2)]
+        rows[1], rows[3] = (replace(rows[i], ratio=r, ratio_low=r, ratio_high=r) for i, r in ((1, 0.5), (3, 3.0)))
+        return LatencyReport(tuple(rows), (), False, 0)
+
+    monkeypatch.setattr(gains, "benchmark", fake)
+    result = quantize(big_gemm(), rows(), config=TIMED)
+    assert result.plan.anchors == ("fc",)
+    assert not result.report.slower
+    assert any("threads waited 40%" in note for note in result.report.notes)
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.05])  # 1.05: its interval reaches below 1, which is no proof

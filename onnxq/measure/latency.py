@@ -4,6 +4,10 @@ All sessions are loaded first and warmed up. Then, round after round, every mode
 anew each round. Times are compared *within* a round: the median over rounds of (time / time of the first model), with
 the order-statistic confidence interval of a median (sign test; no distribution assumed, but rounds independent).
 
+With one thread a model runs in the thread that calls it, and its time is the processor time of that thread: on a busy
+machine the same as on a quiet one. With several threads it is the wall clock's, and every row says what share of the
+time threads had to wait for a core (``busy``): where that is much, the row decides nothing.
+
 Idle threads of onnxruntime spin for a while before they sleep. With several sessions alive they steal the cores from
 the session that is being timed: on 2 cores with 2 threads each, three copies of one model interleaved took two to
 three times longer than one alone, and no longer than alone with spinning off. So ``session.intra_op.allow_spinning``
@@ -24,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import ConfigError, DataError
+from onnxq.measure.busy import BUSY, clock, counts_processor_time, share_waited, waiting
 from onnxq.measure.footprint import Footprint, footprint
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model, label
@@ -35,6 +40,8 @@ NOTICEABLE = 1.02
 _WARM_UP_RUNS = 3
 # Shorter models are run several times for one measurement, or Python's own jitter would be measured.
 _SHORTEST_S = 1e-3
+# How often it is looked how busy the machine is, where the clock does not tell.
+_PROBED_EVERY_S = 0.5
 _CONFIDENCE = 0.95
 
 
@@ -42,8 +49,10 @@ _CONFIDENCE = 0.95
 class Latency:
     """Milliseconds of one model with ``threads`` threads: median, first and third quartile, least.
 
-    ``ratio``: median over rounds of its time over the first model's in the same round (below 1: faster), with the 95 %
-    confidence interval ``[ratio_low, ratio_high]``; 1 for the first model.
+    With one thread they are processor time of that thread, with more the wall clock's. ``ratio``: median over rounds of
+    its time over the first model's in the same round (below 1: faster), with the 95 % confidence interval
+    ``[ratio_low, ratio_high]``; 1 for the first model. ``waited``: the share of the time, in [0, 1], that threads had
+    to wait for a core, which other processes had.
     """
 
     model: str
@@ -56,6 +65,12 @@ class Latency:
     ratio: float
     ratio_low: float
     ratio_high: float
+    waited: float = 0.0
+
+    @property
+    def sure(self) -> bool:
+        """Whether these figures are those of the model: the clock left the waiting out, or there was little of it."""
+        return counts_processor_time(self.threads) or self.waited <= BUSY
 
     @property
     def speedup(self) -> float:
@@ -65,12 +80,29 @@ class Latency:
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """``rows``: models in the order given, for each number of threads. ``footprints``: one for each model, or none."""
+    """``rows``: models in the order given, for each number of threads. ``footprints``: one for each model, or none.
+
+    ``same_kernels``: whether it is known that all models run the same kernels, so that none of them can be slower.
+    """
 
     rows: tuple[Latency, ...]
     footprints: tuple[Footprint, ...]
     spinning: bool
     seed: int
+    same_kernels: bool = False
+
+    @property
+    def slower(self) -> bool:
+        """Whether a model is noticeably slower than the first with some number of threads, beyond doubt.
+
+        Beyond doubt: the whole confidence interval of the paired ratio lies above 1, and the figures are sure.
+        """
+        return not self.same_kernels and any(row.sure and row.ratio_low > NOTICEABLE for row in self.rows)
+
+    @property
+    def unsure(self) -> tuple[Latency, ...]:
+        """The rows that decide nothing, since others had the cores."""
+        return tuple(row for row in self.rows if not row.sure)
 
     def of(self, *, threads: int) -> tuple[Latency, ...]:
         """The rows measured with ``threads`` threads."""
@@ -108,8 +140,8 @@ def benchmark(
     names = distinct_labels(models)
     rows: list[Latency] = []
     for count in threads:
-        times = _rounds(models, kept, count, seconds, min_rounds, spinning, rng)
-        rows += [_row(name, count, times[:, i], times[:, 0]) for i, name in enumerate(names)]
+        times, waited = _rounds(models, kept, count, seconds, min_rounds, spinning, rng)
+        rows += [_row(name, count, times[:, i], times[:, 0], waited) for i, name in enumerate(names)]
     footprints: tuple[Footprint, ...] = ()
     if memory:
         measured = (footprint(m, kept, threads=max(threads)) for m in models)
@@ -132,15 +164,16 @@ def _rounds(
     min_rounds: int,
     spinning: bool,
     rng: np.random.Generator,
-) -> npt.NDArray[np.float64]:
-    """Seconds of one run: ``[rounds, models]``."""
+) -> tuple[npt.NDArray[np.float64], float]:
+    """(seconds of one run: ``[rounds, models]``, the share of the time that threads waited for a core)."""
     config: Mapping[str, str] = {} if spinning else QUIET
     sessions = [open_session(model, threads=threads, config=config) for model in models]
+    stopwatch = _Stopwatch(threads)
     repeats: list[int] = []
     for session in sessions:
         for feed in feeds:
             run(session, feed)  # the shapes of all feeds are seen before any is timed
-        shortest = min(_time(session, feeds[0], 1) for _ in range(_WARM_UP_RUNS))
+        shortest = min(stopwatch.time(session, feeds[0], 1) for _ in range(_WARM_UP_RUNS))
         repeats.append(max(1, math.ceil(_SHORTEST_S / max(shortest, 1e-9))))
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
@@ -148,22 +181,48 @@ def _rounds(
         feed = feeds[len(rounds) % len(feeds)]
         row = [0.0] * len(sessions)
         for i in rng.permutation(len(sessions)).tolist():
-            row[i] = _time(sessions[i], feed, repeats[i])
+            row[i] = stopwatch.time(sessions[i], feed, repeats[i])
         rounds.append(row)
-    return np.asarray(rounds)
+        stopwatch.probe()
+    return np.asarray(rounds), stopwatch.waited
 
 
-def _time(session: Any, feed: dict[str, npt.NDArray[Any]], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        session.run(None, feed)
-    return (time.perf_counter() - start) / repeats
+class _Stopwatch:
+    """Times runs of models with so many ``threads``, and knows how much these had to wait."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads, self._clock = threads, clock(threads)
+        self._own = self._wall = 0.0
+        self._probes: list[float] = []
+        self._next = 0.0
+
+    def time(self, session: Any, feed: dict[str, npt.NDArray[Any]], repeats: int) -> float:
+        """Seconds of one run, the mean over ``repeats``."""
+        wall, start = time.perf_counter(), self._clock()
+        for _ in range(repeats):
+            session.run(None, feed)
+        own = self._clock() - start
+        self._own, self._wall = self._own + own, self._wall + time.perf_counter() - wall
+        return own / repeats
+
+    def probe(self) -> None:
+        """Looks how busy the machine is, now and then, where the clock does not tell."""
+        if not counts_processor_time(self._threads) and time.perf_counter() >= self._next:
+            self._probes.append(waiting(self._threads))
+            self._next = time.perf_counter() + _PROBED_EVERY_S
+
+    @property
+    def waited(self) -> float:
+        """The share of the time so far that the threads waited for a core."""
+        return float(np.mean(self._probes)) if self._probes else share_waited(self._own, self._wall)
 
 
-def _row(name: str, threads: int, own: npt.NDArray[np.float64], first: npt.NDArray[np.float64]) -> Latency:
+def _row(
+    name: str, threads: int, own: npt.NDArray[np.float64], first: npt.NDArray[np.float64], waited: float
+) -> Latency:
     q1, median, q3 = (np.percentile(own, [25, 50, 75]) * 1e3).tolist()
     ratio, low, high = median_interval(own / first)
-    return Latency(name, threads, len(own), median, q1, q3, float(own.min() * 1e3), ratio, low, high)
+    return Latency(name, threads, len(own), median, q1, q3, float(own.min() * 1e3), ratio, low, high, waited)
 
 
 def median_interval(values: npt.ArrayLike, *, confidence: float = _CONFIDENCE) -> tuple[float, float, float]:

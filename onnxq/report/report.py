@@ -9,7 +9,7 @@ from typing import Any
 from onnxq.measure.assignment import KernelAssignment
 from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
-from onnxq.measure.latency import NOTICEABLE, LatencyReport
+from onnxq.measure.latency import LatencyReport
 from onnxq.measure.layers import LayerNoise
 from onnxq.measure.size import ModelSize
 from onnxq.runtime.plain import plain
@@ -155,12 +155,8 @@ class Report:
 
     @property
     def slower(self) -> bool:
-        """Whether the quantized model is slower than the float one for some number of threads, beyond doubt.
-
-        Beyond doubt: the whole confidence interval of the paired ratio lies noticeably above 1.
-        """
-        rows = () if self.latency is None else self.latency.rows
-        return any(row.ratio_low > NOTICEABLE for row in rows)
+        """Whether the quantized model was timed and is slower than the float one, beyond doubt (``LatencyReport``)."""
+        return self.latency is not None and self.latency.slower
 
     @property
     def sqnr_db(self) -> float | None:
@@ -177,6 +173,7 @@ class Report:
             "left_float": plain(self.left_float),
             "smaller": self.smaller,
             "slower": self.slower,
+            "unsure": self.latency is not None and bool(self.latency.unsure),
             "sqnr_db": plain(self.sqnr_db),
         }
 

@@ -31,6 +31,14 @@ def show(result: Showable, console: Console) -> None:
         console.print(latency_table(result))
         if result.footprints:
             console.print(footprint_table(result))
+        if result.unsure:
+            threads = ", ".join(str(count) for count in dict.fromkeys(row.threads for row in result.unsure))
+            waited = max(row.waited for row in result.unsure)
+            console.print(
+                f"This machine is busy: threads waited {waited:.0%} of the time for a core. Times with {threads} "
+                "threads are unsure; those with one thread are processor time.",
+                markup=False,
+            )
         if not result.spinning:
             console.print("Threads do not spin while idle: several sessions would disturb each other.", markup=False)
     elif isinstance(result, Comparison):
@@ -200,7 +208,8 @@ def _latency_row(first: Latency, second: Latency) -> list[str]:
     # The interval of the slowdown or speedup that is named, so that both are read the same way round.
     slower = second.ratio > 1
     low, high = (second.ratio_low, second.ratio_high) if slower else (1 / second.ratio_high, 1 / second.ratio_low)
-    gain = f"{_factor(second.speedup, 'faster', 'slower')} ({low:.2f}-{high:.2f})"
+    interval = f"{low:.2f}-{high:.2f}" if second.sure else "unsure"
+    gain = f"{_factor(second.speedup, 'faster', 'slower')} ({interval})"
     name = f"latency ms, {first.threads} thread" + ("s" if first.threads > 1 else "")
     return [name, ms(first.median_ms), ms(second.median_ms), gain]
 

@@ -12,7 +12,7 @@ from enum import Enum
 
 from onnxq.config import Config
 from onnxq.measure.compare import Comparison, OutputComparison
-from onnxq.measure.latency import NOTICEABLE, LatencyReport
+from onnxq.measure.latency import LatencyReport
 
 # Above this many dB an entry that is no longer the largest of its row was as good as tied: such rows are no evidence,
 # and for outputs that are features rather than scores the largest entry means nothing anyway. (Probabilities are
@@ -178,8 +178,8 @@ def smaller_file(quantized_bytes: int, float_bytes: int) -> bool:
 
 
 def slower(latency: LatencyReport | None) -> bool:
-    """Whether the second model is noticeably slower than the first for some number of threads, beyond doubt."""
-    return latency is not None and any(row.ratio_low > NOTICEABLE for row in latency.rows)
+    """Whether the second model was timed and is noticeably slower than the first, beyond doubt."""
+    return latency is not None and latency.slower
 
 
 # -- how much data a judgement takes ----------------------------------------------------------------------------------

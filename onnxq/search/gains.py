@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
+from onnxq.measure.kernels import KernelMap, kernel_map
 from onnxq.measure.latency import benchmark
 from onnxq.measure.size import model_size
 from onnxq.plan import KeptFloat, ReasonCode, Storage
 from onnxq.search.acceptance import slower, smaller_file
 from onnxq.search.attempt import Attempt, Search
 from onnxq.search.timing import thread_counts
+
+BUSY_MACHINE = (
+    "this machine was busy: threads waited {share:.0%} of the time for a core, so that times with several threads are "
+    "unsure and decide nothing; those with one thread are processor time"
+)
 
 
 def never_larger(search: Search, attempt: Attempt) -> Attempt | None:
@@ -35,6 +43,9 @@ def never_slower(search: Search, attempt: Attempt) -> Attempt | None:
         return None
     search.job.tell("latency", 0, None)
     attempt = _timed(search, attempt)
+    if attempt.latency is not None and attempt.latency.unsure:
+        waited = max(row.waited for row in attempt.latency.unsure)
+        attempt = attempt.noting(BUSY_MACHINE.format(share=waited))
     if not slower(attempt.latency) or not attempt.built.plan.layers or search.job.asked.simulated:
         return attempt
     reason = KeptFloat.of(ReasonCode.SLOWER_THAN_FLOAT, Storage.PACKED)
@@ -61,4 +72,12 @@ def _timed(search: Search, attempt: Attempt) -> Attempt:
         seconds=search.job.asked.latency_seconds,
         seed=search.job.asked.seed,
     )
+    if report.slower and _same_kernels(search.job.reference, attempt.built.kernels):
+        report = replace(report, same_kernels=True)
     return replace(attempt, latency=report)
+
+
+def _same_kernels(reference: bytes | Path, kernels: KernelMap) -> bool:
+    """Whether the float model runs what ``kernels`` says: what is stored as integers may be float once it is loaded."""
+    before = kernel_map(reference, level=kernels.level)
+    return Counter((n.op, n.domain) for n in before.nodes) == Counter((n.op, n.domain) for n in kernels.nodes)

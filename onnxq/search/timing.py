@@ -6,5 +6,6 @@ import os
 
 
 def thread_counts() -> tuple[int, ...]:
-    """One, and all that there are."""
-    return tuple(sorted({1, os.cpu_count() or 1}))
+    """One, and as many as this process has cores."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return tuple(sorted({1, available}))

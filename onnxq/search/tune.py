@@ -183,7 +183,9 @@ class _Search:
             seed=self.seed + len(self.trials),
             memory=False,
         )
-        rows = [report.of(threads=count)[1] for count in self.threads]
+        rows = [row for count in self.threads if (row := report.of(threads=count)[1]).sure]
+        if not rows:  # others had the cores: nothing is known
+            return Trial(what, 1.0, 0.0, math.inf, kept=False)
         ratio, low, high = (
             math.exp(sum(math.log(getattr(row, name)) for row in rows) / len(rows))
             for name in ("ratio", "ratio_low", "ratio_high")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from measure_models import Graph, conv_net, feeds
 
 from onnxq.errors import ConfigError, DataError, RuntimeFailure
 from onnxq.measure import benchmark, footprint
-from onnxq.measure.latency import MAX_FEEDS, distinct_labels, median_interval
+from onnxq.measure.busy import BUSY, share_waited, waiting
+from onnxq.measure.latency import MAX_FEEDS, Latency, LatencyReport, _Stopwatch, distinct_labels, median_interval
 
 
 def test_rows_for_every_model_and_thread_count() -> None:
@@ -50,6 +53,51 @@ def test_ratio_points_the_right_way() -> None:
     report = benchmark([light(), heavy()], feeds(1, 64, 256), seconds=0.05, min_rounds=7, memory=False)
     assert report.rows[1].ratio_low > 1
     assert report.rows[1].speedup < 1
+
+
+class Sleeper:
+    """A session that waits, as one does whose core somebody else has."""
+
+    def run(self, outputs: object, feed: object) -> None:
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the time of a thread is counted in coarse steps there")
+def test_with_one_thread_waiting_is_no_latency() -> None:
+    stopwatch = _Stopwatch(1)
+    assert stopwatch.time(Sleeper(), {}, 2) < 0.025
+    stopwatch.probe()
+    assert stopwatch.waited > 0.5
+    assert _Stopwatch(2).time(Sleeper(), {}, 2) >= 0.05
+
+
+def test_threads_that_share_cores_wait() -> None:
+    cores = os.cpu_count() or 1
+    assert waiting(8 * cores, seconds=0.01) > 0.5  # each has an eighth of a core at most
+    assert 0.0 <= waiting(1, seconds=0.01) <= 1.0
+
+
+def test_the_share_waited() -> None:
+    assert share_waited(0.5, 2.0) == 0.75
+    assert share_waited(2.0, 1.9) == 0.0  # clocks of different steps
+    assert share_waited(0.0, 0.0) == 0.0
+
+
+def row(threads: int, low: float, waited: float) -> Latency:
+    return Latency("m", threads, 20, 1.0, 1.0, 1.0, 1.0, low, low, low, waited)
+
+
+def test_times_of_several_threads_on_a_busy_machine_are_unsure() -> None:
+    above = math.nextafter(BUSY, 1.0)
+    assert row(1, 1.0, above).sure
+    assert row(2, 1.0, BUSY).sure
+    assert not row(2, 1.0, above).sure
+    assert LatencyReport((row(2, 1.0, above), row(2, 9.0, above)), (), False, 0).unsure
+    assert not LatencyReport((row(2, 1.0, above), row(2, 9.0, above)), (), False, 0).slower
+    assert LatencyReport((row(2, 1.0, BUSY), row(2, 9.0, BUSY)), (), False, 0).slower
+    assert LatencyReport((row(1, 1.0, 1.0), row(1, 1.03, 1.0)), (), False, 0).slower
+    assert not LatencyReport((row(1, 1.0, 1.0), row(1, 1.02, 1.0)), (), False, 0).slower
+    assert not LatencyReport((row(1, 1.0, 0.0), row(1, 9.0, 0.0)), (), False, 0, same_kernels=True).slower
 
 
 def test_only_some_feeds_are_drawn() -> None:
