@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -15,6 +14,7 @@ from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
 from onnxq.config import Config
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
+from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load, save, serialize
 from onnxq.graph.kinds import METADATA_KEY, require_float32
 from onnxq.graph.prepare import prepare
@@ -117,8 +117,7 @@ def quantize(
     outline = make_plan(prepared.model, config, target)
     if not outline.anchors and not outline.weights:
         raise ModelError(nothing_to_quantize(outline))
-    with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         job = Job(prepared.model, original, to_runtime(original, folder), folder, config, tell, Scratch(folder))
         if data is None:
             outcome = without_data(job, feed_options)

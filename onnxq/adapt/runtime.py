@@ -12,12 +12,12 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from onnxq.errors import RuntimeFailure
 from onnxq.files.cache import cache_folder
+from onnxq.files.temporary import temporary_folder
 
 VARIABLE = "ONNXQ_TRAINING_RUNTIME"
 PACKAGE, VERSION = "onnxruntime-training-cpu", "1.19.2"
@@ -78,7 +78,7 @@ def _install(folder: Path) -> None:
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="onnxq-", dir=folder.parent) as name:
+        with temporary_folder(folder.parent) as name:
             wanted = Path(name) / "wanted.txt"
             wanted.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{digest}\n", encoding="utf-8")
             made = Path(name) / "made"

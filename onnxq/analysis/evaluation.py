@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from onnxq.analysis.running import Opened, opened, told
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
 from onnxq.equalize import equalized_as
 from onnxq.errors import ConfigError, RuntimeFailure, one_line
+from onnxq.files.temporary import temporary_folder
 from onnxq.graph.kinds import METADATA_KEY
 from onnxq.graph.prepare import prepare
 from onnxq.graph.runtime_model import to_runtime
@@ -91,7 +91,7 @@ def evaluate(
         raise ConfigError(f"layer_samples must be at least 0, not {layer_samples}")
     with (
         opened(float_model, quantized_model) as (reference, test),
-        tempfile.TemporaryDirectory(prefix="onnxq-") as name,
+        temporary_folder() as name,
     ):
         folder = Path(name)
         feed = open_feed(data, reference.signature.inputs, options=feed_options)

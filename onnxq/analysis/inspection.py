@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import onnx_ir as ir
@@ -18,6 +16,7 @@ from onnxq.analysis.running import Opened, opened, some_feed
 from onnxq.calibrate.feeds import FeedOptions, FeedSource
 from onnxq.config import Config
 from onnxq.errors import DataError, ModelError, one_line
+from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load
 from onnxq.graph.kinds import quantized_ops, require_float32
 from onnxq.graph.prepare import prepare
@@ -225,12 +224,12 @@ def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tupl
         prepared = prepare(given.model, target=target, native=config.native)
     except ModelError as error:
         return None, one_line(error)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+    with temporary_folder() as folder:
         try:
             feeds = list(some_feed(given, None, options))
         except DataError:
             feeds = []  # of unknown sizes: everything that can
-        plan = planned(prepared.model, config, target, feeds, Path(folder))
+        plan = planned(prepared.model, config, target, feeds, folder)
     if not plan.anchors and not plan.weights:
         return None, nothing_to_quantize(plan)
     notes = (*prepared.notes, *(f"rule '{rule}' matched no node" for rule in plan.unused_rules))

@@ -7,7 +7,6 @@ within another's; what converts between floats and integers, or changes a layout
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.config import Config
+from onnxq.files.temporary import temporary_folder
 from onnxq.graph.kinds import METADATA_KEY
 from onnxq.graph.prepare import prepare
 from onnxq.graph.runtime_model import to_runtime
@@ -77,8 +77,7 @@ def node_table(
     kept = list(feeds)
     target = target_of(config)
     prepared = prepare(model, target=target).model
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         before = _measured(prepared, kept, folder)
         if quantized is None:
             plan = planned(prepared, config, target, kept[:1], folder)

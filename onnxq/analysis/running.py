@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from onnxq.calibrate.feeds import Feed, FeedOptions, FeedSource, open_feed
 from onnxq.calibrate.synthetic import runnable_feed
 from onnxq.errors import ConfigError, DataError, ModelError
 from onnxq.files.atomic import staged, write_file
+from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.graph.signature import Signature, signature
@@ -61,7 +61,7 @@ def opened(*models: ModelSource) -> Iterator[tuple[Opened, ...]]:
                 path = Path(model)
                 found.append(Opened(path.name, graph, path))
             else:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-")))
+                folder = stack.enter_context(temporary_folder())
                 found.append(Opened("the model in memory", graph, to_runtime(graph, folder)))
         yield tuple(found)
 

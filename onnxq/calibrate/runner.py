@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from onnxq.calibrate.layer_inputs import LayerInput, LayerInputs
 from onnxq.calibrate.observers import merge, observe
 from onnxq.errors import DataError
 from onnxq.files.scratch import Scratch
+from onnxq.files.temporary import temporary_folder
 from onnxq.graph.instrument import expose
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.ranges.histogram import Histogram
@@ -41,10 +40,10 @@ def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator
     Raises ``RuntimeFailure`` where the model does not run on a feed.
     """
     inputs = {v.name for v in model.graph.inputs}
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+    with temporary_folder() as folder:
         shown, output_of = expose(model, [t for t in tensors if t not in inputs])
         outputs = list(dict.fromkeys(output_of.values()))
-        session = open_to_look(to_runtime(shown, Path(folder))) if outputs else None
+        session = open_to_look(to_runtime(shown, folder)) if outputs else None
         for feed in feeds:
             arrays = dict(feed)
             if session is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
@@ -61,6 +62,8 @@ for command, function, examples in (*quantizing.COMMANDS, *measuring.COMMANDS, *
 
 def main() -> int:
     """Run the command line; returns the exit code. Usage errors are one line, as all others."""
+    # As Ctrl-C: what was begun is cleaned up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except typer.Abort:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import os
@@ -24,6 +25,18 @@ from onnxq.errors import OnnxqError, one_line
 
 BUG, BAD_INPUT, NOT_GOOD, INTERRUPTED = 1, 2, 3, 130
 TRACEBACK = "ONNXQ_TRACEBACK"
+# What the system refuses, whatever it was asked by: by number of the error, what can be done.
+_ROOM = "make room there, or set TMPDIR to a folder with more room"
+_OF_THE_SYSTEM = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EROFS: "set TMPDIR to a folder that can be written",
+    errno.EACCES: "set TMPDIR to a folder that can be written",
+    errno.ENOMEM: "give fewer or smaller samples, or more memory",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EIO: "check the disk",
+}
 # Long enough for every message that lists names, short enough to stay readable.
 _LONGEST = 1000
 
@@ -48,15 +61,28 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
         except OnnxqError as error:
             _traceback()
             fail(one_line(error.what, limit=_LONGEST), BAD_INPUT, hint=one_line(error.hint, limit=_LONGEST))
-        except Exception as error:
+        except MemoryError:
             _traceback()
-            fail(
-                f"this is a bug in onnxq, please report it ({TRACEBACK}=1 shows where it happened): "
-                f"{type(error).__name__}: {one_line(error)}",
-                BUG,
-            )
+            fail("the memory does not suffice", BAD_INPUT, hint="give fewer or smaller samples, or more memory")
+        except OSError as error:
+            if error.errno not in _OF_THE_SYSTEM:
+                _bug(error)
+            _traceback()
+            where = f" ({error.filename})" if error.filename else ""
+            fail(f"{error.strerror}{where}", BAD_INPUT, hint=_OF_THE_SYSTEM[error.errno])
+        except Exception as error:
+            _bug(error)
 
     return wrapper
+
+
+def _bug(error: Exception) -> NoReturn:
+    _traceback()
+    fail(
+        f"this is a bug in onnxq, please report it ({TRACEBACK}=1 shows where it happened): "
+        f"{type(error).__name__}: {one_line(error)}",
+        BUG,
+    )
 
 
 def _traceback() -> None:

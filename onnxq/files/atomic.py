@@ -3,38 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from onnxq.errors import OutputError, one_line
+from onnxq.files.locks import abandoned, one_at_a_time, try_lock
+
+_SUFFIX = ".tmp"
 
 
 @contextlib.contextmanager
-def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
+def staged(*targets: Path, then_unneeded: Callable[[], Iterable[Path]] = tuple) -> Iterator[tuple[Path, ...]]:
     """Yields a temporary path beside each target; on a clean exit each replaces its target, in order.
 
-    After any exception, KeyboardInterrupt included, no temporary file is left and a target not yet replaced is as it
-    was.
+    A target may come twice: it is what it was, then the first, then the second, and nothing else, whenever the process
+    ends. Of two processes that replace files in one folder the second waits; then the files ``then_unneeded`` go. After
+    any exception, KeyboardInterrupt included, no temporary file is left and a target not yet replaced is as it was;
+    what a killed process left is removed by the next one that writes the same target.
 
     Raises:
         OutputError: the folder is missing or not writable, the disk is full, the target is not a plain file.
     """
     temporary: list[Path] = []
     try:
-        for target in targets:
-            _check_target(target)
-            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-            temporary.append(Path(name))
-            os.close(handle)
-        yield tuple(temporary)
-        for target, source in zip(targets, temporary, strict=True):
-            source.chmod(_mode(target))  # mkstemp makes files that only their owner may read
-        for target, source in zip(targets, temporary, strict=True):
-            os.replace(source, target)
-        _sync_folder(targets[0].parent)
+        with contextlib.ExitStack() as owned:
+            for target in targets:
+                _check_target(target)
+                _remove_abandoned(target)
+                temporary.append(owned.enter_context(_own_file(target)))
+            yield tuple(temporary)
+            with one_at_a_time(targets[0].parent):
+                for target, source in zip(targets, temporary, strict=True):
+                    source.chmod(_mode(target))  # mkstemp makes files that only their owner may read
+                for target, source in zip(targets, temporary, strict=True):
+                    os.replace(source, target)
+                _sync_folder(targets[0].parent)
+                for path in then_unneeded():
+                    path.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise OutputError(f"cannot write {targets[-1]}: {reason}; nothing was changed there") from error
@@ -42,6 +53,41 @@ def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
         for path in temporary:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _own_file(target: Path) -> Iterator[Path]:
+    """A new file beside ``target``, locked for as long as the context lasts."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent)
+        if sys.platform == "win32":  # an open file cannot be renamed there
+            os.close(handle)
+            yield Path(name)
+            return
+        if try_lock(handle) and os.fstat(handle).st_nlink:
+            break
+        os.close(handle)  # somebody took it for a file that a killed process left
+    try:
+        yield Path(name)
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes the temporary files of ``target`` whose process is gone."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*{_SUFFIX}"):
+        if abandoned(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def other_name(path: Path, target: Path) -> None:
+    """Makes ``path``, a temporary of ``staged``, another name of the file ``target``, or a copy where that cannot be."""
+    path.unlink()
+    try:
+        os.link(target, path)
+    except OSError:
+        shutil.copyfile(target, path)
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], None], /, *, durable: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -53,7 +54,15 @@ class Scratch:
 
     def _map(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
         assert self._folder is not None
-        return np.memmap(self._folder / f"array_{next(self._numbers)}", dtype=dtype, mode="w+", shape=shape)
+        path = self._folder / f"array_{next(self._numbers)}"
+        size = int(np.prod(shape)) * dtype.itemsize
+        with path.open("wb") as file:
+            # Where the disk is full an array that is mapped kills the process when it is written; this raises.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
 
 
 def discard(runtime_model: bytes | Path) -> None:

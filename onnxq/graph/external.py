@@ -26,15 +26,7 @@ def resolve_external(model: ir.Model, folder: Path | None) -> tuple[Path, ...]:
         path = _locate(tensor, owner, folder)
         files[path] = None
         # The real path and no base folder: model hubs keep data behind symbolic links that leave the model's folder.
-        return ir.ExternalTensor(
-            os.fspath(path),
-            tensor.offset,
-            tensor.length,
-            tensor.dtype,
-            shape=ir.Shape(tensor.shape.numpy()),
-            name=tensor.name or owner,
-            doc_string=tensor.doc_string,
-        )
+        return relocated(tensor, os.fspath(path), name=tensor.name or owner)
 
     for graph in all_graphs(model):
         for name, value in graph.initializers.items():
@@ -44,6 +36,19 @@ def resolve_external(model: ir.Model, folder: Path | None) -> tuple[Path, ...]:
         owner = tensor.name or (node.outputs[0].name if node.outputs else None) or node.name or "?"
         node.attributes[key] = ir.AttrTensor(key, resolved(tensor, owner))
     return tuple(files)
+
+
+def relocated(tensor: ir.ExternalTensor, location: str, *, name: str | None = None) -> ir.ExternalTensor:
+    """``tensor`` with its bytes at the same place of the file ``location``, called ``name`` if that is given."""
+    return ir.ExternalTensor(
+        location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name if name is None else name,
+        doc_string=tensor.doc_string,
+    )
 
 
 def embed_external(model: ir.Model) -> None:

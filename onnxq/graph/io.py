@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,9 +13,9 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
 
 from onnxq.errors import ModelError, OutputError, one_line
-from onnxq.files.atomic import staged, write_bytes, write_file
+from onnxq.files.atomic import other_name, staged, write_bytes, write_file
 from onnxq.graph.copying import FILES, INFERRED, all_graphs, copy_model
-from onnxq.graph.external import embed_external, resolve_external
+from onnxq.graph.external import embed_external, relocated, resolve_external
 from onnxq.graph.passes.order import sort_nodes
 
 # A protobuf message ends at 2^31 - 1 bytes; the rest of the model (nodes, names, shapes) needs room below that.
@@ -90,11 +91,37 @@ def save(
     if not external:
         write_bytes(target, serialize(model))
         return (target,)
-    with staged(*targets) as (data_temporary, model_temporary):
-        write_file(data_temporary, lambda file: _move_weights_out(copy, file, data.name), durable=durable)
-        content = _to_bytes(copy)
-        write_file(model_temporary, lambda file: _write(file, content), durable=durable)
+    with_side = _side_names(target) if target.exists() else None
+    if with_side is None:
+        with staged(*targets) as (data_temporary, model_temporary):
+            write_file(data_temporary, lambda file: _move_weights_out(copy, file, data.name), durable=durable)
+            _write_model(copy, data.name, model_temporary, durable)
+        return (target, data)
+    # A model that is there keeps its data until the new one has its own under another name: whenever this process is
+    # killed, the model that lies there is whole.
+    side, sides = with_side
+    with staged(side, target, data, target, then_unneeded=sides) as (side_temporary, first, data_temporary, last):
+        write_file(data_temporary, lambda file: _move_weights_out(copy, file, side.name), durable=durable)
+        other_name(side_temporary, data_temporary)
+        _write_model(copy, side.name, first, durable)
+        _write_model(copy, data.name, last, durable)
     return (target, data)
+
+
+def _side_names(target: Path) -> tuple[Path, Callable[[], Iterable[Path]]]:
+    """A free name for data that belongs to ``target`` for a moment, and what looks for all such files."""
+    pattern = f"{glob.escape(target.name)}.new-*.data"
+    return target.with_name(f"{target.name}.new-{os.getpid()}.data"), lambda: target.parent.glob(pattern)
+
+
+def _write_model(model: ir.Model, location: str, path: Path, durable: bool) -> None:
+    """Writes ``model`` without its external weights, which lie at ``location``."""
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = relocated(value.const_value, location)
+    content = _to_bytes(model)
+    write_file(path, lambda file: _write(file, content), durable=durable)
 
 
 def serialize(model: ir.Model) -> bytes:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import RuntimeFailure, one_line
+from onnxq.files.temporary import temporary_folder
 from onnxq.measure.size import model_size
 from onnxq.runtime.proto import Model, label
 from onnxq.runtime.session import open_session, run
@@ -46,10 +47,8 @@ def footprint(
     # Here, not above: these cost a third of the import time of the whole room.
     import json
     import subprocess
-    import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         path = folder / "model.onnx" if isinstance(model, bytes) else Path(model)
         if isinstance(model, bytes):
             path.write_bytes(model)

@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxq.files.temporary import temporary_folder
 from onnxq.kernels.operators import named
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model, label, load_proto, scope_of, subgraphs
@@ -86,12 +86,11 @@ def kernel_map(model: Model, *, level: Level = "extended", config: Mapping[str, 
 
     Raises what ``open_session`` raises.
     """
-    import tempfile
 
     import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as temporary:
-        path = Path(temporary) / "optimized.onnx"
+    with temporary_folder() as temporary:
+        path = temporary / "optimized.onnx"
         open_session(model, threads=1, optimize=level, save_optimized=path, config=config)
         graph = load_proto(path).graph
     return KernelMap(label(model), level, str(ort.__version__), kernels_of(graph))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-import tempfile
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from onnxq.errors import DataError
+from onnxq.files.temporary import temporary_folder
 from onnxq.measure.kernels import Kernel, KernelMap, kernels_of
 from onnxq.runtime.proto import Model, label, load_proto
 from onnxq.runtime.session import Feed, Level, open_session, open_to_look, run
@@ -64,16 +64,16 @@ def kernel_times(
 
     Raises ``DataError`` where there are no feeds, and what ``open_session`` and ``run`` raise.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        return _timed(model, feeds, threads, runs, optimize, Path(folder))[0]
+    with temporary_folder() as folder:
+        return _timed(model, feeds, threads, runs, optimize, folder)[0]
 
 
 def profile(model: Model, feeds: Iterable[Feed], *, threads: int = 1, runs: int = 10) -> Profile:
     """The ``Profile`` of ``model`` as onnxruntime runs it on this machine; raises as ``kernel_times``."""
     import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        times, saved = _timed(model, feeds, threads, runs, "all", Path(folder))
+    with temporary_folder() as folder:
+        times, saved = _timed(model, feeds, threads, runs, "all", folder)
         nodes = kernels_of(load_proto(saved).graph)
     kernels = KernelMap(label(model), "all", str(ort.__version__), nodes)
     return Profile(kernels, _assigned(nodes, times))
@@ -84,8 +84,8 @@ def observed_shapes(model: Model, feed: Feed) -> dict[str, tuple[Shape, ...]]:
 
     ``model`` runs without any optimisation, so that all of its nodes are there; their names must be unique.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        session = open_to_look(model, optimize="none", profile=Path(folder) / "onnxruntime")
+    with temporary_folder() as folder:
+        session = open_to_look(model, optimize="none", profile=folder / "onnxruntime")
         return {t.name: t.outputs for t in _kernel_times(_profiled(session, [feed], 1), 0)}
 
 
