@@ -22,15 +22,15 @@ from typing import Any, NoReturn
 import typer
 
 from onnxq.errors import OnnxqError, one_line
+from onnxq.files.temporary import NO_ROOM
 
 BUG, BAD_INPUT, NOT_GOOD, INTERRUPTED = 1, 2, 3, 130
 TRACEBACK = "ONNXQ_TRACEBACK"
 # What the system refuses, whatever it was asked by: by number of the error, what can be done.
-_ROOM = "make room there, or set TMPDIR to a folder with more room"
 _OF_THE_SYSTEM = {
-    errno.ENOSPC: _ROOM,
-    errno.EDQUOT: _ROOM,
-    errno.EFBIG: _ROOM,
+    errno.ENOSPC: NO_ROOM,
+    errno.EDQUOT: NO_ROOM,
+    errno.EFBIG: NO_ROOM,
     errno.EROFS: "set TMPDIR to a folder that can be written",
     errno.EACCES: "set TMPDIR to a folder that can be written",
     errno.ENOMEM: "give fewer or smaller samples, or more memory",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -79,15 +78,6 @@ def _remove_abandoned(target: Path) -> None:
         if abandoned(path):
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def other_name(path: Path, target: Path) -> None:
-    """Makes ``path``, a temporary of ``staged``, another name of the file ``target``, or a copy where that cannot be."""
-    path.unlink()
-    try:
-        os.link(target, path)
-    except OSError:
-        shutil.copyfile(target, path)
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], None], /, *, durable: bool = True) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from onnxq.errors import OutputError
 from onnxq.files.locks import abandoned, try_lock
 
 _PREFIX = "onnxq-"
@@ -15,6 +16,9 @@ _PREFIX = "onnxq-"
 _NEW = ".onnxq-new-"
 _NEW_S = 60.0
 _LOCK = "owner.lock"
+
+# What can be done where a temporary file cannot be written.
+NO_ROOM = "make room there, or set TMPDIR to a folder with more room"
 
 _swept: set[Path] = set()
 
@@ -24,12 +28,15 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
     """Yields an empty folder in ``parent`` (None: where the system has its temporary files), removed in the end.
 
     If the process dies first, the next one that asks for a folder there removes it: a lock in it tells that nobody
-    uses it any more. Raises ``OSError``.
+    uses it any more. Raises ``OutputError`` where there is no place for temporary files, else ``OSError``.
     """
     import shutil  # here, not above: with tempfile they take longer to import than the rest of a plain --help
     import tempfile
 
-    place = Path(tempfile.gettempdir() if parent is None else parent)
+    try:
+        place = Path(tempfile.gettempdir() if parent is None else parent)
+    except FileNotFoundError as error:
+        raise OutputError("no folder takes temporary files", hint=NO_ROOM) from error
     if place not in _swept:
         _swept.add(place)
         sweep(place)

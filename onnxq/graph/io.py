@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
 
 from onnxq.errors import ModelError, OutputError, one_line
-from onnxq.files.atomic import other_name, staged, write_bytes, write_file
+from onnxq.files.atomic import staged, write_bytes, write_file
 from onnxq.graph.copying import FILES, INFERRED, all_graphs, copy_model
 from onnxq.graph.external import embed_external, relocated, resolve_external
 from onnxq.graph.passes.order import sort_nodes
@@ -91,18 +92,18 @@ def save(
     if not external:
         write_bytes(target, serialize(model))
         return (target,)
-    with_side = _side_names(target) if target.exists() else None
+    with_side = _side_names(target) if target.exists() and data.exists() else None
     if with_side is None:
         with staged(*targets) as (data_temporary, model_temporary):
             write_file(data_temporary, lambda file: _move_weights_out(copy, file, data.name), durable=durable)
             _write_model(copy, data.name, model_temporary, durable)
         return (target, data)
-    # A model that is there keeps its data until the new one has its own under another name: whenever this process is
-    # killed, the model that lies there is whole.
+    # A model that is there keeps its data until the new one has a copy of its own under another name: whenever this
+    # process is killed, the model that lies there is whole. (A hard link would do, but onnx refuses to read those.)
     side, sides = with_side
     with staged(side, target, data, target, then_unneeded=sides) as (side_temporary, first, data_temporary, last):
         write_file(data_temporary, lambda file: _move_weights_out(copy, file, side.name), durable=durable)
-        other_name(side_temporary, data_temporary)
+        shutil.copyfile(data_temporary, side_temporary)
         _write_model(copy, side.name, first, durable)
         _write_model(copy, data.name, last, durable)
     return (target, data)

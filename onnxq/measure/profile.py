@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from onnxq.errors import DataError
-from onnxq.files.temporary import temporary_folder
+from onnxq.errors import DataError, OutputError
+from onnxq.files.temporary import NO_ROOM, temporary_folder
 from onnxq.measure.kernels import Kernel, KernelMap, kernels_of
 from onnxq.runtime.proto import Model, label, load_proto
 from onnxq.runtime.session import Feed, Level, open_session, open_to_look, run
@@ -107,7 +107,11 @@ def _profiled(session: InferenceSession, feeds: Sequence[Feed], runs: int) -> li
     """The events of ``runs``, ``feeds`` in turn; ends the profiling of ``session``."""
     for i in range(runs):
         run(session, feeds[i % len(feeds)])
-    events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    path = Path(session.end_profiling())
+    try:
+        events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # onnxruntime does not tell that it could not write
+        raise OutputError(f"onnxruntime wrote its profile only in part ({path.parent})", hint=NO_ROOM) from error
     return events
 
 
