@@ -1,5 +1,7 @@
 """Errors: one line for people who catch them, two for those who read them in a terminal."""
 
+import errno
+
 import pytest
 import typer
 
@@ -21,6 +23,43 @@ def test_a_command_prints_the_hint_on_a_line_of_its_own(capsys: pytest.CaptureFi
     with pytest.raises(typer.Exit):
         guarded(command)()
     assert capsys.readouterr().err == "error: m.onnx is cut off\nhint: copy it again\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "hint"),
+    [
+        (MemoryError(), "error: the memory does not suffice", "hint: give fewer"),
+        (ImportError("libx.so: failed to map segment"), "error: a package cannot be loaded: libx.so", "hint: install"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/t/a"),
+            "error: No space left on device (/t/a)",
+            "hint: mak",
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), "error: Too many open files", "hint: raise the limit"),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug(
+    error: Exception, line: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as caught:
+        guarded(command)()
+    assert caught.value.exit_code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(line)
+    assert second.startswith(hint)
+
+
+def test_other_errors_of_the_system_are_bugs(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/t/a")
+
+    with pytest.raises(typer.Exit) as caught:
+        guarded(command)()
+    assert caught.value.exit_code == 1
+    assert "this is a bug" in capsys.readouterr().err
 
 
 def test_without_a_hint_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from onnxq.files.temporary import NO_ROOM
 
 BUG, BAD_INPUT, NOT_GOOD, INTERRUPTED = 1, 2, 3, 130
 TRACEBACK = "ONNXQ_TRACEBACK"
+_BROKEN = "install it again (pip install --force-reinstall), or give the process more memory"
 # What the system refuses, whatever it was asked by: by number of the error, what can be done.
 _OF_THE_SYSTEM = {
     errno.ENOSPC: NO_ROOM,
@@ -64,6 +65,9 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
         except MemoryError:
             _traceback()
             fail("the memory does not suffice", BAD_INPUT, hint="give fewer or smaller samples, or more memory")
+        except ImportError as error:
+            _traceback()
+            fail(f"a package cannot be loaded: {one_line(error)}", BAD_INPUT, hint=_BROKEN)
         except OSError as error:
             if error.errno not in _OF_THE_SYSTEM:
                 _bug(error)
