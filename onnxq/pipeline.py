@@ -16,7 +16,7 @@ from onnxq.config import Config
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.io import load, save, serialize
-from onnxq.graph.kinds import METADATA_KEY, require_float32
+from onnxq.graph.kinds import METADATA_KEY, require_not_quantized
 from onnxq.graph.prepare import prepare
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.graph.signature import signature
@@ -109,7 +109,7 @@ def quantize(
     tell = progress or (lambda *_: None)
     tell("prepare", 0, None)
     original = load(model)
-    require_float32(original)
+    require_not_quantized(original)
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
     target = target_of(config)

@@ -19,7 +19,7 @@ from onnxq.calibrate.feeds import FeedOptions, FeedSource
 from onnxq.config import Config
 from onnxq.errors import DataError, ModelError, one_line
 from onnxq.graph.io import load
-from onnxq.graph.kinds import quantized_ops, require_float32
+from onnxq.graph.kinds import quantized_ops, require_not_quantized
 from onnxq.graph.prepare import prepare
 from onnxq.graph.signature import TensorSpec
 from onnxq.kernels.operators import operator
@@ -221,7 +221,7 @@ def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tupl
     """What quantizing the float model would do, or why it is refused."""
     target = target_of(config)
     try:
-        require_float32(given.model)
+        require_not_quantized(given.model)
         prepared = prepare(given.model, target=target, native=config.native)
     except ModelError as error:
         return None, one_line(error)
