@@ -126,7 +126,7 @@ def compute_in_float32(model: ir.Model) -> int:
     for value in filter(_is_other, constants):
         count += turn.constant(value)
     for value in filter(_is_other, stay):
-        count += turn.around(value)
+        count += turn.surrounding(value)
     for value in (*filter(_is_other, inside), *(v for node in nodes if node not in turn.kept for v in made[node])):
         count += turn.value(value)
     for node in nodes:
@@ -152,7 +152,7 @@ class _Turn:
         self._read(value, _constant_in_float32(value, self._constants))
         return True
 
-    def around(self, value: ir.Value) -> bool:
+    def surrounding(self, value: ir.Value) -> bool:
         """Whether ``value``, which keeps its type, is read through a Cast now."""
         if not self._wanted(value):
             return False
