@@ -16,6 +16,7 @@ from onnxq.emit.elided import keeps_codes, pass_codes
 from onnxq.emit.enlarged import repeat_codes, repeated
 from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.gates import gate_on_codes, read_by_gates
+from onnxq.emit.half import store_half
 from onnxq.emit.operands import Operands, WeightKey
 from onnxq.emit.padded import pad_input
 from onnxq.emit.pieces import graph_of, home_of
@@ -88,6 +89,7 @@ def emit(
     writer.drop_unused_initializers()
     if steer:
         spell_sums(writer.model)
+    store_half(writer)
     if any(w.stored.packed for w in plan.weights):
         shorten(writer.model, known)
     return writer.model
