@@ -109,6 +109,7 @@ def evaluate(
             prepared = _as_prepared(reference, test, folder)
             feeds = told(feed.limit(layer_samples), progress, "layers")
             layers, notes = _layer_by_layer(prepared, test.runnable, feeds, threads)
+    notes = (*(given.note for given in (reference, test) if given.note), *notes)
     warnings = (feed.warning,) if feed.warning else ()
     return Evaluation(comparison, layers, feed.description, notes, warnings)
 

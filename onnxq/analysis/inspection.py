@@ -199,7 +199,7 @@ def inspect(
             {domain or "ai.onnx": version for domain, version in given.model.opset_imports.items()},
             given.model.ir_version,
             producer,
-            model_size(given.runnable),
+            model_size(given.source),
             sum(1 for _ in nodes(given.model)),
             found,
             outlook,
@@ -212,9 +212,7 @@ def inspect(
 
 def describe(spec: TensorSpec) -> TensorInfo:
     """``spec`` as printable text."""
-    # Text is what numpy calls object.
-    dtype = "string" if spec.dtype == object else str(spec.dtype or "unknown type")
-    return TensorInfo(spec.name, dtype, spec.shape)
+    return TensorInfo(spec.name, "unknown type" if spec.dtype is None else spec.type_name, spec.shape)
 
 
 def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tuple[Outlook | None, str | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.emit.pieces import Pieces, graph_of
+from onnxq.emit.pieces import Pieces
 from onnxq.graph.nodes import After, Before
 from onnxq.graph.widened import LARGE, STORED_IN, narrowed
 from onnxq.kernels.operators import operator

@@ -104,3 +104,11 @@ def prepare(model: ir.Model, *, target: Target, native: bool = False, skip: Coll
     work = Work(copy_model(model), target, NATIVE if native else LOWEST)
     run_passes(work, PASSES, skip=skip)
     return Prepared(work.model, tuple(work.notes))
+
+
+def in_float32(model: ir.Model, *, target: Target) -> ir.Model:
+    """A copy of ``model`` that computes in float32 inside, where that is of another type."""
+    work = Work(copy_model(model), target, LOWEST)
+    last = next(index for index, one in enumerate(PASSES) if one.name == "compute_in_float32")
+    run_passes(work, PASSES[: last + 1])
+    return work.model
