@@ -114,14 +114,14 @@ def quantize(
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
     target = target_of(config)
-    prepared = prepare(original, target=target, native=config.native)
-    outline = make_plan(prepared.model, config, target)
-    if not outline.anchors and not outline.weights:
-        raise ModelError(nothing_to_quantize(outline))
     with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         source = to_runtime(original, folder)
         run_as = reference(original, source, folder)
+        prepared = prepare(run_as.model, target=target, native=config.native)
+        outline = make_plan(prepared.model, config, target)
+        if not outline.anchors and not outline.weights:
+            raise ModelError(nothing_to_quantize(outline))
         job = Job(prepared.model, original, source, run_as.runnable, folder, config, tell, Scratch(folder))
         if data is None:
             outcome = without_data(job, feed_options)

@@ -186,7 +186,7 @@ def inspect(
                 raise ModelError(f"{given.name} is quantized already; give the float model first, then this one")
             feeds = list(some_feed(given, data, feed_options))
             other = None if quantized is None else load(quantized)
-            table = node_table(given.model, feeds, quantized=other, config=config)
+            table = node_table(given.reference.model, feeds, quantized=other, config=config)
         outlook, refusal = (None, None) if found or quantized is not None else _outlook(given, config, feed_options)
         asked = kernels == "always" or (kernels == "quantized" and bool(found))
         running = kernel_map(given.runnable) if asked else None
@@ -220,7 +220,7 @@ def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tupl
     target = target_of(config)
     try:
         require_not_quantized(given.model)
-        prepared = prepare(given.model, target=target, native=config.native)
+        prepared = prepare(given.reference.model, target=target, native=config.native)
     except ModelError as error:
         return None, one_line(error)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:

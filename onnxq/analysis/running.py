@@ -20,7 +20,7 @@ from onnxq.calibrate.synthetic import runnable_feed
 from onnxq.errors import ConfigError, DataError, ModelError
 from onnxq.files.atomic import staged, write_file
 from onnxq.graph.io import load
-from onnxq.graph.reference import reference
+from onnxq.graph.reference import Reference, reference
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.graph.signature import Signature, signature
 from onnxq.measure import latency
@@ -36,16 +36,17 @@ Outputs: TypeAlias = "dict[str, Array | list[Array]]"
 
 @dataclass(frozen=True)
 class Opened:
-    """A user's model: its ``name`` for messages, its graph, what it is as a file, and what onnxruntime runs of it.
-
-    The two differ where onnxruntime has no kernels for its type (``graph.reference``); ``note`` says so.
-    """
+    """A user's model: its ``name`` for messages, its graph, what it is as a file, and what is run of it."""
 
     name: str
     model: ir.Model
     source: Path | bytes
-    runnable: Path | bytes
-    note: str | None = None
+    reference: Reference
+
+    @property
+    def runnable(self) -> Path | bytes:
+        """What onnxruntime loads."""
+        return self.reference.runnable
 
     @property
     def signature(self) -> Signature:
@@ -66,9 +67,8 @@ def opened(*models: ModelSource) -> Iterator[tuple[Opened, ...]]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-")))
             given = Path(model) if isinstance(model, (str, os.PathLike)) else None
             source = to_runtime(graph, folder) if given is None else given
-            run_as = reference(graph, source, folder)
             name = "the model in memory" if given is None else given.name
-            found.append(Opened(name, graph, source, run_as.runnable, run_as.note))
+            found.append(Opened(name, graph, source, reference(graph, source, folder)))
         yield tuple(found)
 
 

@@ -54,7 +54,7 @@ PASSES = (
     Pass("forget_shapes", lambda work: forget_shapes(work.model, work.claims)),
     Pass("lift_constants", _model(lift_constants), needs=[Need.NAMES]),
     Pass("widen_stored", _model(widen_stored), needs=_KNOWN),
-    Pass("compute_in_float32", _model(compute_in_float32), needs=_KNOWN),
+    Pass("compute_in_float32", lambda w: compute_in_float32(w.model, everywhere=w.everywhere), needs=_KNOWN),
     Pass("remove_passthrough", _model(remove_passthrough), needs=[Need.NAMES]),
     Pass("unfuse", _model(unfuse), needs=_KNOWN),
     Pass("spell_einsum", _model(spell_einsum)),
@@ -107,8 +107,8 @@ def prepare(model: ir.Model, *, target: Target, native: bool = False, skip: Coll
 
 
 def in_float32(model: ir.Model, *, target: Target) -> ir.Model:
-    """A copy of ``model`` that computes in float32 inside, where that is of another type."""
-    work = Work(copy_model(model), target, LOWEST)
+    """A copy of ``model`` that computes in float32 everywhere inside."""
+    work = Work(copy_model(model), target, LOWEST, everywhere=True)
     last = next(index for index, one in enumerate(PASSES) if one.name == "compute_in_float32")
     run_passes(work, PASSES[: last + 1])
     return work.model

@@ -19,8 +19,9 @@ from onnxq.runtime.session import open_to_look
 
 @dataclass(frozen=True)
 class Reference:
-    """What is run in the place of a model. ``note``: what there is to say of it; None where it is the model itself."""
+    """What is run in the place of a model: ``model``, as ``runnable``; ``note``: why that is not the model itself."""
 
+    model: ir.Model
     runnable: bytes | Path
     note: str | None = None
 
@@ -28,18 +29,19 @@ class Reference:
 def reference(model: ir.Model, given: bytes | Path, folder: Path) -> Reference:
     """The ``Reference`` of ``model``, which the runtime loads as ``given``; a float32 form is written to ``folder``.
 
-    onnxruntime on the CPU convolves neither double nor bfloat16. A model that it refuses in float32 too is its own.
+    onnxruntime on the CPU convolves neither double nor bfloat16: there even one block of these cannot stay. A model
+    that it refuses in float32 too is its own reference.
     """
-    kinds = sorted({kind.name.lower() for kind in _computed(model)})
+    kinds = sorted({kind.name.lower() for kind in _other_types(model)})
     if not kinds or _loads(given):
-        return Reference(given)
+        return Reference(model, given)
     stem = given.stem if isinstance(given, Path) else "model"
-    path = folder / f"{stem}_in_float32.onnx"
-    save(in_float32(model, target=USUAL), path, durable=False)
+    path, single = folder / f"{stem}_in_float32.onnx", in_float32(model, target=USUAL)
+    save(single, path, durable=False)
     if not _loads(path):
-        return Reference(given)
+        return Reference(model, given)
     note = f"onnxruntime has no kernels to run this model in {' and '.join(kinds)}: its float32 form is run instead"
-    return Reference(path, note)
+    return Reference(single, path, note)
 
 
 def _loads(model: bytes | Path) -> bool:
@@ -50,7 +52,7 @@ def _loads(model: bytes | Path) -> bool:
     return True
 
 
-def _computed(model: ir.Model) -> Iterator[ir.DataType]:
+def _other_types(model: ir.Model) -> Iterator[ir.DataType]:
     """The other types of floats among the constants and the inputs and outputs of ``model``."""
     for graph in all_graphs(model):
         for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):

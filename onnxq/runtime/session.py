@@ -132,7 +132,8 @@ def _array(value: Any) -> npt.NDArray[Any]:
     memory = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
     # The upper half of a float32 is a bfloat16.
     bits = np.frombuffer(memory, np.uint16).astype(np.uint32) << 16
-    return np.asarray(bits.view(np.float32)).reshape(shape)
+    array: npt.NDArray[np.float32] = bits.view(np.float32).reshape(shape)
+    return array
 
 
 def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[npt.NDArray[Any]]:

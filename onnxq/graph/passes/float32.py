@@ -107,13 +107,14 @@ def _constant_in_float32(value: ir.Value, made: dict[ir.Value, ir.Value]) -> ir.
     return made[value]
 
 
-def compute_in_float32(model: ir.Model) -> int:
+def compute_in_float32(model: ir.Model, *, everywhere: bool = False) -> int:
     """What a model of another float type computes, it computes in float32; returns how many values were of another.
 
-    Left: models of which float32 is the greater part, and nodes that need the type, with Casts around them: sequences,
-    operators of unknown domains, numbers that only become sizes, indices or text (``float_islands``). Needs types.
+    Left: models of which float32 is the greater part, unless ``everywhere``; and nodes that need the type, with Casts
+    around them: sequences, operators of unknown domains, numbers that only become sizes, indices or text
+    (``float_islands``). Needs types.
     """
-    if computed_in_float32(model):
+    if not everywhere and computed_in_float32(model):
         return 0
     turn = _Turn(model, islands(model, known=BOTH))
     nodes = [node for graph in all_graphs(model) for node in graph]
