@@ -51,8 +51,8 @@ def emit(
     ``tensors`` holds the parameters of every point that owns some and of every constant operand; ``weights`` every
     weight in integers, by ``weight_key``; ``biases``, by node and input, float constants that differ from the model's
     (see ``Parameters``); ``scratch`` holds the constants of the copy. Without ``steer``, what computes the same and
-    only makes onnxruntime take another kernel is left out. Raises ``ModelError`` naming the tensor where a parameter is
-    missing.
+    only makes onnxruntime take another kernel, or the file smaller, is left out. Raises ``ModelError`` naming the
+    tensor where a parameter is missing.
     """
     writer = _Writer(copy_model(model), scratch, tensors, weights, biases, plan)
     if steer:
@@ -89,7 +89,7 @@ def emit(
     writer.drop_unused_initializers()
     if steer:
         spell_sums(writer.model)
-    store_half(writer)
+        store_half(writer)
     if any(w.stored.packed for w in plan.weights):
         shorten(writer.model, known)
     return writer.model
