@@ -13,6 +13,12 @@ from onnxq.kernels.operators import operator
 
 # Their bodies hand over what they compute, so that both change together.
 _CONTROL_FLOW = ("If", "Loop", "Scan")
+# What reads or writes sequences and optionals, which nothing casts.
+_NO_TENSORS = (
+    *("SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength"),
+    *("SequenceMap", "SplitToSequence", "ConcatFromSequence"),
+    *("Optional", "OptionalGetElement", "OptionalHasElement"),
+)
 # The most elements of a constant that is no weight: sizes, scales, steps.
 _FEW = 64
 
@@ -35,7 +41,7 @@ def islands(model: ir.Model, *, known: Collection[str]) -> set[ir.Node]:
     }
     kept |= {inner for node in kept for body in bodies(node) for inner in body.all_nodes()}
     for group in _connected(model):
-        if not kept.intersection(group) and _only_counts(group, model):
+        if not kept.intersection(group) and _only_counts(group):
             kept.update(group)
     return kept
 
@@ -52,10 +58,9 @@ def bodies(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def _needs_its_type(node: ir.Node) -> bool:
-    if is_op(node, "Cast") and integer(node, "to", 0) == ir.DataType.STRING.value:
-        return True
-    values = [v for v in (*node.inputs, *node.outputs) if v is not None and v.type is not None]
-    return is_op(node, "BitCast") or any(not isinstance(v.type, ir.TensorType) for v in values)
+    if is_op(node, "Cast"):
+        return integer(node, "to", 0) == ir.DataType.STRING.value
+    return is_op(node, "BitCast", *_NO_TENSORS)
 
 
 def _others(values: Iterable[ir.Value | None]) -> list[ir.Value]:
@@ -77,7 +82,7 @@ def _connected(model: ir.Model) -> list[list[ir.Node]]:
     return list({id(members): members for members in group.values()}.values())
 
 
-def _only_counts(group: list[ir.Node], model: ir.Model) -> bool:
+def _only_counts(group: list[ir.Node]) -> bool:
     """Whether ``group`` begins with integers and a few constants, and gives nothing but integers and truth values."""
     inside = {id(value) for node in group for value in node.outputs}
     for node in group:
@@ -87,6 +92,6 @@ def _only_counts(group: list[ir.Node], model: ir.Model) -> bool:
             tensor = value.const_value
             if id(value) not in inside and (tensor is None or tensor.size > _FEW):
                 return False
-        if any(v.is_graph_output() or (v.dtype in FLOATS and v.dtype not in OTHER) for v in node.outputs):
+        if any(v.dtype in FLOATS and (v.is_graph_output() or v.dtype not in OTHER) for v in node.outputs):
             return False
     return True
