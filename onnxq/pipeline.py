@@ -16,8 +16,9 @@ from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load, save, serialize
-from onnxq.graph.kinds import METADATA_KEY, require_float32
+from onnxq.graph.kinds import METADATA_KEY, require_not_quantized
 from onnxq.graph.prepare import prepare
+from onnxq.graph.reference import reference
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.graph.signature import signature
 from onnxq.kernels.targets import target_of
@@ -93,7 +94,7 @@ def quantize(
     """An INT8 version of ``model`` for onnxruntime's CPU kernels; nothing is written and ``model`` stays as it is.
 
     Args:
-        model: a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; float32, opset 7 or newer.
+        model: a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; of any float type, opset 7 or newer.
         data: calibration inputs, unlabelled: anything that ``open_feed`` takes (a dict of arrays with samples along the
             first axis, a list of feeds, an ``.npz``, a folder of images, ...). None: the best that can be done without.
         config: the choices; see ``Config``.
@@ -101,7 +102,7 @@ def quantize(
         progress: called as ``progress(stage, done, total)``; ``total`` is None where unknown.
 
     Raises:
-        ModelError: unreadable, not float32, already quantized, or nothing in it can be quantized.
+        ModelError: unreadable, already quantized, or nothing in it can be quantized.
         DataError: the data does not fit the model, is empty or not finite.
         RuntimeFailure: onnxruntime cannot run the float model.
     """
@@ -109,21 +110,23 @@ def quantize(
     tell = progress or (lambda *_: None)
     tell("prepare", 0, None)
     original = load(model)
-    require_float32(original)
+    require_not_quantized(original)
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
     target = target_of(config)
-    prepared = prepare(original, target=target, native=config.native)
-    outline = make_plan(prepared.model, config, target)
-    if not outline.anchors and not outline.weights:
-        raise ModelError(nothing_to_quantize(outline))
     with temporary_folder() as folder:
-        job = Job(prepared.model, original, to_runtime(original, folder), folder, config, tell, Scratch(folder))
+        source = to_runtime(original, folder)
+        run_as = reference(original, source, folder)
+        prepared = prepare(run_as.model, target=target, native=config.native)
+        outline = make_plan(prepared.model, config, target)
+        if not outline.anchors and not outline.weights:
+            raise ModelError(nothing_to_quantize(outline))
+        job = Job(prepared.model, original, source, run_as.runnable, folder, config, tell, Scratch(folder))
         if data is None:
             outcome = without_data(job, feed_options)
         else:
             outcome = with_data(job, open_feed(data, signature(original).inputs, options=feed_options))
-        return _result(job, outcome, prepared.notes)
+        return _result(job, outcome, (*prepared.notes, *([run_as.note] if run_as.note else [])))
 
 
 def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Result:
@@ -134,7 +137,7 @@ def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Resu
     final = to_runtime(built.model, job.folder)
     notes = (*prepared_notes, *attempt.notes, *_nothing_pays(built), *storage_notes(built.plan, job.asked))
     report = Report(
-        model_size(job.reference),
+        model_size(job.source),
         model_size(final),
         comparison=None if attempt.verdict is None else attempt.verdict.comparison,
         latency=attempt.latency,

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.adapt.directions import forward_only, is_forward, is_recurrent, recurrent_obstacle
-from onnxq.graph.edit import new_constant, owner, redirect, set_input
-from onnxq.graph.nodes import AtEnd, Before, NodeBuilder
+from onnxq.graph.edit import is_op, new_constant, owner, redirect, redirect_output, set_input
+from onnxq.graph.nodes import After, AtEnd, Before, NodeBuilder
 from onnxq.graph.passes.unused import remove_unused
+from onnxq.graph.widened import OTHER
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import MICROSOFT, Gradient
 from onnxq.query import attribute, nodes
@@ -20,7 +21,11 @@ LOSS = "onnxq_loss"
 
 
 def differentiable(model: ir.Model) -> None:
-    """Changes ``model`` in place so that more of it has gradients; what it computes stays the same."""
+    """Changes ``model`` in place so that more of it has gradients; what it computes stays the same.
+
+    But for the types: outputs of other types of floats become float32, as do inputs of one that numpy has not.
+    """
+    _float32_ends(model)
     for node in list(nodes(model)):
         if node.domain:
             continue
@@ -42,6 +47,18 @@ def differentiable(model: ir.Model) -> None:
             if not node.outputs[i + 1].name:
                 node.outputs[i + 1].name = f"{node.name}_{part}"
                 node.outputs[i + 1].type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def _float32_ends(model: ir.Model) -> None:
+    for value in model.graph.inputs:
+        if value.dtype == ir.DataType.BFLOAT16:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    for output in tuple(model.graph.outputs):
+        maker = output.producer()
+        if is_op(maker, "Cast") and maker is not None and output.dtype in OTHER:
+            single = NodeBuilder(After(maker))("Identity", [maker.inputs[0]], name=f"{maker.name}_float32")
+            redirect_output(output, single)
+            single.type = ir.TensorType(ir.DataType.FLOAT)
 
 
 def obstacle(model: ir.Model) -> str | None:

@@ -26,8 +26,8 @@ _GAIN, _OFFSET, _NOISE = 0.2, 0.2, 0.05
 class Samples:
     """``inputs`` and ``outputs`` by name, samples along the first axis.
 
-    ``rows``: what the model takes at a time, no more and no fewer; None where that is open. ``labels``: None, or
-    ``outputs`` are one-hot labels, and what the model answers is of that kind.
+    Outputs are float32, whatever the model's are. ``rows``: what the model takes at a time, no more and no fewer; None
+    where that is open. ``labels``: None, or ``outputs`` are one-hot labels, and what the model answers is of that kind.
     """
 
     inputs: Mapping[str, Array]
@@ -93,7 +93,8 @@ def stacked(
     if not inputs or not answers or any(len({a.shape[1:] for a in arrays}) != 1 for arrays in every):
         return None
     joined = [{name: np.concatenate(arrays) for name, arrays in of.items()} for of in (inputs, answers)]
-    return Samples(joined[0], {n: a for n, a in joined[1].items() if np.issubdtype(a.dtype, np.floating)}, rows)
+    answered = {n: np.asarray(a, np.float32) for n, a in joined[1].items() if np.issubdtype(a.dtype, np.floating)}
+    return Samples(joined[0], answered, rows)
 
 
 def generated(inputs: Mapping[str, Array], times: int, *, seed: int = 0) -> dict[str, Array]:
@@ -112,7 +113,7 @@ def generated(inputs: Mapping[str, Array], times: int, *, seed: int = 0) -> dict
         kinds = random.integers(4, size=count)
         seeds = random.integers(1 << 31, size=count)
         for name, array in inputs.items():
-            spread = float(array.std()) if np.issubdtype(array.dtype, np.floating) else 0.0
+            spread = float(array.std(dtype=np.float64)) if np.issubdtype(array.dtype, np.floating) else 0.0
             made = np.empty_like(array)
             for i, (other, kind, own) in enumerate(zip(others, kinds, seeds, strict=True)):
                 made[i] = _variant(

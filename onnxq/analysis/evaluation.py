@@ -109,6 +109,7 @@ def evaluate(
             prepared = _as_prepared(reference, test, folder)
             feeds = told(feed.limit(layer_samples), progress, "layers")
             layers, notes = _layer_by_layer(prepared, test.runnable, feeds, threads)
+    notes = (*(given.reference.note for given in (reference, test) if given.reference.note), *notes)
     warnings = (feed.warning,) if feed.warning else ()
     return Evaluation(comparison, layers, feed.description, notes, warnings)
 
@@ -139,4 +140,6 @@ def _as_prepared(reference: Opened, test: Opened, folder: Path) -> Path | bytes:
     written = json.loads(test.model.metadata_props[METADATA_KEY])
     name = json.loads(written.get("config", "{}")).get("target", "")
     target = resolve_target(name if name in TARGETS else "auto")
-    return to_runtime(equalized_as(prepare(reference.model, target=target).model, written.get("equalized", {})), folder)
+    return to_runtime(
+        equalized_as(prepare(reference.reference.model, target=target).model, written.get("equalized", {})), folder
+    )

@@ -18,7 +18,7 @@ from onnxq.config import Config
 from onnxq.errors import DataError, ModelError, one_line
 from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load
-from onnxq.graph.kinds import quantized_ops, require_float32
+from onnxq.graph.kinds import quantized_ops, require_not_quantized
 from onnxq.graph.prepare import prepare
 from onnxq.graph.signature import TensorSpec
 from onnxq.kernels.operators import operator
@@ -185,7 +185,7 @@ def inspect(
                 raise ModelError(f"{given.name} is quantized already; give the float model first, then this one")
             feeds = list(some_feed(given, data, feed_options))
             other = None if quantized is None else load(quantized)
-            table = node_table(given.model, feeds, quantized=other, config=config)
+            table = node_table(given.reference.model, feeds, quantized=other, config=config)
         outlook, refusal = (None, None) if found or quantized is not None else _outlook(given, config, feed_options)
         asked = kernels == "always" or (kernels == "quantized" and bool(found))
         running = kernel_map(given.runnable) if asked else None
@@ -198,7 +198,7 @@ def inspect(
             {domain or "ai.onnx": version for domain, version in given.model.opset_imports.items()},
             given.model.ir_version,
             producer,
-            model_size(given.runnable),
+            model_size(given.source),
             sum(1 for _ in nodes(given.model)),
             found,
             outlook,
@@ -211,17 +211,15 @@ def inspect(
 
 def describe(spec: TensorSpec) -> TensorInfo:
     """``spec`` as printable text."""
-    # Text is what numpy calls object.
-    dtype = "string" if spec.dtype == object else str(spec.dtype or "unknown type")
-    return TensorInfo(spec.name, dtype, spec.shape)
+    return TensorInfo(spec.name, "unknown type" if spec.dtype is None else spec.type_name, spec.shape)
 
 
 def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tuple[Outlook | None, str | None]:
     """What quantizing the float model would do, or why it is refused."""
     target = target_of(config)
     try:
-        require_float32(given.model)
-        prepared = prepare(given.model, target=target, native=config.native)
+        require_not_quantized(given.model)
+        prepared = prepare(given.reference.model, target=target, native=config.native)
     except ModelError as error:
         return None, one_line(error)
     with temporary_folder() as folder:

@@ -20,6 +20,7 @@ from onnxq.errors import ConfigError, DataError, ModelError
 from onnxq.files.atomic import staged, write_file
 from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load
+from onnxq.graph.reference import Reference, reference
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.graph.signature import Signature, signature
 from onnxq.measure import latency
@@ -35,11 +36,17 @@ Outputs: TypeAlias = "dict[str, Array | list[Array]]"
 
 @dataclass(frozen=True)
 class Opened:
-    """A user's model: its ``name`` for messages, its graph, and what onnxruntime loads."""
+    """A user's model: its ``name`` for messages, its graph, what it is as a file, and what is run of it."""
 
     name: str
     model: ir.Model
-    runnable: Path | bytes
+    source: Path | bytes
+    reference: Reference
+
+    @property
+    def runnable(self) -> Path | bytes:
+        """What onnxruntime loads."""
+        return self.reference.runnable
 
     @property
     def signature(self) -> Signature:
@@ -57,12 +64,11 @@ def opened(*models: ModelSource) -> Iterator[tuple[Opened, ...]]:
         found = []
         for model in models:
             graph = load(model)
-            if isinstance(model, (str, os.PathLike)):
-                path = Path(model)
-                found.append(Opened(path.name, graph, path))
-            else:
-                folder = stack.enter_context(temporary_folder())
-                found.append(Opened("the model in memory", graph, to_runtime(graph, folder)))
+            folder = stack.enter_context(temporary_folder())
+            given = Path(model) if isinstance(model, (str, os.PathLike)) else None
+            source = to_runtime(graph, folder) if given is None else given
+            name = "the model in memory" if given is None else given.name
+            found.append(Opened(name, graph, source, reference(graph, source, folder)))
         yield tuple(found)
 
 

@@ -16,6 +16,7 @@ from onnxq.emit.elided import keeps_codes, pass_codes
 from onnxq.emit.enlarged import repeat_codes, repeated
 from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.gates import gate_on_codes, read_by_gates
+from onnxq.emit.half import store_half
 from onnxq.emit.operands import Operands, WeightKey
 from onnxq.emit.padded import pad_input
 from onnxq.emit.pieces import graph_of, home_of
@@ -50,8 +51,8 @@ def emit(
     ``tensors`` holds the parameters of every point that owns some and of every constant operand; ``weights`` every
     weight in integers, by ``weight_key``; ``biases``, by node and input, float constants that differ from the model's
     (see ``Parameters``); ``scratch`` holds the constants of the copy. Without ``steer``, what computes the same and
-    only makes onnxruntime take another kernel is left out. Raises ``ModelError`` naming the tensor where a parameter is
-    missing.
+    only makes onnxruntime take another kernel, or the file smaller, is left out. Raises ``ModelError`` naming the
+    tensor where a parameter is missing.
     """
     writer = _Writer(copy_model(model), scratch, tensors, weights, biases, plan)
     if steer:
@@ -88,6 +89,7 @@ def emit(
     writer.drop_unused_initializers()
     if steer:
         spell_sums(writer.model)
+        store_half(writer)
     if any(w.stored.packed for w in plan.weights):
         shorten(writer.model, known)
     return writer.model

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnxq.graph.widened import Widened
+
 FILES = "onnxq.files"  # key of ``model.meta``: the files that a model was read from, as a tuple of absolute paths
 
 INFERRED = "onnxq.inferred"  # key of ``value.meta``: type and shape can be inferred again and need not be stored
@@ -38,6 +40,8 @@ def share(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
             doc_string=tensor.doc_string,
             base_dir=tensor.base_dir,
         )
+    if isinstance(tensor, Widened):
+        return Widened(share(tensor.source), name=tensor.name or "")
     if tensor.dtype == ir.DataType.STRING:
         return ir.StringTensor(tensor.numpy(), shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
     return ir.LazyTensor(

@@ -31,7 +31,7 @@ _OLDEST_OPSET = 7
 def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
     """The model in ``source``, as a value of our own: what was given is never changed, external data is read lazily.
 
-    Quantized models load too; see ``kinds.require_float32`` for the check.
+    Quantized models load too; see ``kinds.require_not_quantized`` for the check.
 
     Raises:
         ModelError: no such file, not ONNX, truncated, empty, missing or short external data, opset out of range.

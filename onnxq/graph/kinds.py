@@ -1,20 +1,20 @@
-"""What a model is made of: float types of its weights, and whether somebody has quantized it already."""
+"""What a model is made of: the float types it stores and computes in, and whether somebody has quantized it already."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.graph.copying import all_graphs, all_nodes
-from onnxq.kernels.operators import named
+from onnxq.graph.widened import FLOATS, LARGE, NARROW
+from onnxq.kernels.operators import named, operator
 
 # Where onnxq writes into a file what it made of the model: JSON with versions, choices, ``float``, nodes by reason, and
 # ``equalized``, factors of channels by tensor (``equalize.Equalized.steps``).
 METADATA_KEY = "onnxq"
-
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def quantized_ops(model: ir.Model) -> dict[str, int]:
@@ -23,32 +23,56 @@ def quantized_ops(model: ir.Model) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def float_kinds(model: ir.Model) -> dict[str, int]:
-    """How many weight elements ``model`` has of each float type, as ``{"FLOAT": 1234, "FLOAT16": 5}``.
-
-    Weights are initializers and the tensors of Constant nodes, in all graphs.
-    """
-    counts: Counter[str] = Counter()
-    tensors = [v.const_value for graph in all_graphs(model) for v in graph.initializers.values()]
-    for node in all_nodes(model):
-        attribute = node.attributes.get("value") if node.op_type == "Constant" else None
-        if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
-            tensors.append(attribute.value)
-    for tensor in tensors:
-        if tensor is not None and tensor.dtype.is_floating_point():
-            counts[tensor.dtype.name] += tensor.size
-    return dict(sorted(counts.items()))
-
-
-def require_float32(model: ir.Model) -> None:
-    """Raises ModelError when ``model`` is quantized already, or keeps its weights in half or double precision."""
+def require_not_quantized(model: ir.Model) -> None:
+    """Nothing; raises ModelError when somebody has quantized ``model`` already."""
     quantized = quantized_ops(model)
     if quantized:
         found = ", ".join(f"{count} {op}" for op, count in quantized.items())
         raise ModelError(f"the model is already quantized ({found}); give the float model that it was made from")
-    kinds = float_kinds(model)
-    single = kinds.get("FLOAT", 0)
-    for kind in (*_HALF, ir.DataType.DOUBLE):
-        # A few constants of another type are harmless (a float64 epsilon); the bulk of the weights decides.
-        if kinds.get(kind.name, 0) > single:
-            raise ModelError(f"the model's weights are {kind.name.lower()}; export it in float32 and quantize that")
+
+
+def narrow_throughout(model: ir.Model) -> ir.DataType | None:
+    """The half-precision type that all large float constants of ``model`` are stored in; None where they are not."""
+    kinds = {
+        v.const_value.dtype
+        for graph in all_graphs(model)
+        for v in graph.initializers.values()
+        if v.const_value is not None and v.const_value.dtype.is_floating_point() and v.const_value.nbytes >= LARGE
+    }
+    return next(iter(kinds)) if len(kinds) == 1 and kinds <= set(NARROW) else None
+
+
+def computed_in_float32(model: ir.Model) -> bool:
+    """Whether at least half of the multiply-accumulates of ``model`` are of float32; of nodes, if nothing multiplies.
+
+    As far as shapes are known, which have to be inferred: a dimension that is not counts once.
+    """
+    work: Counter[ir.DataType] = Counter()
+    count: Counter[ir.DataType] = Counter()
+    for graph in all_graphs(model):
+        for node in graph:
+            kind = _computed_in(node)
+            if kind is not None:
+                work[kind] += _work(node)
+                count[kind] += 1
+    decides = work if work.total() else count
+    return 2 * decides[ir.DataType.FLOAT] >= decides.total()
+
+
+def _computed_in(node: ir.Node) -> ir.DataType | None:
+    """The float type that ``node`` computes in: that of its result; None for a Cast, and for what is not of floats."""
+    if node.op_type in ("Cast", "CastLike", "Constant"):
+        return None
+    kinds = [v.dtype for v in (*node.outputs, *node.inputs) if v is not None and v.dtype in FLOATS]
+    return kinds[0] if kinds else None
+
+
+def _work(node: ir.Node) -> int:
+    """The multiply-accumulates of a layer for one sample: elements of the weight, times positions of the result."""
+    record = operator(node)
+    if not record.computes:
+        return 0
+    sizes = [math.prod(v.const_value.shape.numpy()) for v in node.inputs if v is not None and v.const_value is not None]
+    shape = node.outputs[0].shape
+    inner = [] if shape is None else list(shape)[2:] if record.name.startswith("Conv") else list(shape)[1:-1]
+    return max(sizes, default=0) * math.prod(dim for dim in inner if isinstance(dim, int))

@@ -14,6 +14,7 @@ from onnxq.graph.copying import copy_model
 from onnxq.graph.passes.einsum import spell_einsum
 from onnxq.graph.passes.exporter_traces import drop_exporter_traces
 from onnxq.graph.passes.fixed_shapes import fix_shapes
+from onnxq.graph.passes.float32 import compute_in_float32, widen_stored
 from onnxq.graph.passes.fold_affine import fold_affine
 from onnxq.graph.passes.fold_constants import fold_constants
 from onnxq.graph.passes.fold_if import fold_if
@@ -52,6 +53,8 @@ PASSES = (
     Pass("sort_nodes", _model(sort_nodes)),
     Pass("forget_shapes", lambda work: forget_shapes(work.model, work.claims)),
     Pass("lift_constants", _model(lift_constants), needs=[Need.NAMES]),
+    Pass("widen_stored", _model(widen_stored), needs=_KNOWN),
+    Pass("compute_in_float32", lambda w: compute_in_float32(w.model, everywhere=w.everywhere), needs=_KNOWN),
     Pass("remove_passthrough", _model(remove_passthrough), needs=[Need.NAMES]),
     Pass("unfuse", _model(unfuse), needs=_KNOWN),
     Pass("spell_einsum", _model(spell_einsum)),
@@ -101,3 +104,11 @@ def prepare(model: ir.Model, *, target: Target, native: bool = False, skip: Coll
     work = Work(copy_model(model), target, NATIVE if native else LOWEST)
     run_passes(work, PASSES, skip=skip)
     return Prepared(work.model, tuple(work.notes))
+
+
+def in_float32(model: ir.Model, *, target: Target) -> ir.Model:
+    """A copy of ``model`` that computes in float32 everywhere inside."""
+    work = Work(copy_model(model), target, LOWEST, everywhere=True)
+    last = next(index for index, one in enumerate(PASSES) if one.name == "compute_in_float32")
+    run_passes(work, PASSES[: last + 1])
+    return work.model

@@ -34,6 +34,7 @@ class Work:
     """A model on its way, changed in place, and what the passes are told besides and have to say.
 
     ``lowest``: the opset that it shall have at least. ``claims``: shapes that the file claims, until they are checked.
+    ``everywhere``: whether the least block of another float type changes to float32 too.
     """
 
     model: ir.Model
@@ -41,6 +42,7 @@ class Work:
     lowest: int
     notes: list[str] = field(default_factory=list)
     claims: dict[ir.Value, ir.Shape] = field(default_factory=dict)
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)

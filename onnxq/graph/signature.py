@@ -13,16 +13,25 @@ import onnx_ir as ir
 class TensorSpec:
     """An input or output. A dimension is a number, a name (symbolic) or None (unknown); ``shape`` None: unknown rank.
 
-    ``dtype`` is None where numpy has no such type (strings are ``object``).
+    ``dtype`` is None where numpy has no such type (strings are ``object``). ``bfloat16``: whether the model's is that,
+    which numpy has not: it is fed and read as float32 (``runtime.session.run``).
     """
 
     name: str
     dtype: npt.DTypeLike | None
     shape: tuple[int | str | None, ...] | None
+    bfloat16: bool = False
 
     def __str__(self) -> str:
         dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
-        return f"{self.name}: {self.dtype or 'unknown'}[{dims}]"
+        return f"{self.name}: {self.type_name}[{dims}]"
+
+    @property
+    def type_name(self) -> str:
+        """The element type in words."""
+        if self.bfloat16:
+            return "bfloat16"
+        return "string" if self.dtype == object else str(self.dtype or "unknown")
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,11 @@ def _spec(value: ir.Value) -> TensorSpec:
     dtype: npt.DTypeLike | None = None
     if value.dtype is not None:
         dtype = np.dtype(object) if value.dtype == ir.DataType.STRING else value.dtype.numpy()
+    bfloat16 = value.dtype == ir.DataType.BFLOAT16
     shape: tuple[int | str | None, ...] | None = None
     if value.shape is not None:
         shape = tuple(_dim(d if isinstance(d, int) else d.value) for d in value.shape)
-    return TensorSpec(value.name or "", dtype, shape)
+    return TensorSpec(value.name or "", np.dtype(np.float32) if bfloat16 else dtype, shape, bfloat16)
 
 
 def _dim(dim: int | str | None) -> int | str | None:

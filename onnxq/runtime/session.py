@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
@@ -14,7 +17,7 @@ from onnxq.errors import DataError, OnnxqError, RuntimeFailure, one_line
 from onnxq.runtime.proto import Model, label, load_proto
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, OrtValue
 
 Level: TypeAlias = Literal["none", "basic", "extended", "all"]
 Feed: TypeAlias = Mapping[str, npt.NDArray[Any]]
@@ -94,13 +97,52 @@ def open_to_look(
     return open_session(model, threads=threads, optimize=optimize, profile=profile, config={**mapped, **(config or {})})
 
 
+def call(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> Callable[[], list[Any]]:
+    """What runs ``session`` on ``feed`` and returns its values as onnxruntime has them, with nothing left to convert.
+
+    numpy has no bfloat16: such inputs are fed as float32, and ``run`` gives such outputs back as float32.
+    """
+    named = {i.name: i.type for i in session.get_inputs()}
+    if _BFLOAT16 not in (*named.values(), *(o.type for o in session.get_outputs())):
+        return partial(session.run, outputs, dict(feed))
+    values = {name: _ort_value(np.asarray(array), named.get(name)) for name, array in feed.items()}
+    return partial(session.run_with_ort_values, outputs or [o.name for o in session.get_outputs()], values)
+
+
+_BFLOAT16 = "tensor(bfloat16)"
+_BFLOAT16_NUMBER = 16
+
+
+def _ort_value(array: npt.NDArray[Any], wanted: str | None) -> OrtValue:
+    import ml_dtypes
+    import onnxruntime as ort
+
+    if wanted != _BFLOAT16:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    bits = np.ascontiguousarray(array.astype(ml_dtypes.bfloat16)).view(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16_NUMBER)
+
+
+def _array(value: Any) -> npt.NDArray[Any]:
+    if not hasattr(value, "data_ptr"):
+        return np.asarray(value)
+    if value.data_type() != _BFLOAT16:
+        return np.asarray(value.numpy())
+    shape = value.shape()
+    memory = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
+    # The upper half of a float32 is a bfloat16.
+    bits = np.frombuffer(memory, np.uint16).astype(np.uint32) << 16
+    array: npt.NDArray[np.float32] = bits.view(np.float32).reshape(shape)
+    return array
+
+
 def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[npt.NDArray[Any]]:
     """The ``outputs`` (all, in order, if None) of one run.
 
     Raises ``DataError`` where ``feed`` does not fit the inputs, ``RuntimeFailure`` where the run itself fails.
     """
     try:
-        return [np.asarray(value) for value in session.run(outputs, dict(feed))]
+        return [_array(value) for value in call(session, feed, outputs=outputs)()]
     except Exception as error:
         text = one_line(error)
         if any(sign in text for sign in _BAD_FEED):

@@ -33,11 +33,12 @@ _CHECKED_SHARE = 0.125
 class Job:
     """What all stages of one call share. ``asked``: the user's configuration; candidates have their own.
 
-    ``reference``: the original as the runtime loads it.
+    ``source``: the original as a file; ``reference``: what is run of it (``graph.reference``).
     """
 
     prepared: ir.Model
     original: ir.Model
+    source: bytes | Path
     reference: bytes | Path
     folder: Path
     asked: Config

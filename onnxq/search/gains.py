@@ -26,7 +26,7 @@ def never_larger(search: Search, attempt: Attempt) -> Attempt | None:
     built = attempt.built
     if built.plan.layers or not built.plan.weights:
         return None
-    if smaller_file(model_size(built.runtime_model).file_bytes, model_size(search.job.reference).file_bytes):
+    if smaller_file(model_size(built.runtime_model).file_bytes, model_size(search.job.source).file_bytes):
         return None
     reason = KeptFloat.of(ReasonCode.FILE_NOT_SMALLER)
     found = _rebuilt(search, attempt, [w.node for w in built.plan.weights], reason)

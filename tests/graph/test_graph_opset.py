@@ -204,10 +204,11 @@ def test_a_new_attribute_or_type_keeps_the_opset():
         ir_version=10,
     )
     assert prepare(ir.from_proto(group), target=USUAL).model.opset_imports[""] == 21
+    # A block in a model of float32, which keeps its type.
     half = make(
-        [node("Conv", "x w", "y")],
-        {"x": (1, 1, 4)},
-        ["y"],
+        [node("Conv", "x w", "y"), node("Conv", "u v", "z")],
+        {"x": (1, 1, 4), "u": (1, 1, 4), "v": (1, 1, 3)},
+        ["y", "z"],
         opset=22,
         types={"x": TensorProto.BFLOAT16, "y": TensorProto.BFLOAT16},
         ir_version=10,

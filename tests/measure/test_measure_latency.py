@@ -61,6 +61,11 @@ class Sleeper:
     def run(self, outputs: object, feed: object) -> None:
         time.sleep(0.05)
 
+    def get_inputs(self) -> list[object]:
+        return []
+
+    get_outputs = get_inputs
+
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the time of a thread is counted in coarse steps there")
 def test_with_one_thread_waiting_is_no_latency() -> None:

@@ -1,0 +1,97 @@
+"""The nodes of a model of half or double precision that need their type, whatever the rest computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+import onnx_ir as ir
+
+from onnxq.graph.copying import all_graphs
+from onnxq.graph.edit import integer, is_op
+from onnxq.graph.widened import FLOATS, OTHER
+from onnxq.kernels.operators import operator
+
+# Their bodies hand over what they compute, so that both change together.
+_CONTROL_FLOW = ("If", "Loop", "Scan")
+# What reads or writes sequences and optionals, which nothing casts.
+_NO_TENSORS = (
+    *("SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength"),
+    *("SequenceMap", "SplitToSequence", "ConcatFromSequence"),
+    *("Optional", "OptionalGetElement", "OptionalHasElement"),
+)
+# The most elements of a constant that is no weight: sizes, scales, steps.
+_FEW = 64
+
+
+def islands(model: ir.Model, *, known: Collection[str]) -> set[ir.Node]:
+    """The nodes that keep their float types in a model which changes to float32; all in their bodies among them.
+
+    | node                                        | since                                                          |
+    |---------------------------------------------|----------------------------------------------------------------|
+    | of a domain that is not in ``known``        | who knows what it takes; trees compare with their very numbers |
+    | that reads or writes a sequence or optional | a Cast does not take one                                       |
+    | BitCast, Cast to text                       | bits and digits change                                         |
+    | of numbers made of integers, for integers   | a size rounded otherwise is another size                       |
+    """
+    kept = {
+        node
+        for graph in all_graphs(model)
+        for node in graph
+        if not is_op(node, *_CONTROL_FLOW) and (node.domain not in known or _needs_its_type(node))
+    }
+    kept |= {inner for node in kept for body in bodies(node) for inner in body.all_nodes()}
+    for group in _connected(model):
+        if not kept.intersection(group) and _only_counts(group):
+            kept.update(group)
+    return kept
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The bodies of ``node``, at any depth."""
+    for attribute in node.attributes.values():
+        if attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            continue
+        for body in (attribute.value,) if attribute.type == ir.AttributeType.GRAPH else attribute.value:
+            yield body
+            for inner in body:
+                yield from bodies(inner)
+
+
+def _needs_its_type(node: ir.Node) -> bool:
+    if is_op(node, "Cast"):
+        return integer(node, "to", 0) == ir.DataType.STRING.value
+    return is_op(node, "BitCast", *_NO_TENSORS)
+
+
+def _others(values: Iterable[ir.Value | None]) -> list[ir.Value]:
+    return [v for v in values if v is not None and isinstance(v.type, ir.TensorType) and v.dtype in OTHER]
+
+
+def _connected(model: ir.Model) -> list[list[ir.Node]]:
+    """The nodes that other types of floats pass between, in groups of which none hands such a number to another."""
+    nodes = [n for graph in all_graphs(model) for n in graph if _others((*n.inputs, *n.outputs))]
+    group = {node: [node] for node in nodes}
+    for node in nodes:
+        for value in _others(node.outputs):
+            for use in value.uses():
+                joined, other = group[node], group.get(use.node, group[node])
+                if joined is not other:
+                    few, many = sorted((joined, other), key=len)
+                    many += few
+                    group.update(dict.fromkeys(few, many))
+    return list({id(members): members for members in group.values()}.values())
+
+
+def _only_counts(group: list[ir.Node]) -> bool:
+    """Whether ``group`` begins with integers and a few constants, and gives nothing but integers and truth values."""
+    inside = {id(value) for node in group for value in node.outputs}
+    for node in group:
+        if operator(node).computes or is_op(node, *_CONTROL_FLOW):
+            return False
+        for value in _others(node.inputs):
+            tensor = value.const_value
+            if id(value) not in inside and (tensor is None or tensor.size > _FEW):
+                return False
+        if any(v.dtype in FLOATS and (v.is_graph_output() or v.dtype not in OTHER) for v in node.outputs):
+            return False
+    return True
