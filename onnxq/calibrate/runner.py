@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +14,17 @@ import onnx_ir as ir
 
 from onnxq.calibrate.layer_inputs import LayerInput, LayerInputs
 from onnxq.calibrate.observers import merge, observe
-from onnxq.errors import DataError
+from onnxq.errors import DataError, RuntimeFailure
 from onnxq.files.scratch import Scratch
 from onnxq.files.temporary import temporary_folder
-from onnxq.graph.instrument import expose
+from onnxq.graph.instrument import expose, loops_around
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.moments import Moments
 from onnxq.runtime.session import open_to_look, run
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[int], None]
@@ -36,19 +41,63 @@ class Statistics:
 def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """For each of ``feeds``, what the float ``model`` makes of ``tensors``, by name; inputs count as tensors.
 
-    Names that do not exist are left out; an empty array stands for a tensor of an If branch that did not run.
+    The values of all iterations of a Loop or Scan are one, joined along the first axis (a new one, where they have one
+    axis or none). Names that do not exist are left out, and so is what lies in such bodies once iterations differ in
+    shape. An empty array stands for a tensor of an If branch that did not run.
     Raises ``RuntimeFailure`` where the model does not run on a feed.
     """
-    inputs = {v.name for v in model.graph.inputs}
+    inner = set(tensors) - {v.name for v in model.graph.inputs}
+    loops = _loops_around(model, inner)
     with temporary_folder() as folder:
-        shown, output_of = expose(model, [t for t in tensors if t not in inputs])
-        outputs = list(dict.fromkeys(output_of.values()))
-        session = open_to_look(to_runtime(shown, folder)) if outputs else None
+        look = _Look.at(model, [t for t in tensors if t in inner], folder)
         for feed in feeds:
-            arrays = dict(feed)
-            if session is not None:
-                arrays.update(zip(outputs, run(session, feed, outputs=outputs), strict=True))
-            yield {t: arrays[output_of.get(t, t)] for t in tensors if output_of.get(t, t) in arrays}
+            try:
+                found = look.values(feed)
+            except RuntimeFailure:
+                if not loops.keys() & look.output_of.keys():
+                    raise
+                # onnxruntime stacks nothing but equal shapes.
+                look = _Look.at(model, [t for t in tensors if t in inner - loops.keys()], folder)
+                found = look.values(feed)
+            found = {**feed, **found}
+            yield {t: _joined(found[t], loops.get(t, 0)) for t in tensors if t in found}
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A model that shows some tensors, and by tensor the output that it is; no session where it shows none."""
+
+    session: InferenceSession | None
+    output_of: Mapping[str, str]
+
+    @classmethod
+    def at(cls, model: ir.Model, tensors: Sequence[str], folder: Path) -> _Look:
+        """That for ``tensors`` of ``model``, as far as they exist."""
+        shown, output_of = expose(model, tensors)
+        return cls(open_to_look(to_runtime(shown, folder)) if output_of else None, output_of)
+
+    def values(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The tensors, by name, in a run on ``feed``."""
+        if self.session is None:
+            return {}
+        return dict(zip(self.output_of, run(self.session, feed, outputs=list(self.output_of.values())), strict=True))
+
+
+def _loops_around(model: ir.Model, names: Collection[str]) -> dict[str, int]:
+    """By name, in how many Loop and Scan bodies a tensor lies that is in one at all."""
+    return {
+        value.name: count
+        for graph, count in loops_around(model).items()
+        for value in (*graph.inputs, *(o for n in graph for o in n.outputs))
+        if value.name and value.name in names
+    }
+
+
+def _joined(array: npt.NDArray[Any], loops: int) -> npt.NDArray[Any]:
+    """``array``, which has so many axes of iterations in front of its own, with these and the first of those in one."""
+    if not loops or array.ndim < loops + 2:
+        return array
+    return array.reshape(math.prod(array.shape[: loops + 1]), *array.shape[loops + 1 :])
 
 
 def run_observers(

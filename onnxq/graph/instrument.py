@@ -1,7 +1,7 @@
-"""Making interior tensors visible: a copy of a model with more outputs, tensors inside If bodies included.
+"""Making interior tensors visible: a copy of a model with more outputs, tensors inside bodies included.
 
-A tensor of an If branch becomes an output of the branch and of the If node; the other branch gives an empty tensor in
-its place. Tensors inside Loop and Scan bodies have one value an iteration and cannot be shown this way.
+A tensor of a body becomes an output of the body and of the node that holds it. Of an If, the other branch gives an
+empty tensor in its place. Of a Loop or Scan, the values of all iterations are stacked along a new first axis.
 """
 
 from __future__ import annotations
@@ -28,26 +28,30 @@ def owners(model: ir.Model) -> dict[int, ir.Node]:
     return found
 
 
-def unobservable(model: ir.Model) -> set[str]:
-    """Names of the nodes inside Loop and Scan bodies, at any depth."""
+def loops_around(model: ir.Model) -> dict[ir.Graph, int]:
+    """By body graph, in how many Loop and Scan bodies, one in another, it lies; only of those that lie in some."""
     owner = owners(model)
-    hidden: set[str] = set()
-    for node in nodes(model):
-        graph = node.graph
-        while graph is not None and id(graph) in owner:
-            outer = owner[id(graph)]
-            if outer.op_type != "If":
-                hidden.add(node.name or "")
-                break
-            graph = outer.graph
-    return hidden
+    found: dict[ir.Graph, int] = {}
+    for graph in model.graphs():
+        count, outer = 0, owner.get(id(graph))
+        while outer is not None:
+            count += outer.op_type != "If"
+            outer = owner.get(id(outer.graph))
+        if count:
+            found[graph] = count
+    return found
+
+
+def repeated(model: ir.Model) -> set[str]:
+    """Names of the nodes inside Loop and Scan bodies, at any depth."""
+    return {node.name or "" for graph in loops_around(model) for node in graph}
 
 
 def expose(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
     """A copy of ``model`` whose only outputs are ``tensors``, and the output's name for each of them.
 
-    An empty array of shape ``[0]`` means that the branch of the If which holds the tensor did not run. Names that do
-    not exist are left out of the mapping.
+    An empty array of shape ``[0]`` means that the branch of the If which holds the tensor did not run. Each Loop or
+    Scan around a tensor gives it one more axis in front, of iterations. Names that do not exist are left out.
     """
     copy = copy_model(model)
     owner = owners(copy)
@@ -59,12 +63,10 @@ def expose(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str,
                 found[value.name or ""] = value
     shown: dict[str, ir.Value] = {}
     for name, value in found.items():
-        lifted = value
-        producer = value.producer()
-        while producer is not None and producer.graph is not None and id(producer.graph) in owner:
-            outer = owner[id(producer.graph)]
-            lifted = _lift(lifted, outer, f"{name}_shown")
-            producer = outer
+        lifted, level, outer = value, 0, owner.get(id(value.graph))
+        while outer is not None:
+            lifted = _lift(lifted, outer, f"{name}_shown{level or ''}")
+            level, outer = level + 1, owner.get(id(outer.graph))
         shown[name] = lifted
     copy.graph.outputs.clear()
     for value in shown.values():
@@ -74,24 +76,29 @@ def expose(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str,
 
 
 def _lift(value: ir.Value, outer: ir.Node, name: str) -> ir.Value:
-    """``value`` of a branch of the If node ``outer`` as a new output of ``outer``."""
+    """``value`` of a body of ``outer`` as a new output of ``outer``."""
     inner = value.graph
     dtype = value.dtype or ir.DataType.FLOAT
     for attr in outer.attributes.values():
         if attr.type != ir.AttributeType.GRAPH:
             continue
-        branch = attr.as_graph()
-        if branch is inner:
-            # onnxruntime leaves the second of two outputs of one name empty: an output of the branch needs a twin.
-            branch.outputs.append(_twin(value, branch, name) if value.is_graph_output() else value)
+        body = attr.as_graph()
+        if body is inner:
+            # onnxruntime leaves the second of two outputs of one name empty: an output of the body needs a twin. What
+            # a body is given is no output of its nodes.
+            taken = value.is_graph_output() or value.producer() is None
+            body.outputs.append(_twin(value, body, name) if taken else value)
             continue
         empty = ir.tensor(np.zeros(0, dtype.numpy()), name=f"{name}_absent")
         absent = f"{name}_{attr.name}_absent"
-        build = NodeBuilder(AtEnd(branch))
+        build = NodeBuilder(AtEnd(body))
         stand_in = build("Constant", [], name=absent, output=absent, value=empty)
         stand_in.dtype = dtype
         stand_in.shape = ir.Shape([0])
-        branch.outputs.append(stand_in)
+        body.outputs.append(stand_in)
+    for key in _OF_EACH_SCAN_OUTPUT:
+        if key in outer.attributes:
+            outer.attributes[key] = ir.AttrInt64s(key, [*outer.attributes[key].as_ints(), 0])
     outer.resize_outputs(len(outer.outputs) + 1)
     lifted = outer.outputs[-1]
     lifted.name = name
@@ -99,7 +106,11 @@ def _lift(value: ir.Value, outer: ir.Node, name: str) -> ir.Value:
     return lifted
 
 
-def _twin(value: ir.Value, branch: ir.Graph, name: str) -> ir.Value:
-    """``value`` under another name, at the end of ``branch``."""
-    build = NodeBuilder(AtEnd(branch))
+# Attributes of Scan that have one entry for each stacked output; left out, they are all 0.
+_OF_EACH_SCAN_OUTPUT = ("scan_output_axes", "scan_output_directions")
+
+
+def _twin(value: ir.Value, body: ir.Graph, name: str) -> ir.Value:
+    """``value`` under another name, at the end of ``body``."""
+    build = NodeBuilder(AtEnd(body))
     return build("Identity", [value], name=f"{name}_twin", output=f"{name}_twin", like=value)

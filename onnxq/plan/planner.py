@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.config import Config, Rule
-from onnxq.graph.instrument import unobservable
+from onnxq.graph.instrument import repeated
 from onnxq.kernels import ops
 from onnxq.kernels.operators import operator
 from onnxq.kernels.targets import Target
@@ -114,8 +114,9 @@ def _roles(
     anchors: dict[str, ir.Node] = {}
     candidates: dict[str, ir.Node] = {}
     refused = dict(keep_float)
-    for name in unobservable(model):
-        refused.setdefault(name, KeptFloat.of(ReasonCode.LOOP_BODY, Storage.DYNAMIC))
+    if config.activations != "none":
+        for name in repeated(model):
+            refused.setdefault(name, KeptFloat.of(ReasonCode.LOOP_BODY, Storage.DYNAMIC))
     for node in nodes(model):
         name = node.name or ""
         rule = rules.first(node)

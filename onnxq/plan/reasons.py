@@ -32,7 +32,7 @@ class ReasonCode(Enum):
 
 TEXTS = {
     ReasonCode.RULE: "kept float by rule '{why}'",
-    ReasonCode.LOOP_BODY: "inside a Loop or Scan body, whose tensors cannot be observed",
+    ReasonCode.LOOP_BODY: "inside a Loop or Scan body, where calibration fixes no range",
     ReasonCode.OBSTACLE: "{why}",
     ReasonCode.WEIGHTS_ONLY: "only weights are quantized (activations = none)",
     ReasonCode.NOT_WORTH_IT: "integers would not pay here, conversions counted",

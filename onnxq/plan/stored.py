@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from onnxq.config import Config
+from onnxq.graph.flow import downstream, upstream
 from onnxq.kernels import ops
 from onnxq.kernels.operators import operator
 from onnxq.query import constant, is_float, nodes
@@ -30,35 +31,17 @@ def stored_formats(model: ir.Model, config: Config) -> dict[str, WeightFormat]:
 
 
 def first_and_last(model: ir.Model, weighted: Mapping[str, ir.Node]) -> frozenset[str]:
-    """The names among ``weighted`` that no other one lies before, and those that no other one lies behind."""
-    order = list(nodes(model))
-    before: set[int] = set()  # values that depend on a weighted node
-    first = set()
-    for node in order:
-        depends = any(id(v) in before for v in (*node.inputs, *_captured(node)) if v is not None)
-        if node.name in weighted and not depends:
-            first.add(node.name)
-        if depends or node.name in weighted:
-            before.update(id(o) for o in node.outputs)
-    behind: set[int] = set()  # values that a weighted node depends on
-    last = set()
-    for node in reversed(order):
-        leads = any(id(o) in behind for o in node.outputs)
-        if node.name in weighted and not leads:
-            last.add(node.name)
-        if leads or node.name in weighted:
-            behind.update(id(v) for v in (*node.inputs, *_captured(node)) if v is not None)
-    return frozenset(n for n in first | last if n is not None)
+    """The names among ``weighted`` that none lies before, and those that none lies behind.
 
-
-def _captured(node: ir.Node) -> list[ir.Value | None]:
-    """What the bodies of ``node`` read, and what they give back."""
-    bodies = [a.value for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-    found: list[ir.Value | None] = []
-    for body in bodies:
-        found += [v for inner in body.all_nodes() for v in inner.inputs]
-        found += list(body.outputs)
-    return found
+    A layer that multiplies the state of a Loop or Scan lies before and behind itself.
+    """
+    behind_some = downstream(model, [v for node in weighted.values() for v in node.outputs])
+    before_some = upstream(model, [v for node in weighted.values() for v in node.inputs])
+    return frozenset(
+        name
+        for name, node in weighted.items()
+        if behind_some.isdisjoint(v for v in node.inputs if v is not None) or before_some.isdisjoint(node.outputs)
+    )
 
 
 def _has_weight(node: ir.Node) -> bool:

@@ -13,7 +13,7 @@ from zoo import Net, feeds, gemm, if_body, loop_body, lstm, prepared, residual
 
 from onnxq.files.scratch import discard
 from onnxq.graph import runtime_model
-from onnxq.graph.instrument import expose, owners, unobservable
+from onnxq.graph.instrument import expose, owners, repeated
 from onnxq.graph.io import serialize
 from onnxq.graph.runtime_model import to_runtime, weight_bytes
 from onnxq.graph.signature import TensorSpec, signature
@@ -131,12 +131,12 @@ def test_bodies_and_their_owners() -> None:
     assert owners(prepared(gemm())) == {}
 
 
-def test_loops_cannot_be_observed_and_branches_can() -> None:
-    assert unobservable(prepared(if_body())) == set()
-    assert {"step", "step_relu"} <= unobservable(prepared(loop_body()))
+def test_nodes_of_loops_are_repeated_and_those_of_branches_are_not() -> None:
+    assert repeated(prepared(if_body())) == set()
+    assert {"step", "step_relu"} <= repeated(prepared(loop_body()))
 
 
-def test_an_if_inside_a_loop_cannot_be_observed() -> None:
+def test_nodes_of_an_if_inside_a_loop_are_repeated() -> None:
     n, step, then, other = Net(), Net(), Net(), Net()
     then("Mul", "h_in", then.const("two", 2.0), name="double", out="t_y")
     other("Neg", "h_in", name="neg", out="o_y")
@@ -148,7 +148,7 @@ def test_an_if_inside_a_loop_cannot_be_observed() -> None:
     inputs = [info("i", TensorProto.INT64, []), info("c", flag, []), info("h_in", TensorProto.FLOAT, [3])]
     body = step.body("b", inputs, {"c_out": (flag, []), "h_out": [3]})
     n("Loop", n.const("trips", 3, np.int64), "go", "x", name="loop", out="y", body=body)
-    hidden = unobservable(prepared(n.model({"x": [3], "go": (flag, [])}, {"y": [3]})))
+    hidden = repeated(prepared(n.model({"x": [3], "go": (flag, [])}, {"y": [3]})))
     assert {"double", "neg", "inner"} <= hidden
 
 

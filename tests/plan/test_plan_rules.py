@@ -362,7 +362,7 @@ def test_bodies_of_if_are_planned_and_those_of_loop_measure_at_run_time() -> Non
     assert {"inner_then", "inner_else"} <= set(plan_of(if_body()).anchors)
     plan = plan_of(loop_body())
     assert [w.storage for w in plan.weights if w.node == "step"] == [Storage.DYNAMIC]
-    assert reasons(plan)["step"] == "inside a Loop or Scan body, whose tensors cannot be observed"
+    assert reasons(plan)["step"] == "inside a Loop or Scan body, where calibration fixes no range"
 
 
 def test_a_rule_reaches_into_a_loop() -> None:
