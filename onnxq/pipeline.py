@@ -19,7 +19,7 @@ from onnxq.graph.io import load, save, serialize
 from onnxq.graph.kinds import METADATA_KEY, require_not_quantized
 from onnxq.graph.prepare import prepare
 from onnxq.graph.reference import reference
-from onnxq.graph.runtime_model import to_runtime
+from onnxq.graph.runtime_model import or_refused, to_runtime
 from onnxq.graph.signature import signature
 from onnxq.kernels.targets import target_of
 from onnxq.measure.compare import Comparison
@@ -113,6 +113,14 @@ def quantize(
     require_not_quantized(original)
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
+    with or_refused(original):
+        return _quantized(original, data, config, feed_options, tell)
+
+
+def _quantized(
+    original: ir.Model, data: FeedSource | None, config: Config, feed_options: FeedOptions | None, tell: Progress
+) -> Result:
+    """The stages behind the checks of what was given."""
     target = target_of(config)
     with temporary_folder() as folder:
         source = to_runtime(original, folder)

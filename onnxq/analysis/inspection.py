@@ -20,6 +20,7 @@ from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load
 from onnxq.graph.kinds import quantized_ops, require_not_quantized
 from onnxq.graph.prepare import prepare
+from onnxq.graph.runtime_model import or_refused
 from onnxq.graph.signature import TensorSpec
 from onnxq.kernels.operators import operator
 from onnxq.kernels.targets import resolve_target, target_of
@@ -216,6 +217,11 @@ def describe(spec: TensorSpec) -> TensorInfo:
 
 def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tuple[Outlook | None, str | None]:
     """What quantizing the float model would do, or why it is refused."""
+    with or_refused(given.model):
+        return _foreseen(given, config, options)
+
+
+def _foreseen(given: Opened, config: Config, options: FeedOptions | None) -> tuple[Outlook | None, str | None]:
     target = target_of(config)
     try:
         require_not_quantized(given.model)

@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnxq.errors import ModelError, OutputError, one_line
 from onnxq.files.atomic import staged, write_bytes, write_file
 from onnxq.graph.copying import FILES, INFERRED, all_graphs, copy_model
+from onnxq.graph.door import DAMAGED, check_model
 from onnxq.graph.external import embed_external, relocated, resolve_external
-from onnxq.graph.passes.order import sort_nodes
 
 # A protobuf message ends at 2^31 - 1 bytes; the rest of the model (nodes, names, shapes) needs room below that.
 EXTERNAL_ABOVE = 2_000_000_000
@@ -25,7 +25,6 @@ EXTERNAL_ABOVE = 2_000_000_000
 EXTERNAL_AS_READ = 200_000_000
 # Smaller tensors stay in the model file even when the others go out: shapes and axes must be readable without data.
 _INLINE_BELOW = 1024
-_OLDEST_OPSET = 7
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
@@ -39,7 +38,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Mode
     if isinstance(source, ir.Model):
         model = copy_model(source)
         model.meta[FILES] = (*source.meta.get(FILES, ()), *resolve_external(model, None))
-        _check(model, "the model")
+        check_model(model, "the model")
         return model
     if isinstance(source, onnx.ModelProto):
         proto = onnx.ModelProto()
@@ -175,41 +174,22 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     try:
         model = ir.from_proto(proto)
     except Exception as error:
-        cause = error.__cause__ or error
-        raise ModelError(f"{name} is not a valid ONNX model: {one_line(cause)}") from error
+        raise ModelError(f"{name} is not a valid ONNX model: {one_line(_root(error))}", hint=DAMAGED) from error
     if "ai.onnx" in model.opset_imports:  # the default domain's other spelling
         version = model.opset_imports.pop("ai.onnx")
         model.opset_imports.setdefault("", version)
     folder = None if path is None else Path(os.path.abspath(path)).parent
     files = resolve_external(model, folder)
     model.meta[FILES] = files if path is None else (Path(os.path.realpath(path)), *files)
-    _check(model, name)
+    check_model(model, name)
     return model
 
 
-def _check(model: ir.Model, name: str) -> None:
-    if len(model.graph) == 0:
-        raise ModelError(f"{name} has no nodes, so there is nothing to run; export it again")
-    if not model.graph.outputs:
-        raise ModelError(f"{name} has no outputs, or is truncated; export or copy it again")
-    opset = model.opset_imports.get("")
-    newest = onnx.defs.onnx_opset_version()
-    if opset is not None and opset > newest:
-        raise ModelError(
-            f"{name} has opset {opset}, newer than {newest}, the last one that the installed onnx {onnx.__version__} "
-            "knows; update onnx and onnxruntime, or export with opset 17 to 20"
-        )
-    if opset is not None and opset < _OLDEST_OPSET:
-        raise ModelError(f"{name} has opset {opset}; export it again with opset 13 or newer")
-    sort_nodes(model)
-    for graph in all_graphs(model):
-        for node in graph:
-            for value in node.inputs:
-                if value is not None and value.name and value.graph is None and value.producer() is None:
-                    raise ModelError(
-                        f"{name}: node {node.name or node.op_type!r} reads {value.name!r}, which nothing makes; the "
-                        "file is damaged, export it again"
-                    )
+def _root(error: BaseException) -> BaseException:
+    """What ``error`` began with: onnx_ir wraps it at every level, in the text of all that it was reading."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def _proto_graphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:

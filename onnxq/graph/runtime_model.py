@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.errors import OnnxqError
 from onnxq.files.scratch import SMALL_BYTES, Scratch
 from onnxq.graph.io import save, serialize
+from onnxq.runtime.session import open_session
 
 # Weights in a protobuf message are held three times while a session is made of it; those in a file are mapped.
 IN_MEMORY_BYTES = 200_000_000
@@ -25,6 +29,26 @@ def to_runtime(model: ir.Model, folder: Path) -> bytes | Path:
     path = folder / f"model_{next(_numbers)}.onnx"
     save(model, path, external_above=IN_MEMORY_BYTES, durable=False)
     return path
+
+
+@contextmanager
+def or_refused(model: ir.Model) -> Iterator[None]:
+    """What fails inside by no intention is onnxruntime's refusal of ``model``, where it refuses it.
+
+    Types and shapes that do not fit each other are for onnxruntime to find, and its reason is the one to be told; the
+    question costs as much as loading, so it is asked when something is wrong.
+
+    Raises:
+        RuntimeFailure: onnxruntime cannot load ``model``.
+    """
+    try:
+        yield
+    except OnnxqError:
+        raise
+    except Exception:
+        with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as folder:
+            open_session(to_runtime(model, Path(folder)), optimize="none")
+        raise
 
 
 def set_aside(nodes: Iterable[ir.Node], scratch: Scratch) -> None:
