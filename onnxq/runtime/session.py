@@ -94,13 +94,13 @@ def open_to_look(
     return open_session(model, threads=threads, optimize=optimize, profile=profile, config={**mapped, **(config or {})})
 
 
-def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[npt.NDArray[Any]]:
-    """The ``outputs`` (all, in order, if None) of one run.
+def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[Any]:
+    """The ``outputs`` (all, in order, if None) of one run: arrays, but for sequences, maps and optionals.
 
     Raises ``DataError`` where ``feed`` does not fit the inputs, ``RuntimeFailure`` where the run itself fails.
     """
     try:
-        return [np.asarray(value) for value in session.run(outputs, dict(feed))]
+        return [_unharmed(value) for value in session.run(outputs, dict(feed))]
     except Exception as error:
         text = one_line(error)
         if any(sign in text for sign in _BAD_FEED):
@@ -108,6 +108,11 @@ def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None 
             reason = text.partition("INVALID_ARGUMENT : ")[2] or text
             raise DataError(f"the data does not fit the model ({reason}); it takes {wanted}") from error
         raise RuntimeFailure(f"onnxruntime failed while running the model: {text}; report it with the model") from error
+
+
+def _unharmed(value: Any) -> Any:
+    """An array of what is one; sequences and maps as onnxruntime gives them, parts of unequal shape and all."""
+    return value if value is None or isinstance(value, list | dict) else np.asarray(value)
 
 
 _BAD_FEED = (
