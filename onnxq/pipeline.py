@@ -20,7 +20,7 @@ from onnxq.graph.kinds import METADATA_KEY, require_not_quantized
 from onnxq.graph.prepare import prepare
 from onnxq.graph.reference import reference
 from onnxq.graph.runtime_model import or_refused, to_runtime
-from onnxq.graph.signature import signature
+from onnxq.graph.signature import keep_signature, signature
 from onnxq.kernels.targets import target_of
 from onnxq.measure.compare import Comparison
 from onnxq.measure.size import model_size
@@ -142,6 +142,7 @@ def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Resu
     attempt, built = outcome.attempt, outcome.attempt.built
     config = attempt.candidate.config  # the effective one: what was asked for, and what the search made of it
     built.model.metadata_props[METADATA_KEY] = metadata(config, outcome.made_from, built.plan, attempt.equalized.steps)
+    keep_signature(built.model, job.original)
     final = to_runtime(built.model, job.folder)
     notes = (*prepared_notes, *attempt.notes, *_nothing_pays(built), *storage_notes(built.plan, job.asked))
     report = Report(

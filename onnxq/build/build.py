@@ -169,10 +169,14 @@ def _drafted(candidate: Candidate, context: Context, plan: Plan) -> Draft:
 
 
 def _unseen(candidate: Candidate, context: Context, plan: Plan) -> dict[str, KeptFloat]:
-    """The nodes of ``plan`` whose tensors were never computed, or cannot be believed."""
-    seen: Mapping[str, object] = statistics(candidate, context, plan).histograms
-    missing = {t for t in plan.observed if t not in seen}
-    if not missing:
-        return {}
-    reason = KeptFloat.of(candidate.watch.unseen, Storage.DYNAMIC)
-    return {name: reason for name in plan.integer if touches(candidate.graph, name, missing)}
+    """The nodes of ``plan`` whose tensors were never computed, cannot be believed, or have no range."""
+    seen = statistics(candidate, context, plan)
+    missing = {t for t in plan.observed if t not in seen.histograms}
+    found = {}
+    for tensors, reason in (
+        (missing - seen.masks, KeptFloat.of(candidate.watch.unseen, Storage.DYNAMIC)),
+        (missing & seen.masks, KeptFloat.of(ReasonCode.MASK, Storage.PACKED)),  # nor has it one at run time
+    ):
+        if tensors:
+            found.update({name: reason for name in plan.integer if touches(candidate.graph, name, tensors)})
+    return found

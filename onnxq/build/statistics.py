@@ -40,6 +40,7 @@ class _Seen:
     layers: set[tuple[Place, bool]] = field(default_factory=set)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     moments: dict[tuple[Place, bool], Moments] = field(default_factory=dict)
+    masks: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +65,12 @@ class StatisticsCache:
             for name, histogram in found.histograms.items():
                 seen.histograms.setdefault(name, histogram)
             seen.moments.update({(place, missing[place].full): m for place, m in found.moments.items()})
+            seen.masks.update(found.masks)
             seen.tensors.update(new)
             seen.layers.update((place, layer.full) for place, layer in missing.items())
         known = {place: seen.moments.get((place, layer.full)) for place, layer in layers.items()}
-        return Statistics(dict(seen.histograms), {place: m for place, m in known.items() if m is not None})
+        moments = {place: m for place, m in known.items() if m is not None}
+        return Statistics(dict(seen.histograms), moments, frozenset(seen.masks))
 
     def _run(self, model: ir.Model, tensors: Sequence[str], layers: Mapping[Place, LayerInput]) -> Statistics:
         found = Statistics()
@@ -86,10 +89,12 @@ class StatisticsCache:
             before = Statistics(
                 dict(seen.histograms),
                 {p: seen.moments[p, of.full] for p, of in known.items() if (p, of.full) in seen.moments},
+                frozenset(seen.masks),
             )
             both = _merged(before, part)
             moments = {(place, known[place].full): m for place, m in both.moments.items()}
-            more[model] = _Seen(set(seen.tensors), {(p, of.full) for p, of in known.items()}, both.histograms, moments)
+            looked = {(p, of.full) for p, of in known.items()}
+            more[model] = _Seen(set(seen.tensors), looked, both.histograms, moments, set(both.masks))
         return StatisticsCache((*self.feeds, feeds), self.scratch, self.progress, more)
 
     def elements(self, model: ir.Model, *, feeds: int) -> float:
@@ -106,7 +111,8 @@ def _merged(one: Statistics, other: Statistics) -> Statistics:
         histograms[name] = merge(histograms.get(name), new) or new
     for place, more in other.moments.items():
         moments[place] = moments[place] + more if place in moments else more
-    return Statistics(histograms, moments)
+    masks = one.masks | other.masks
+    return Statistics({name: h for name, h in histograms.items() if name not in masks}, moments, masks)
 
 
 def touches(model: ir.Model, node: str, tensors: set[str]) -> bool:

@@ -38,13 +38,12 @@ def check_kind(found: np.dtype[Any], wanted: npt.DTypeLike | None, *, where: str
 def fit(array: Array, wanted: npt.DTypeLike | None, *, where: str, sample: int) -> Array:
     """``array`` in the dtype ``wanted`` (None: as it is), same shape; not copied where nothing changes.
 
-    Raises ``DataError`` with input, array, file and ``sample`` (its number in the file) for NaN, infinity, or a value
-    that the dtype cannot hold.
+    Raises ``DataError`` with input, array, file and ``sample`` (its number in the file) for NaN, or a value that the
+    dtype cannot hold. Infinity is data: attention masks hold it.
     """
     check_kind(array.dtype, wanted, where=where)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = "NaN" if np.isnan(array).any() else "infinity"
-        raise DataError(f"{where} holds {bad}, first in sample {sample}: remove or repair that sample")
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise DataError(f"{where} holds NaN, first in sample {sample}: remove or repair that sample")
     if wanted is None:
         return array
     target = np.dtype(wanted)
@@ -71,11 +70,11 @@ def _kind_ok(found: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
 
 
 def _kept(array: Array, cast: Array) -> bool:
-    """Whether ``cast`` holds the values of ``array`` (of floats: whether none became infinite)."""
+    """Whether ``cast`` holds the values of ``array`` (of floats: whether no more became infinite)."""
     if array.size == 0 or cast.dtype.kind == "O":
         return True
     if array.dtype.kind == "f":
-        return bool(np.isfinite(cast).all())
+        return bool(np.array_equal(np.isinf(cast), np.isinf(array)))
     low, high = int(array.min()), int(array.max())
     if cast.dtype.kind == "b":
         return low >= 0 and high <= 1

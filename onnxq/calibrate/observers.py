@@ -27,6 +27,16 @@ SAMPLE_LIMIT = 1 << 14
 _SMALLEST_EXPONENT = -120
 
 
+# Numbers at and below this are no values: like minus infinity they hide what they are added to. No activation of a
+# network is as low, and no range that reaches there leaves the others a single code.
+MASK = -1e9
+
+
+def is_mask(array: npt.NDArray[Any]) -> bool:
+    """Whether ``array`` holds an infinity or a number that stands for one: no range covers it."""
+    return array.size > 0 and bool(float(array.min()) <= MASK or np.isposinf(array.max()))
+
+
 def observe(array: npt.NDArray[Any], *, tensor: str, limit: int = SAMPLE_LIMIT) -> Histogram | None:
     """The ``Histogram`` of ``array`` (any shape, float), or None where it is empty.
 

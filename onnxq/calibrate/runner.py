@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.calibrate.layer_inputs import LayerInput, LayerInputs
-from onnxq.calibrate.observers import merge, observe
+from onnxq.calibrate.observers import is_mask, merge, observe
 from onnxq.errors import DataError, RuntimeFailure
 from onnxq.files.scratch import Scratch
 from onnxq.files.temporary import temporary_folder
@@ -32,10 +32,14 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Statistics:
-    """What was seen: the histogram of each tensor, and by node and input the moments of what each weight multiplies."""
+    """What was seen: the histogram of each tensor, and by node and input the moments of what each weight multiplies.
+
+    ``masks``: the tensors that hold infinity or numbers that stand for it, which have neither.
+    """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     moments: dict[tuple[str, int], Moments] = field(default_factory=dict)
+    masks: frozenset[str] = frozenset()
 
 
 def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator[dict[str, npt.NDArray[Any]]]:
@@ -115,7 +119,7 @@ def run_observers(
     from the result. ``progress`` is told the number of feeds done. ``scratch`` holds the
     sums.
 
-    Raises ``DataError`` for NaN, infinity or no feed at all, ``RuntimeFailure`` where the model does not run on the
+    Raises ``DataError`` for NaN or no feed at all, ``RuntimeFailure`` where the model does not run on the
     data.
     """
     histograms: dict[str, Histogram | None] = dict.fromkeys(tensors)
@@ -124,10 +128,14 @@ def run_observers(
     layers, scratch = layers or {}, scratch or Scratch()
     for place, read in layers.items():
         readers.setdefault(read.tensor, []).append(place)
+    masks: set[str] = set()
     done = 0
     for done, arrays in enumerate(values_of(model, tensors, feeds), start=1):
         for tensor, array in arrays.items():
-            if np.issubdtype(array.dtype, np.floating):
+            if np.issubdtype(array.dtype, np.floating) and tensor not in masks:
+                if is_mask(array):
+                    masks.add(tensor)
+                    continue
                 histograms[tensor] = merge(histograms[tensor], observe(array, tensor=tensor))
                 for place in readers.get(tensor, ()) if array.size else ():
                     read_by.setdefault(place, LayerInputs(layers[place], scratch)).add(array)
@@ -136,6 +144,7 @@ def run_observers(
     if done == 0:
         raise DataError("the calibration data holds no sample: give at least one")
     return Statistics(
-        {tensor: h for tensor, h in histograms.items() if h is not None},
-        {place: seen.moments() for place, seen in read_by.items()},
+        {tensor: h for tensor, h in histograms.items() if h is not None and tensor not in masks},
+        {place: seen.moments() for place, seen in read_by.items() if layers[place].tensor not in masks},
+        frozenset(masks),
     )

@@ -36,8 +36,8 @@ def fuse_matmul(pieces: Pieces, name: str, bias: Bias | None) -> None:
     for node in [matmul] if add is None else [add, matmul]:
         graph.remove(node, safe=True)
     for producer in idle:
-        if producer is not None and not producer.outputs[0].uses():
-            graph_of(producer).remove(producer, safe=True)
+        if producer is not None:
+            pieces.drop_idle(producer)
     pieces.nodes[name] = fused
     pieces.model.graph.opset_imports.setdefault(DOMAIN, 1)
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxq.emit.elided import keeps_codes, pass_codes
 from onnxq.emit.enlarged import repeat_codes, repeated
+from onnxq.emit.fences import fence
 from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.gates import gate_on_codes, read_by_gates
 from onnxq.emit.half import store_half
@@ -87,6 +88,8 @@ def emit(
         if weight.storage is Storage.FUSED:
             fuse_matmul(writer, weight.node, biases_of.get(weight.node))
     writer.drop_unused_initializers()
+    if plan.integer:
+        fence(writer)
     if steer:
         spell_sums(writer.model)
         store_half(writer)

@@ -30,6 +30,7 @@ from onnxq.graph.passes.movement import tidy_movement
 from onnxq.graph.passes.opset import LOWEST, NATIVE, fit_opset
 from onnxq.graph.passes.order import sort_nodes
 from onnxq.graph.passes.pad_channels import pad_channels
+from onnxq.graph.passes.plain_spelling import spell_plainly
 from onnxq.graph.passes.pointwise import move_pointwise
 from onnxq.graph.passes.shapes import forget_shapes, recall_shapes
 from onnxq.graph.passes.share_constants import share_constants
@@ -67,6 +68,7 @@ PASSES = (
     Pass("spell_hard_sigmoid", _model(spell_hard_sigmoid), needs=[Need.PRUNED], repeat=True),
     Pass("fold_affine", _model(fold_affine), needs=[Need.PRUNED], repeat=True),
     Pass("fix_shapes", _model(fix_shapes), needs=[Need.SHAPES], repeat=True),
+    Pass("spell_plainly", _model(spell_plainly), needs=[Need.NAMES, Need.SHAPES], repeat=True),
     # What the kernels of the target are faster at.
     Pass("tidy_movement", _model(tidy_movement), needs=_KNOWN),
     Pass("move_pointwise", _model(move_pointwise), needs=_KNOWN),

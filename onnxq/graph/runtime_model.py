@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -13,6 +12,7 @@ import onnx_ir as ir
 
 from onnxq.errors import OnnxqError
 from onnxq.files.scratch import SMALL_BYTES, Scratch
+from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import save, serialize
 from onnxq.runtime.session import open_session
 
@@ -46,8 +46,8 @@ def or_refused(model: ir.Model) -> Iterator[None]:
     except OnnxqError:
         raise
     except Exception:
-        with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as folder:
-            open_session(to_runtime(model, Path(folder)), optimize="none")
+        with temporary_folder() as folder:
+            open_session(to_runtime(model, folder), optimize="none")
         raise
 
 

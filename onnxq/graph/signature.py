@@ -44,11 +44,33 @@ class Signature:
 
 def signature(model: ir.Model) -> Signature:
     """The ``Signature`` of ``model``."""
+    inputs, outputs = _ends(model)
+    return Signature(tuple(map(_spec, inputs)), tuple(map(_spec, outputs)))
+
+
+def keep_signature(model: ir.Model, source: ir.Model) -> None:
+    """Nothing; gives the inputs and outputs of ``model``, which was made of ``source``, the types and shapes of that.
+
+    What was inferred on the way is no part of what callers know: dimensions keep their names, those without one have
+    none. Raises ``RuntimeError``, since somebody in between is at fault, where number, names, order or element types
+    are others.
+    """
+    wanted, found = _ends(source), _ends(model)
+    for what, before, after in (("inputs", wanted[0], found[0]), ("outputs", wanted[1], found[1])):
+        names = [[v.name for v in values] for values in (before, after)]
+        if names[0] != names[1]:
+            raise RuntimeError(f"the {what} of the model became {names[1]}: they are {names[0]}")
+        for old, new in zip(before, after, strict=True):
+            if None not in (old.dtype, new.dtype) and old.dtype != new.dtype:
+                raise RuntimeError(f"{new.name!r}, one of the {what}, became {new.dtype}: it is {old.dtype}")
+            new.type = old.type or new.type
+            new.shape = None if old.shape is None else old.shape.copy()
+
+
+def _ends(model: ir.Model) -> tuple[list[ir.Value], list[ir.Value]]:
+    """The inputs that a caller must feed, and the outputs."""
     initializers = model.graph.initializers
-    return Signature(
-        tuple(_spec(v) for v in model.graph.inputs if v.name not in initializers),
-        tuple(_spec(v) for v in model.graph.outputs),
-    )
+    return [v for v in model.graph.inputs if v.name not in initializers], list(model.graph.outputs)
 
 
 def _spec(value: ir.Value) -> TensorSpec:

@@ -221,7 +221,8 @@ OPERATORS = (
         rounded_at_load=_transposed_conv_channels,
     ),
     # What has no integer kernel, and what onnxruntime makes of the others in float.
-    *(Operator(name, kind="float compute") for name in ("DeformConv", "Einsum")),
+    Operator("DeformConv", kind="float compute"),
+    Operator("Einsum", kind="float compute", operands=2),
     *(
         Operator(name, domains=(MICROSOFT,), kind="float compute")
         for name in (

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onnxq.kernels.costs import Shapes, Work
-from onnxq.kernels.record import Gradient, Layout, Operator, Role
+from onnxq.kernels.record import Gradient, Layout, Operator, Role, always
 from onnxq.kernels.sizes import elements, in_layout
 from onnxq.kernels.targets import Target
-from onnxq.query import attribute, constant
+from onnxq.query import array, attribute, constant
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,7 +50,24 @@ def _resize_work(node: ir.Node, shapes: Shapes, _: Target) -> Work | None:
 def _repeats(node: ir.Node) -> bool:
     """Whether a Resize copies numbers: what it interpolates has no exact integer kernel."""
     crops = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
-    return bool(attribute(node, "mode", "nearest") == "nearest" and not crops)
+    return bool(attribute(node, "mode", "nearest") == "nearest" and not crops and not _bound_to_axes(node))
+
+
+def _bound_to_axes(node: ir.Node) -> bool:
+    """Whether a Resize computes otherwise with channels last: by ``axes``, with a common factor, cubic and smaller."""
+    shares = attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch"
+    if attribute(node, "mode", "nearest") == "cubic" and not _enlarges(node):
+        return True
+    return shares or attribute(node, "axes", None) is not None
+
+
+def _enlarges(node: ir.Node) -> bool:
+    scales = array(node.inputs[2]) if len(node.inputs) > 2 else None
+    return scales is not None and bool((scales >= 1).all()) and not attribute(node, "antialias", 0)
+
+
+def _pads_some_axes(node: ir.Node) -> bool:
+    return len(node.inputs) > 3 and node.inputs[3] is not None
 
 
 def _breaks_channels(node: ir.Node, shapes: Shapes, target: Target) -> bool:
@@ -114,6 +131,7 @@ OPERATORS = (
         kind="integer movement",
         kernels=("Resize", "Concat"),
         fits=_repeats,
+        breaks_between_integers=_bound_to_axes,
         work=_resize_work,
     ),
     Operator(
@@ -137,7 +155,14 @@ OPERATORS = (
         gathered=True,
         gradient=Gradient.SMOOTH,
     ),
-    Operator("Pad", kind="integer movement", gradient=Gradient.SMOOTH, gradient_if=_fills),
+    Operator(
+        "Pad",
+        kind="integer movement",
+        gradient=Gradient.SMOOTH,
+        gradient_if=_fills,
+        breaks_between_integers=_pads_some_axes,
+    ),
+    Operator("CenterCropPad", breaks_between_integers=always),  # onnxruntime makes a Pad with axes of it
     *(Operator(name, kind="integer movement", gradient=Gradient.SMOOTH) for name in ("Expand", "Tile", "Identity")),
     *(Operator(name, kind="integer movement") for name in ("GatherElements", "SpaceToDepth")),
     *(Operator(name, domains=(_BLOCKED,), changes_layout=True) for name in ("ReorderInput", "ReorderOutput")),

@@ -109,6 +109,10 @@ def no_weights(_: ir.Node) -> Mapping[int, tuple[int, ...]]:
     return {}
 
 
+def _unbroken(_: ir.Node) -> bool:
+    return False
+
+
 def _keeps_blocks(_: ir.Node, __: Shapes, ___: Target) -> bool:
     return False
 
@@ -122,6 +126,7 @@ class Operator:
     | `name`, `domains`   | `op_type`, and the domains in which it is this operator                                |
     | `role`              | what it can be in a quantized graph                                                    |
     | `kind`              | what a node of the optimised graph is; integer movement: only where it reads codes     |
+    | `operands`          | with fewer inputs than that it moves numbers                                           |
     | **weights**         |                                                                                        |
     | `slot`              | where its weight lies, if an integer kernel multiplies by it                           |
     | `obstacle`          | why a node with such a weight cannot run on integers all the same                      |
@@ -154,6 +159,7 @@ class Operator:
     | `layout`, `blocks`  | what its integer kernel does with channels last, its float kernel with blocks          |
     | `breaks_blocks`     | whether a float node needs the channels of its map one after the other                 |
     | `fused_in_float`    | whether a float kernel in front takes the node in                                      |
+    | `breaks_between_integers` | whether onnxruntime makes an invalid or another node of a float node that reads what integer ones make |
     | `propagates`        | whether onnxruntime moves a quantizer from behind it to the front                      |
     | `changes_layout`    | whether onnxruntime puts it in to change layouts                                       |
     | **costs**           |                                                                                        |
@@ -176,6 +182,7 @@ class Operator:
     domains: tuple[str, ...] = ("",)
     role: Role = Role.FLOAT
     kind: Kind = "other"
+    operands: int = 1
     slot: Callable[[ir.Node], WeightSlot] | None = None
     obstacle: Callable[[ir.Node], str | None] = nothing
     stored: Callable[[ir.Node], Mapping[int, tuple[int, ...]]] = no_weights
@@ -205,6 +212,7 @@ class Operator:
     blocks: Blocks = Blocks.NONE
     breaks_blocks: Callable[[ir.Node, Shapes, Target], bool] = _keeps_blocks
     fused_in_float: Callable[[ir.Node], bool] | None = None
+    breaks_between_integers: Callable[[ir.Node], bool] = _unbroken
     propagates: bool = False
     changes_layout: bool = False
     work: Callable[[ir.Node, Shapes, Target], Work | None] | None = None

@@ -41,8 +41,8 @@ class OutputComparison:
 
     ``elements``: compared in all. ``sqnr_db``, ``centred_sqnr_db`` (row mean removed): dB. ``max_abs_error``: in the
     output's unit. ``agreement``: share in [0, 1] of the ``rows`` judged by ``agreement_rule``. ``problem``: one line,
-    or None: NaN or infinity in either model (which one is named), or shapes that differ between the models (such
-    feeds are left out).
+    or None: NaN in either model, infinity in one of them (which one is named), or shapes that differ between the models
+    (such feeds are left out).
     """
 
     name: str
@@ -137,6 +137,13 @@ def compare(
     return Comparison(label(float_model), label(quantized_model), count, outputs, accuracy)
 
 
+def _masked_alike(reference: Array, test: Array) -> bool:
+    """Whether both hold the same infinities at the same places, as scores behind a mask do, and no NaN."""
+    unbounded = np.isinf(reference)
+    alike = np.array_equal(reference[unbounded], test[unbounded])
+    return alike and bool(np.isfinite(reference[~unbounded]).all() and np.isfinite(test[~unbounded]).all())
+
+
 _DECIDES = 0.5  # the score from which on a row of independent scores is taken for its class
 _SUM_TOLERANCE = 1e-3
 
@@ -173,7 +180,7 @@ class _Sums:
             self.rows += reference.size
             return
         for which, array in (("float", reference), ("quantized", test)):
-            if not np.isfinite(array).all():
+            if not np.isfinite(array).all() and not _masked_alike(reference, test):
                 self._flag(f"output {self.name} of the {which} model holds NaN or infinity for feed {feed}")
         self._add_floats(reference, test)
 
@@ -192,7 +199,9 @@ class _Sums:
             self.centred = (self.centred or Noise()) + noise(centred(reference[good]), centred(test[good]))
             same, rows = agreement(reference, test)
             self.same, self.rows = self.same + same, self.rows + rows
-            self.distribution &= bool((np.abs(reference.sum(axis=-1, dtype=np.float64) - 1.0) < _SUM_TOLERANCE).all())
+            with np.errstate(invalid="ignore"):  # infinities of both signs
+                sums = reference.sum(axis=-1, dtype=np.float64)
+            self.distribution &= bool((np.abs(sums - 1.0) < _SUM_TOLERANCE).all())
             if self.probability and not self.distribution:
                 self._decide(reference, test)
         elif last == 1:

@@ -122,7 +122,9 @@ def _collect(
     eight_bit |= {t.name for t in graph.initializer if _is_8_bit(t.data_type)}
     behind: dict[str, str] = {}  # value dequantized from a constant on every run -> that constant
     for node in graph.node:
-        kind = classify(node.op_type, on_codes=bool(node.input) and node.input[0] in eight_bit)
+        kind = classify(
+            node.op_type, on_codes=bool(node.input) and node.input[0] in eight_bit, operands=len(node.input)
+        )
         waste = 0
         if kind == "dequantize" and node.input[0] in constants:
             waste = constants[node.input[0]]
@@ -152,7 +154,11 @@ def computes(op: str) -> bool:
     return named(op).computes
 
 
-def classify(op: str, *, on_codes: bool = False) -> Kind:
-    """The ``Kind`` of operator ``op``; ``on_codes``: whether its first input holds 8-bit codes."""
-    kind = named(op).kind
-    return "other" if kind == "integer movement" and not on_codes else kind
+def classify(op: str, *, on_codes: bool = False, operands: int | None = None) -> Kind:
+    """The ``Kind`` of operator ``op`` with so many ``operands`` (None: enough of them).
+
+    ``on_codes``: whether its first input holds 8-bit codes.
+    """
+    record = named(op)
+    moves = record.kind == "integer movement" and not on_codes
+    return "other" if moves or (operands is not None and operands < record.operands) else record.kind

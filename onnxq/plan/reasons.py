@@ -15,6 +15,7 @@ class ReasonCode(Enum):
     NOT_WORTH_IT = "not_worth_it"
     NEVER_REACHED = "never_reached"
     RANGE_UNKNOWN = "range_unknown"
+    MASK = "mask"
     RUNTIME_KERNEL = "runtime_kernel"
     EQUALIZES = "equalizes"
     ACCURACY = "accuracy"
@@ -38,6 +39,7 @@ TEXTS = {
     ReasonCode.NOT_WORTH_IT: "integers would not pay here, conversions counted",
     ReasonCode.NEVER_REACHED: "the calibration data never reached it (a branch that did not run)",
     ReasonCode.RANGE_UNKNOWN: "without calibration data the range of its input is unknown",
+    ReasonCode.MASK: "what it reads or writes holds infinity, or numbers that stand for it: a mask has no range",
     ReasonCode.RUNTIME_KERNEL: "the runtime keeps it in a float kernel ({why})",
     ReasonCode.EQUALIZES: "{why}",
     ReasonCode.ACCURACY: "float fallback: on integers it cost too much accuracy",

@@ -136,13 +136,13 @@ def _array(value: Any) -> npt.NDArray[Any]:
     return array
 
 
-def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[npt.NDArray[Any]]:
-    """The ``outputs`` (all, in order, if None) of one run.
+def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[Any]:
+    """The ``outputs`` (all, in order, if None) of one run: arrays, but for sequences, maps and optionals.
 
     Raises ``DataError`` where ``feed`` does not fit the inputs, ``RuntimeFailure`` where the run itself fails.
     """
     try:
-        return [_array(value) for value in call(session, feed, outputs=outputs)()]
+        return [_unharmed(value) for value in call(session, feed, outputs=outputs)()]
     except Exception as error:
         text = one_line(error)
         if any(sign in text for sign in _BAD_FEED):
@@ -150,6 +150,11 @@ def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None 
             reason = text.partition("INVALID_ARGUMENT : ")[2] or text
             raise DataError(f"the data does not fit the model ({reason}); it takes {wanted}") from error
         raise RuntimeFailure(f"onnxruntime failed while running the model: {text}; report it with the model") from error
+
+
+def _unharmed(value: Any) -> Any:
+    """An array of what is one; sequences and maps as onnxruntime gives them, parts of unequal shape and all."""
+    return value if value is None or isinstance(value, list | dict) else _array(value)
 
 
 _BAD_FEED = (

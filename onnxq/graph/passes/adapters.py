@@ -23,6 +23,7 @@ from onnxq.graph.edit import (
     rank,
     set_input,
     static_shape,
+    text,
 )
 from onnxq.graph.nodes import Before, NodeBuilder
 
@@ -203,8 +204,36 @@ def _groupnorm21(node: ir.Node) -> None:
         set_input(node, index, new_constant(owner(node), wide, name=f"{label(node)}_{('scale', 'bias')[index - 1]}"))
 
 
-# Steps that change what a node means without a trace in its schema; they bar the way down.
-CHANGED = frozenset({("Mod", 28)})  # from 28 on, floats are allowed without fmod
+def _always(_: ir.Node) -> bool:
+    return True
+
+
+def _pool22(node: ir.Node) -> bool:
+    """From 22 on a last window that would begin in the padding is left out: the output may be smaller."""
+    return bool(integer(node, "ceil_mode", 0)) and _pooled(node) != static_shape(node.outputs[0])
+
+
+def _pooled(node: ir.Node) -> tuple[int, ...] | None:
+    """The shape of what pooling that rounds up made until 21; None where it cannot be told."""
+    shape, kernel = static_shape(node.inputs[0]), integers(node, "kernel_shape")
+    if shape is None or kernel is None or text(node, "auto_pad", "NOTSET") != "NOTSET":
+        return None
+    rank = len(kernel)
+    ones = (1,) * rank
+    pads, strides = integers(node, "pads") or (0,) * 2 * rank, integers(node, "strides") or ones
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, integers(node, "dilations") or ones, strict=True)]
+    sides = [-(-(shape[2 + i] + pads[i] + pads[rank + i] - reach[i]) // strides[i]) + 1 for i in range(rank)]
+    return (*shape[:2], *sides)
+
+
+# Steps that change what a node means without a trace in its schema, and whether they do for a node: they bar the way
+# down.
+CHANGED: dict[tuple[str, int], Callable[[ir.Node], bool]] = {
+    ("AveragePool", 22): _pool22,
+    ("LpPool", 22): _pool22,
+    ("MaxPool", 22): _pool22,
+    ("Mod", 28): _always,  # floats are allowed without fmod
+}
 
 _AXES = _integers_to_input("axes", 1)
 

@@ -7,12 +7,14 @@ import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import label
+from onnxq.graph.edit import is_op, label
 from onnxq.graph.passes.adapters import ADAPTERS, CHANGED, refuse
 
 LOWEST = 13
 HIGHEST = 20
 NATIVE = 21  # the first with tensors of 4-bit integers
+# onnxruntime's own, which it reads in the default domain too, whatever the opset: no opset of ONNX changes them.
+_OWN = ("LayerNormalization", "SimplifiedLayerNormalization")
 
 
 def fit_opset(model: ir.Model, lowest: int, notes: list[str]) -> int:
@@ -56,7 +58,7 @@ def raise_opset(model: ir.Model, target: int) -> None:
                 adapter = ADAPTERS.get((node.op_type, version))
                 if adapter is not None:
                     adapter(node)
-            if _schema(node.op_type, target) is None:
+            if _schema(node.op_type, target) is None and not _is_own(node, start):
                 raise refuse(node, f"does not exist at opset {target}")
     _set_opset(model, target)
 
@@ -84,12 +86,14 @@ def _obstacle(node: ir.Node, start: int, target: int) -> str | None:
     """Why ``node`` cannot be read at ``target`` as it is at ``start``; None when it can."""
     where = f"{node.op_type} node {label(node)!r}"
     old, new = _schema(node.op_type, target), _schema(node.op_type, start)
+    if _is_own(node, start):
+        return None
     if old is None or new is None:
         return f"{where} is newer than opset {target}"
     if old.since_version == new.since_version:
         return None
-    steps = {(node.op_type, version) for version in range(target + 1, start + 1)}
-    if steps & (ADAPTERS.keys() | CHANGED):
+    steps = [(node.op_type, version) for version in range(target + 1, start + 1)]
+    if any(step in ADAPTERS or (step in CHANGED and CHANGED[step](node)) for step in steps):
         return f"{where} changed its meaning after opset {target}"
     for name, attribute in node.attributes.items():
         if name not in old.attributes and not _is_default(attribute, new.attributes.get(name)):
@@ -125,6 +129,11 @@ def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
     except onnx.defs.SchemaError:
         return None
     return None if schema.deprecated else schema
+
+
+def _is_own(node: ir.Node, opset: int) -> bool:
+    """Whether ``node`` is an operator of onnxruntime that ONNX does not have at ``opset``."""
+    return is_op(node, *_OWN) and _schema(node.op_type, opset) is None
 
 
 def _set_opset(model: ir.Model, opset: int) -> None:
