@@ -38,13 +38,12 @@ def check_kind(found: np.dtype[Any], wanted: npt.DTypeLike | None, *, where: str
 def fit(array: Array, wanted: npt.DTypeLike | None, *, where: str, sample: int) -> Array:
     """``array`` in the dtype ``wanted`` (None: as it is), same shape; not copied where nothing changes.
 
-    Raises ``DataError`` with input, array, file and ``sample`` (its number in the file) for NaN, infinity, or a value
-    that the dtype cannot hold.
+    Raises ``DataError`` with input, array, file and ``sample`` (its number in the file) for infinity, or a value that
+    the dtype cannot hold. NaN is a missing value: whether it is one too many shows at the model's outputs.
     """
     check_kind(array.dtype, wanted, where=where)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = "NaN" if np.isnan(array).any() else "infinity"
-        raise DataError(f"{where} holds {bad}, first in sample {sample}: remove or repair that sample")
+    if array.dtype.kind == "f" and np.isinf(array).any():
+        raise DataError(f"{where} holds infinity, first in sample {sample}: remove or repair that sample")
     if wanted is None:
         return array
     target = np.dtype(wanted)
@@ -54,7 +53,8 @@ def fit(array: Array, wanted: npt.DTypeLike | None, *, where: str, sample: int) 
         cast = array.astype(target)
     if not np.can_cast(array.dtype, target, "safe") and not _kept(array, cast):
         raise DataError(
-            f"{where} has dtype {array.dtype}, and sample {sample} holds values (from {array.min()} to {array.max()}) "
+            f"{where} has dtype {array.dtype}, and sample {sample} holds values (from {np.nanmin(array)} to "
+            f"{np.nanmax(array)}) "
             f"that the model's {target} cannot hold: convert or rescale it first"
         )
     return cast
@@ -75,7 +75,7 @@ def _kept(array: Array, cast: Array) -> bool:
     if array.size == 0 or cast.dtype.kind == "O":
         return True
     if array.dtype.kind == "f":
-        return bool(np.isfinite(cast).all())
+        return not bool(np.isinf(cast).any())
     low, high = int(array.min()), int(array.max())
     if cast.dtype.kind == "b":
         return low >= 0 and high <= 1

@@ -137,9 +137,9 @@ def test_errors_in_folders_name_the_file(tmp_path):
     with pytest.raises(DataError, match=rf"{tmp_path.name}/1.npz.*shape \[3, 4, 5\]"):
         list(open_feed(tmp_path, [IMAGE]))
     bad = floats(2, 3, 4, 4)
-    bad[1] = np.nan
+    bad[1] = np.inf
     save(tmp_path / "1.npz", x=bad)
-    with pytest.raises(DataError, match=r"1.npz\) holds NaN, first in sample 1"):
+    with pytest.raises(DataError, match=r"1.npz\) holds infinity, first in sample 1"):
         list(open_feed(tmp_path, [IMAGE]))
 
 
