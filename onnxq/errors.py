@@ -8,6 +8,7 @@
     ├── ConfigError             an option, a rule or a configuration file
     ├── NumericsError           quantization parameters that break their own definition
     ├── RuntimeFailure          onnxruntime refused to load or run a model
+    │   └── RunFailure          it loaded the model, and failed on an input
     └── OutputError             the result could not be written
 """
 
@@ -43,6 +44,10 @@ class NumericsError(OnnxqError, ValueError):
 
 class RuntimeFailure(OnnxqError):
     """onnxruntime refused to load or to run a model."""
+
+
+class RunFailure(RuntimeFailure):
+    """onnxruntime loaded a model and failed while running it."""
 
 
 class OutputError(OnnxqError):

@@ -133,7 +133,9 @@ def _quantized(
         if data is None:
             outcome = without_data(job, feed_options)
         else:
-            outcome = with_data(job, open_feed(data, signature(original).inputs, options=feed_options))
+            feed = open_feed(data, signature(original).inputs, options=feed_options)
+            with feed.explaining():
+                outcome = with_data(job, feed)
         return _result(job, outcome, (*prepared.notes, *([run_as.note] if run_as.note else [])))
 
 

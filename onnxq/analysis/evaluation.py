@@ -96,13 +96,14 @@ def evaluate(
         folder = Path(name)
         feed = open_feed(data, reference.signature.inputs, options=feed_options)
         targets = feed.labels(labels) if isinstance(labels, str) else labels
-        comparison = compare(
-            reference.runnable,
-            test.runnable,
-            told(feed, progress, "compare"),
-            labels=None if targets is None else np.asarray(targets),
-            threads=threads,
-        )
+        with feed.explaining():
+            comparison = compare(
+                reference.runnable,
+                test.runnable,
+                told(feed, progress, "compare"),
+                labels=None if targets is None else np.asarray(targets),
+                threads=threads,
+            )
         layers: tuple[LayerNoise, ...] = ()
         notes: tuple[str, ...] = ()
         if layer_samples:

@@ -123,9 +123,10 @@ def run_model(
                 raise ModelError(f"{given.name}: output {output.name} is a {output.type}, and only tensors can be kept")
         rows: list[int | None] = []
         values: list[list[Array]] = []
-        for arrays in told(feed, progress, "run"):
-            rows.append(next((arrays[name].shape[0] for name in feed.layout.batched), None))
-            values.append(run(session, arrays))
+        with feed.explaining():
+            for arrays in told(feed, progress, "run"):
+                rows.append(next((arrays[name].shape[0] for name, axis in feed.layout.axes.items() if axis == 0), None))
+                values.append(run(session, arrays))
     return {name: _joined([row[i] for row in values], rows) for i, name in enumerate(names)}
 
 
@@ -206,7 +207,8 @@ def benchmark(
         else:
             feed = open_feed(data, given[0].signature.inputs, options=options)
         given_options = {key: value for key, value in chosen.items() if value is not None}
-        return latency.benchmark([g.runnable for g in given], feed, **given_options)
+        with feed.explaining():
+            return latency.benchmark([g.runnable for g in given], feed, **given_options)
 
 
 # Feeds that a profile goes round: what it measures depends on shapes, hardly on values.

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxq.calibrate.casting import Array, check_kind, fit
-from onnxq.calibrate.layout import Form, Layout, form_of, match_names, missing_label
+from onnxq.calibrate.grouping import row_of
+from onnxq.calibrate.layout import OVERRIDE, Form, Layout, form_of, match_names, missing_label, reading
 from onnxq.calibrate.sources import Indexed, Piece
 from onnxq.errors import DataError
 
@@ -26,16 +27,19 @@ class Rows(Protocol):
 class ArraySource(Indexed):
     """Named arrays whose axis 0 is samples (table in ``layout``); rows are read, cast and checked when asked for.
 
-    ``bare`` admits arrays that are one sample without its batch axis. DataError where the arrays do not fit the model.
+    ``layout``: as the model's names tell; that of the source is as the arrays bear it out. ``bare`` admits arrays that
+    are one sample without its batch axis, and takes ``layout`` as it is: one of many files. DataError where the arrays
+    do not fit the model.
     """
 
     def __init__(self, arrays: Mapping[str, Rows], layout: Layout, *, where: str, bare: bool = False) -> None:
         self.where = where
         self._arrays = arrays
-        self._layout = layout
         self._keys = match_names(arrays, layout.inputs, where=where)
+        self.layout = layout = layout if bare else layout.seeing([self.shapes()])
         self.ignored = tuple(sorted(set(arrays) - set(self._keys.values())))
         self._forms: dict[str, Form] = {}
+        self._cut_inside: dict[str, Array] = {}  # those whose samples lie along a later axis, read once
         counts: dict[str, int] = {}
         for spec in layout.inputs:
             array, place = arrays[self._keys[spec.name]], self._place(spec.name)
@@ -43,19 +47,25 @@ class ArraySource(Indexed):
             form = form_of(spec, tuple(array.shape), layout, where=place, bare=bare)
             self._forms[spec.name] = form
             if form is not Form.CONSTANT:
-                counts[self._keys[spec.name]] = 1 if form is Form.BARE else array.shape[0]
+                axis = layout.axes[spec.name] if form is Form.ROWS else 0
+                counts[self._keys[spec.name]] = 1 if form is Form.BARE else array.shape[axis]
         self.complete = all(self._forms[name] is Form.COMPLETE for name in layout.batched)
         lengths = set(counts.values()) or {1}
         if len(lengths - {1}) > 1:
             listed = ", ".join(f"{key!r} {n}" for key, n in counts.items())
             raise DataError(
-                f"{where} has different numbers of samples ({listed}): make the first axes equal, or give an array "
-                "that is the same for all samples the length 1"
+                f"{where} has different numbers of samples ({listed}): make these axes equal, or give an array "
+                f"that is the same for all samples the length 1; {OVERRIDE}"
             )
         self._count = (lengths - {1} or {1}).pop()
         if self._count == 0:
             raise DataError(f"{where} is empty: it holds 0 samples")
         self.description = f"{where}, {self._count} samples"
+        self.reading = reading(layout, self._forms, self._count, many=bare)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By input, the shape of its array."""
+        return {name: tuple(self._arrays[key].shape) for name, key in self._keys.items()}
 
     def _place(self, name: str) -> str:
         key = self._keys[name]
@@ -70,20 +80,26 @@ class ArraySource(Indexed):
             raise IndexError(index)
         pieces: dict[str, Array] = {}
         rows = 1
-        for spec in self._layout.inputs:
-            array, form = self._arrays[self._keys[spec.name]], self._forms[spec.name]
-            if form in (Form.CONSTANT, Form.BARE):
-                value = array[:] if array.shape else np.asarray(array)
-                value = value[None] if form is Form.BARE else value
-            else:
-                at = 0 if array.shape[0] == 1 else index
-                value = array[at : at + 1]
-                value = value[0] if form is Form.COMPLETE else value
-            value = fit(np.asarray(value), spec.dtype, where=self._place(spec.name), sample=index)
-            pieces[spec.name] = value
-            if spec.name in self._layout.batched:
-                rows = value.shape[0]
+        for spec in self.layout.inputs:
+            axis = self.layout.axes.get(spec.name)
+            value = self._value(spec.name, index, axis)
+            pieces[spec.name] = value = fit(value, spec.dtype, where=self._place(spec.name), sample=index)
+            if axis is not None:
+                rows = value.shape[axis]
         return Piece(pieces, rows)
+
+    def _value(self, name: str, index: int, axis: int | None) -> Array:
+        """What sample ``index`` gives the input ``name``, whose batch axis is ``axis``."""
+        array, form = self._arrays[self._keys[name]], self._forms[name]
+        if form is Form.ROWS and axis:
+            whole = self._cut_inside.setdefault(name, np.asarray(array[:]))
+            return row_of(whole, 0 if whole.shape[axis] == 1 else index, axis)
+        if form in (Form.CONSTANT, Form.BARE):
+            whole = array[:] if array.shape else np.asarray(array)
+            return np.expand_dims(whole, axis or 0) if form is Form.BARE else whole
+        at = 0 if array.shape[0] == 1 else index
+        rows = np.asarray(array[at : at + 1])
+        return np.asarray(rows[0]) if form is Form.COMPLETE else rows
 
     def labels(self, key: str) -> Array:
         if key not in self._arrays:

@@ -27,6 +27,8 @@ from onnxq.errors import DataError, one_line
 RESIDENT_BYTES = 64 * 2**20
 UNNAMED = "arr_0"  # what np.savez calls an array without a name; an .npy is one such
 _CHUNK = 2**20
+# Files of a folder whose shapes say which axis counts samples: that of one may be so by chance.
+_FILES_READ = 16
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -180,17 +182,27 @@ class ArrayFolder(Indexed):
 
     def __init__(self, root: Path, files: list[Path], layout: Layout) -> None:
         self.where = root.name or str(root)
-        self._root, self._files, self._layout = root, files, layout
+        self._root, self._files, self.layout = root, files, layout
         self._ends: list[int] = []  # the number of samples up to and with each file whose header was read
         self._current: tuple[int, ArraySource] | None = None
         self.description = f"{self.where}/, {len(files)} files of arrays"
-        self.ignored = self._open(0).ignored  # what is wrong with all files shows at once
+        if len(layout.inputs) > 1:  # of one input, names tell all there is to know
+            shapes = [self._shapes(file) for file in files[:_FILES_READ]]
+            self.layout = layout.seeing([found for found in shapes if found is not None])
+        first = self._open(0)  # what is wrong with all files shows at once
+        self.ignored, self.reading = first.ignored, first.reading
+
+    def _shapes(self, path: Path) -> dict[str, tuple[int, ...]] | None:
+        """By input, the shape of its array in the file ``path``; None where one is missing, which is told later."""
+        arrays = open_arrays(path)
+        names = [spec.name for spec in self.layout.inputs]
+        return {name: arrays[name].shape for name in names} if all(name in arrays for name in names) else None
 
     def _open(self, number: int) -> ArraySource:
         if self._current is None or self._current[0] != number:
             path = self._files[number]
             name = path.relative_to(self._root).as_posix()
-            source = ArraySource(open_arrays(path), self._layout, where=f"{self.where}/{name}", bare=True)
+            source = ArraySource(open_arrays(path), self.layout, where=f"{self.where}/{name}", bare=True)
             self._current = (number, source)
         return self._current[1]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from onnxq.calibrate.casting import Array
 from onnxq.calibrate.dicts import dict_labels, feed_piece
-from onnxq.calibrate.layout import Layout
+from onnxq.calibrate.layout import Layout, reading_of_dicts
 from onnxq.calibrate.sources import Piece, Source
 from onnxq.errors import DataError, OnnxqError, one_line
 
@@ -23,12 +23,13 @@ class StreamSource(Source):
     """Dicts as an iterable yields them; ``make`` gives that iterable anew for every pass."""
 
     def __init__(self, make: Callable[[], object], layout: Layout, *, where: str) -> None:
-        self._make, self._layout = make, layout
+        self._make, self.layout = make, layout
         self.where = self.description = where
+        self.reading = reading_of_dicts(layout)
 
     def __iter__(self) -> Iterator[Piece]:
         for number, item in enumerate(self._items()):
-            yield feed_piece(item, self._layout, where=self.where, sample=number)
+            yield feed_piece(item, self.layout, where=self.where, sample=number)
 
     def labels(self, key: str) -> Array:
         return dict_labels(self._items(), key, where=self.where)

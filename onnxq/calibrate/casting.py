@@ -38,12 +38,11 @@ def check_kind(found: np.dtype[Any], wanted: npt.DTypeLike | None, *, where: str
 def fit(array: Array, wanted: npt.DTypeLike | None, *, where: str, sample: int) -> Array:
     """``array`` in the dtype ``wanted`` (None: as it is), same shape; not copied where nothing changes.
 
-    Raises ``DataError`` with input, array, file and ``sample`` (its number in the file) for NaN, or a value that the
-    dtype cannot hold. Infinity is data: attention masks hold it.
+    Raises ``DataError`` with input, array, file and ``sample`` (its number in the file) for a value that the dtype
+    cannot hold. Infinity and NaN are data: attention masks hold the one, missing values are the other, and whether it
+    is one too many shows at the model's outputs.
     """
     check_kind(array.dtype, wanted, where=where)
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise DataError(f"{where} holds NaN, first in sample {sample}: remove or repair that sample")
     if wanted is None:
         return array
     target = np.dtype(wanted)
@@ -53,7 +52,8 @@ def fit(array: Array, wanted: npt.DTypeLike | None, *, where: str, sample: int) 
         cast = array.astype(target)
     if not np.can_cast(array.dtype, target, "safe") and not _kept(array, cast):
         raise DataError(
-            f"{where} has dtype {array.dtype}, and sample {sample} holds values (from {array.min()} to {array.max()}) "
+            f"{where} has dtype {array.dtype}, and sample {sample} holds values (from {np.nanmin(array)} to "
+            f"{np.nanmax(array)}) "
             f"that the model's {target} cannot hold: convert or rescale it first"
         )
     return cast

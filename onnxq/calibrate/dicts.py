@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from onnxq.calibrate.casting import Array, fit
-from onnxq.calibrate.layout import Form, Layout, feed_form, match_names, missing_label
+from onnxq.calibrate.layout import Form, Layout, feed_form, match_names, missing_label, reading_of_dicts
 from onnxq.calibrate.sources import Indexed, Piece
 from onnxq.errors import DataError, one_line
 
@@ -26,10 +26,12 @@ def feed_piece(feed: object, layout: Layout, *, where: str, sample: int) -> Piec
         label = f"input {spec.name!r} ({where})"
         value = to_array(feed[keys[spec.name]], where=f"{label}, sample {sample},")
         form = feed_form(spec, value.shape, layout, where=f"{label}, sample {sample},")
-        value = fit(value[None] if form is Form.BARE else value, spec.dtype, where=label, sample=sample)
-        pieces[spec.name] = value
-        if spec.name in layout.batched:
-            rows[spec.name] = value.shape[0] if value.ndim else 1
+        axis = layout.axes.get(spec.name)
+        if form is Form.BARE and axis is not None:
+            value = np.expand_dims(value, axis)
+        pieces[spec.name] = value = fit(value, spec.dtype, where=label, sample=sample)
+        if axis is not None:
+            rows[spec.name] = value.shape[axis] if value.ndim else 1
     if 0 in rows.values():
         raise DataError(f"{place} is empty: it holds 0 rows")
     if layout.fixed and len(set(rows.values())) > 1:
@@ -55,8 +57,9 @@ class DictSource(Indexed):
     def __init__(self, items: Sequence[object], layout: Layout, *, where: str) -> None:
         if not items:
             raise DataError(f"{where} is empty: give at least one dict {{input name: array}}")
-        self._items, self._layout = items, layout
+        self._items, self.layout = items, layout
         self.where = where
+        self.reading = reading_of_dicts(layout)
         self.description = f"{where}, {len(items)} samples"
         first = items[0]
         if isinstance(first, Mapping):
@@ -69,7 +72,7 @@ class DictSource(Indexed):
     def __getitem__(self, index: int) -> Piece:
         if index >= len(self._items):
             raise IndexError(index)
-        return feed_piece(self._items[index], self._layout, where=self.where, sample=index)
+        return feed_piece(self._items[index], self.layout, where=self.where, sample=index)
 
     def labels(self, key: str) -> Array:
         return dict_labels(self._items, key, where=self.where)

@@ -18,7 +18,7 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +33,12 @@ from onnxq.calibrate.callables import SizedStream, StreamSource, load_reference,
 from onnxq.calibrate.casting import Array
 from onnxq.calibrate.dicts import DictSource, to_array
 from onnxq.calibrate.grouping import groups
-from onnxq.calibrate.layout import Layout
+from onnxq.calibrate.layout import OVERRIDE, Layout
 from onnxq.calibrate.options import FeedOptions, ImageOptions
+from onnxq.calibrate.pinned import pinned
 from onnxq.calibrate.random_data import RandomSource
 from onnxq.calibrate.sources import Indexed, Picked, Sifted, Source
-from onnxq.errors import ConfigError, DataError
+from onnxq.errors import ConfigError, DataError, RunFailure
 from onnxq.graph.signature import TensorSpec
 
 __all__ = ["Feed", "FeedOptions", "FeedSource", "ImageOptions", "open_feed"]
@@ -72,6 +73,25 @@ class Feed:
         return self.source.warning
 
     @property
+    def reading(self) -> str:
+        """One line: which axis of which input was taken to count samples; empty where that is no question."""
+        if not self.source.reading:
+            return ""
+        count = self.samples
+        many = "sample by sample" if count is None else f"as {count} sample{'s' if count != 1 else ''}"
+        return f"read {many}: {self.source.reading}"
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """A block in which a ``RunFailure`` of a model on these feeds also says how the data was read."""
+        try:
+            yield
+        except RunFailure as error:
+            if error.hint or not self.reading:
+                raise
+            raise RunFailure(error.what, hint=f"the data was {self.reading}; {OVERRIDE}") from error
+
+    @property
     def ignored(self) -> tuple[str, ...]:
         """Names of arrays in the data that no input wants (labels, for instance)."""
         return self.source.ignored
@@ -97,6 +117,15 @@ class Feed:
             yield feed
         if empty:
             self._refuse_empty()
+
+    def place(self, number: int) -> str:
+        """Which sample of the user's data feed ``number`` is made of, in words; reads the data up to there."""
+        for at, (_, members) in enumerate(groups(self.source, self.layout, padding=self.source.padding)):
+            if at == number:
+                names = list(dict.fromkeys(self.source.number(member) for member in members))
+                which = f"sample {names[0]}" if len(names) == 1 else f"one of the samples {names[0]} to {names[-1]}"
+                return f"{which} of {self.source.where}"
+        return f"feed {number}"
 
     def labels(self, key: str) -> Array:
         """``[samples, ...]``: the array ``key`` of the data, one entry a sample, in the order of the samples yielded.
@@ -128,8 +157,7 @@ class Feed:
 
     def batches(self, rows: int) -> Feed:
         """The same samples, ``rows`` in each feed where the model leaves that open."""
-        every = {s.name for s in self.layout.inputs if s.shape != ()}
-        if self.layout.fixed or self.layout.batched != every or self.source.complete:
+        if self.layout.fixed or not self.layout.rows_first or self.source.complete:
             return self
         return replace(self, layout=replace(self.layout, rows=rows))
 
@@ -197,30 +225,10 @@ def open_feed(source: FeedSource, inputs: Sequence[TensorSpec], *, options: Feed
     if not inputs:
         raise DataError("the model has no inputs: there is nothing to feed")
     options = FeedOptions() if options is None else options
-    layout = Layout.of(_pinned(inputs, options.dims), options.batch_size)
+    layout = Layout.of(pinned(inputs, options.dims), options.batch_size, options.batch_axes)
     found = _from_text(source, layout, options) if isinstance(source, (str, Path)) else _from_value(source, layout)
-    feed = Feed(found, layout)
+    feed = Feed(found, found.layout)
     return feed if options.limit is None else feed.limit(options.limit)
-
-
-def _pinned(inputs: Sequence[TensorSpec], dims: Mapping[str, int]) -> tuple[TensorSpec, ...]:
-    """``inputs`` with the symbolic dimensions that ``dims`` names made numbers."""
-    known: set[str] = set()
-    pinned: list[TensorSpec] = []
-    for spec in inputs:
-        shape: list[int | str | None] = []
-        for axis, dim in enumerate(spec.shape or ()):
-            name = dim if isinstance(dim, str) else f"{spec.name}.{axis}"
-            if not isinstance(dim, int):
-                known.add(name)
-            shape.append(dim if isinstance(dim, int) else dims.get(name, dim))
-        pinned.append(spec if spec.shape is None else replace(spec, shape=tuple(shape)))
-    for name in dims:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            advice = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known)) or 'none'}"
-            raise ConfigError(f"the model has no symbolic dimension {name!r}: {advice}")
-    return tuple(pinned)
 
 
 def _from_text(source: str | Path, layout: Layout, options: FeedOptions) -> Source:

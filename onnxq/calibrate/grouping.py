@@ -49,14 +49,19 @@ def _parts(piece: Piece, layout: Layout) -> Iterator[Piece]:
         yield piece
         return
     for row in range(piece.rows):
-        yield Piece({n: a[row : row + 1] if n in layout.batched else a for n, a in piece.arrays.items()}, 1)
+        yield Piece({n: row_of(a, row, layout.axes.get(n)) for n, a in piece.arrays.items()}, 1)
+
+
+def row_of(array: Array, row: int, axis: int | None) -> Array:
+    """One ``row`` of ``array`` along its batch ``axis``, which stays with length 1; without one the array itself."""
+    return array if axis is None else array[(slice(None),) * axis + (slice(row, row + 1),)]
 
 
 def _kind(piece: Piece, layout: Layout, padding: Mapping[str, int]) -> object:
     """What must be equal for two samples to share a feed."""
     return tuple(
-        (name, array.ndim if name in padding else array.shape[1:])
-        if name in layout.batched
+        (name, array.ndim if name in padding else (*array.shape[:axis], *array.shape[axis + 1 :]))
+        if (axis := layout.axes.get(name)) is not None
         else (name, array.shape, array.tobytes())
         for name, array in piece.arrays.items()
     )
@@ -77,5 +82,5 @@ def _join(held: list[Piece], layout: Layout, padding: Mapping[str, int]) -> dict
                 np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, longest - a.shape[-1])], constant_values=padding[name])
                 for a in parts
             ]
-        joined[name] = np.concatenate(parts)
+        joined[name] = np.concatenate(parts, axis=layout.axes[name])
     return joined

@@ -93,7 +93,7 @@ class ImageSource(Indexed):
             raise DataError(
                 f"{self.where} holds images, but the model has {len(layout.inputs)} inputs ({names}): give .npz"
             )
-        self._root, self._files, self._spec = root, files, layout.inputs[0]
+        self._root, self._files, self._spec, self.layout = root, files, layout.inputs[0], layout
         self._options, self.warning = choose_options(options, root)
         self._shape = image_shape(self._spec, self._options)
         self._raw = self._spec.dtype is not None and np.dtype(self._spec.dtype).kind in "iu"

@@ -45,7 +45,8 @@ class LayerInputs:
         shape = array.shape
         if shape not in self._samplers:
             self._samplers[shape] = self._read.layer.sampler(shape, limit=ROWS_OF_A_SAMPLE * shape[0])
-        self._waiting.append(self._samplers[shape](array))
+        # A missing value adds nothing.
+        self._waiting.append(np.nan_to_num(self._samplers[shape](array), nan=0.0, posinf=np.inf, neginf=-np.inf))
         if not self._read.full or sum(rows.shape[1] for rows in self._waiting) >= ROWS_AT_ONCE:
             self._multiply()
 

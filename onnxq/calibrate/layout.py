@@ -1,24 +1,22 @@
 """Where the samples are: which axis of which input is the batch, and how an array of the user's maps to samples.
 
-**The batch axis of a model** is decided from its inputs' first dimensions, scalars left aside:
+Which inputs carry a **batch axis**, and where, is decided over all of them together (``batch_axis``). From that follow
+the rows of a feed:
 
-| first dimensions                                    | rows in a feed              | inputs that carry the batch axis |
-|-----------------------------------------------------|-----------------------------|----------------------------------|
-| all symbolic                                        | ``batch_size``              | all                              |
-| all the same number f (and f = 1 or some rank >= 2) | f; fewer at the end dropped | all                              |
-| anything else (a state `[2, 1, 128]`, a `[16000]`)  | 1                           | those with a symbol or 1         |
-
-A symbol that speaks of time (``seq``, ``time``, ``frames``, ``length``...) is no batch axis, nor is the first axis of
-an input that names a later axis ``batch``.
+| the inputs, scalars left aside                                          | rows in a feed              |
+|-------------------------------------------------------------------------|-----------------------------|
+| all carry a symbolic batch axis                                         | ``batch_size``              |
+| all carry a batch axis of the same number f (f = 1, or some rank >= 2)  | f; fewer at the end dropped |
+| anything else (a `[16000]` beside them, node features and edges)        | 1                           |
 
 **An array for an input of rank r** (``count`` samples; a count of 1 serves all samples where others have more):
 
 | the input              | rank of the array | meaning                                                              |
 |------------------------|-------------------|----------------------------------------------------------------------|
-| carries the batch axis | r                 | axis 0 = samples; grouped to the rows of a feed                      |
-| carries the batch axis | r + 1             | axis 0 = samples, each a complete input with a batch axis of its own |
-| carries the batch axis | r - 1             | one sample; only in a folder (one sample a file) and in dicts        |
-| does not (scalars too) | r                 | the complete input, constant for all samples                         |
+| carries a batch axis   | r                 | that axis = samples; grouped to the rows of a feed                   |
+| carries a batch axis   | r + 1             | axis 0 = samples, each a complete input with a batch axis of its own |
+| carries a batch axis   | r - 1             | one sample; in a folder (one sample a file), in dicts, or a scalar   |
+| does not (scalars too) | r                 | the complete input, for all samples; in a folder the file's own      |
 | does not (scalars too) | r + 1             | axis 0 = samples, each a complete input                              |
 
 Rank alone decides, so no array has two readings; any other rank is an error. A *dict* (of an iterable or a callable) is
@@ -29,60 +27,98 @@ from __future__ import annotations
 
 import difflib
 import enum
-import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+from onnxq.calibrate.batch_axis import Shapes, axes_by_arrays, axes_by_name
 from onnxq.errors import ConfigError, DataError
 from onnxq.graph.signature import TensorSpec
 
-_TIME = re.compile(r"seq|time|frame|len|step|token|^t$", re.IGNORECASE)
+Dim = TypeVar("Dim")
 
 
 @dataclass(frozen=True)
 class Layout:
     """How the samples of a model with ``inputs`` become feeds: ``rows`` samples each.
 
-    ``batched`` names the inputs whose first axis is the batch; ``fixed``: the model takes exactly ``rows``, no fewer.
+    ``axes``: by input that carries one, its batch axis; ``fixed``: the model takes exactly ``rows``, no fewer;
+    ``batch_size``: the rows where the model leaves them open; ``asked``: the user's word on the axes, None for whole.
     """
 
     inputs: tuple[TensorSpec, ...]
-    batched: frozenset[str]
+    axes: Mapping[str, int]
     rows: int
     fixed: bool
+    batch_size: int = 1
+    asked: Mapping[str, int | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, inputs: Sequence[TensorSpec], batch_size: int) -> Layout:
-        """The layout of a model with these inputs by the first table above. ConfigError where ``batch_size`` < 1."""
+    def of(cls, inputs: Sequence[TensorSpec], batch_size: int, asked: Mapping[str, int | None] | None = None) -> Layout:
+        """The layout of a model with these inputs, as far as their names tell.
+
+        ConfigError where ``batch_size`` < 1, or ``asked`` is of no input or no axis.
+        """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-        firsts = {s.name: _first(s) for s in inputs if s.shape != ()}
-        values = set(firsts.values())
-        if values == {None}:
-            return cls(tuple(inputs), frozenset(firsts), batch_size, False)
-        common = values.pop() if len(values) == 1 else None
-        deep = any(s.shape is not None and len(s.shape) > 1 for s in inputs)
-        if common is not None and common > 0 and (deep or common == 1):
-            return cls(tuple(inputs), frozenset(firsts), common, True)
-        return cls(tuple(inputs), frozenset(n for n, f in firsts.items() if f in (None, 1)), 1, False)
+        chosen = _checked(inputs, asked or {})
+        axes = axes_by_name(inputs, chosen)
+        return cls(tuple(inputs), axes, *_rows(inputs, axes, batch_size), batch_size, chosen)
+
+    def seeing(self, shapes: Sequence[Shapes]) -> Layout:
+        """The same as arrays of these ``shapes`` (of each file, by input) bear it out; what was asked for stays."""
+        axes = dict(self.axes) if self.asked else axes_by_arrays(self.inputs, self.axes, shapes)
+        if axes == self.axes:
+            return self
+        rows, fixed = _rows(self.inputs, axes, self.batch_size)
+        return replace(self, axes=axes, rows=rows, fixed=fixed)
+
+    @property
+    def batched(self) -> frozenset[str]:
+        """The inputs that carry the batch axis."""
+        return frozenset(self.axes)
+
+    @property
+    def rows_first(self) -> bool:
+        """Whether the first axis of every input, scalars left aside, is the batch."""
+        return all(self.axes.get(s.name) == 0 for s in self.inputs if s.shape != ())
 
 
-def _first(spec: TensorSpec) -> int | None:
-    """The fixed first dimension of an input, None for a symbolic batch axis, -1 where a symbol means time."""
-    if spec.shape is None:
-        return None
-    first = spec.shape[0]
-    if isinstance(first, int):
-        return first
-    later = any(isinstance(d, str) and "batch" in d.lower() for d in spec.shape[1:])
-    named = isinstance(first, str) and "batch" in first.lower()
-    if not named and (later or (isinstance(first, str) and _TIME.search(first))):
-        return -1
-    return None
+def _rows(inputs: Sequence[TensorSpec], axes: Mapping[str, int], batch_size: int) -> tuple[int, bool]:
+    """(rows in a feed, whether the model takes no fewer) by the first table above."""
+    arrays = [s for s in inputs if s.shape != ()]
+    if any(s.name not in axes for s in arrays):
+        return 1, False
+    sizes = {None if s.shape is None or not isinstance(d := s.shape[axes[s.name]], int) else d for s in arrays}
+    if sizes == {None}:
+        return batch_size, False
+    size = sizes.pop() if len(sizes) == 1 else None
+    return (1, False) if size is None else (size, True)
+
+
+def _checked(inputs: Sequence[TensorSpec], asked: Mapping[str, int | None]) -> dict[str, int | None]:
+    """``asked`` with the axes counted from the front; the empty name stands for every input."""
+    known = {s.name: s for s in inputs}
+    if asked.get("", 0) is None:
+        return {**dict.fromkeys(known), **_checked(inputs, {n: a for n, a in asked.items() if n})}
+    for name, axis in asked.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = f"did you mean {near[0]!r}?" if near else f"it has {_names(known)}"
+            raise ConfigError(f"batch axis of {name!r}: the model has no such input; {advice}")
+        shape = known[name].shape
+        if axis is not None and shape is not None and not -len(shape) <= axis < len(shape):
+            raise ConfigError(f"batch axis {axis} of {name!r}: the input has the shape {_dims(shape)}")
+    ranks = {s.name: 1 if s.shape is None else max(len(s.shape), 1) for s in inputs}
+    return {name: None if axis is None else axis % ranks[name] for name, axis in asked.items()}
+
+
+# How the user says otherwise.
+OVERRIDE = "--batch-axis INPUT=AXIS (or =none) says which axis counts samples"
 
 
 class Form(enum.Enum):
-    """What axis 0 of an array is; a row of the second table above."""
+    """What an array holds; a row of the second table above."""
 
     ROWS = "samples, without their batch axis"
     COMPLETE = "samples, each a complete input"
@@ -95,21 +131,24 @@ def form_of(spec: TensorSpec, shape: tuple[int, ...], layout: Layout, *, where: 
 
     ``bare`` admits one sample without its batch axis. ``where`` begins the message.
     """
-    batched = spec.name in layout.batched
+    axis = layout.axes.get(spec.name)
     if spec.shape is None:
         if not shape:
             raise DataError(f"{where} is a scalar: give it a first axis, the samples")
         return Form.ROWS
     rank = len(spec.shape)
     if len(shape) == rank:
-        form, found, wanted = (Form.ROWS, shape[1:], spec.shape[1:]) if batched else (Form.CONSTANT, shape, spec.shape)
+        form, found, wanted = Form.CONSTANT, shape, spec.shape
+        if axis is not None:
+            form, found, wanted = Form.ROWS, _without(shape, axis), _without(spec.shape, axis)
     elif len(shape) == rank + 1:
         form, found, wanted = Form.COMPLETE, shape[1:], spec.shape
-    elif bare and batched and len(shape) == rank - 1:
-        form, found, wanted = Form.BARE, shape, spec.shape[1:]
+    elif axis is not None and len(shape) == rank - 1 and (bare or not shape):
+        form, found, wanted = Form.BARE, shape, _without(spec.shape, axis)
     else:
-        advice = f"give an array of rank {rank if batched or not rank else rank + 1}, first axis samples"
-        if batched and len(shape) == rank - 1:
+        where_samples = "first axis" if not axis else f"axis {axis}"
+        advice = f"give an array of rank {rank if axis is not None or not rank else rank + 1}, {where_samples} samples"
+        if axis == 0 and len(shape) == rank - 1:
             advice = "a single sample needs a leading axis: array[None]"
         raise DataError(
             f"{where} has shape {_dims(shape)}, the model wants {_dims(spec.shape)} (rank {rank}): {advice}"
@@ -122,15 +161,47 @@ def feed_form(spec: TensorSpec, shape: tuple[int, ...], layout: Layout, *, where
     """The reading of an array of ``shape`` in a dict that is itself a feed: ``CONSTANT`` (complete) or ``BARE``."""
     if spec.shape is None:
         return Form.CONSTANT
-    batched = spec.name in layout.batched
-    wanted = spec.shape
-    if batched and len(shape) == len(wanted) - 1:
-        check_dims(shape, wanted[1:], where=where, full=(shape, wanted))
+    axis, wanted = layout.axes.get(spec.name), spec.shape
+    if axis is not None and len(shape) == len(wanted) - 1:
+        check_dims(shape, _without(wanted, axis), where=where, full=(shape, wanted))
         return Form.BARE
     # Another number of rows than a fixed batch axis has is regrouped later, so it is no error here.
-    loose = (None, *wanted[1:]) if batched and layout.fixed else wanted
+    loose = (*wanted[:axis], None, *wanted[axis + 1 :]) if axis is not None and layout.fixed else wanted
     check_dims(shape, loose, where=where, full=(shape, wanted))
     return Form.CONSTANT
+
+
+def reading(layout: Layout, forms: Mapping[str, Form], count: int, *, many: bool) -> str:
+    """How arrays of these ``forms`` are read, in words; ``many``: they are those of one file of many."""
+    groups: dict[str, list[str]] = {}
+    for spec in layout.inputs:
+        form, axis = forms[spec.name], layout.axes.get(spec.name, 0)
+        constant = form is Form.CONSTANT and (not many and count > 1)
+        how = f"along axis {axis}" if form is Form.ROWS else "the same for all" if constant else "whole"
+        groups.setdefault(how, []).append(shown(spec))
+    return _grouped(groups)
+
+
+def reading_of_dicts(layout: Layout) -> str:
+    """How dicts are read, in words."""
+    return _grouped({"whole": [shown(spec) for spec in layout.inputs]})
+
+
+def _grouped(groups: Mapping[str, Sequence[str]]) -> str:
+    parts = [
+        f"{', '.join(names)} {'each ' if how == 'whole' and len(names) > 1 else ''}{how}"
+        for how, names in groups.items()
+    ]
+    return "; ".join(parts)
+
+
+def shown(spec: TensorSpec) -> str:
+    """``name[dims]`` of an input."""
+    return f"{spec.name}{'[?]' if spec.shape is None else _dims(spec.shape)}"
+
+
+def _without(shape: tuple[Dim, ...], axis: int) -> tuple[Dim, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
 
 
 def check_dims(

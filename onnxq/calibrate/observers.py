@@ -8,6 +8,7 @@ arrays, and not of their elements, are the ends of each.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,22 +35,34 @@ MASK = -1e9
 
 def is_mask(array: npt.NDArray[Any]) -> bool:
     """Whether ``array`` holds an infinity or a number that stands for one: no range covers it."""
-    return array.size > 0 and bool(float(array.min()) <= MASK or np.isposinf(array.max()))
+    if array.size == 0:
+        return False
+    low, high = np.fmin.reduce(array, axis=None), np.fmax.reduce(array, axis=None)  # NaN says nothing
+    return bool(low <= MASK or np.isposinf(high))
 
 
-def observe(array: npt.NDArray[Any], *, tensor: str, limit: int = SAMPLE_LIMIT) -> Histogram | None:
+def observe(
+    array: npt.NDArray[Any],
+    *,
+    tensor: str,
+    limit: int = SAMPLE_LIMIT,
+    undefined: Callable[[str], None] | None = None,
+) -> Histogram | None:
     """The ``Histogram`` of ``array`` (any shape, float), or None where it is empty.
 
-    Of more than ``limit`` elements an evenly spread, deterministic part is counted. Raises ``DataError`` naming
-    ``tensor`` where it holds NaN or infinity.
+    Of more than ``limit`` elements an evenly spread, deterministic part is counted. NaN is counted as nothing, after
+    ``undefined`` was called, if there is such a function. Raises ``DataError`` naming ``tensor`` for infinity.
     """
     if array.size == 0:
         return None
     low, high = float(array.min()), float(array.max())
+    if math.isnan(low):  # numpy's minimum of what holds NaN
+        if undefined is not None:
+            undefined(tensor)
+        return observe(array[~np.isnan(array)], tensor=tensor, limit=limit)
     if not (math.isfinite(low) and math.isfinite(high)):
-        kind = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
         raise DataError(
-            f"tensor '{tensor}' holds {kind} on calibration data: check the input values and the preprocessing, "
+            f"tensor '{tensor}' holds infinity on calibration data: check the input values and the preprocessing, "
             "or exclude the nodes that read it with --exclude"
         )
     flat = array.reshape(-1)

@@ -84,6 +84,7 @@ class FeedOptions:
     | `max_length`   | tokens at most; None: the model's fixed length, else 512                                    |
     | `pad_id`       | None: the tokenizer's own, else 0                                                           |
     | `dims`         | numbers for symbolic dimensions by name; for nameless ones by ``"input.axis"``              |
+    | `batch_axes`   | by input the axis that counts samples, None: the input is whole (the name "": every input)  |
     | `model`        | the model's file, beside which ``preprocessor`` and ``tokenizer`` are looked for            |
     """
 
@@ -117,6 +118,7 @@ class FeedOptions:
     max_length: int | None = choice(None, "Tokens at most", flag="--max-length", metavar="N", panel="Text files")
     pad_id: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
+    batch_axes: Mapping[str, int | None] = field(default_factory=dict)
     model: Path | str | None = None
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ class RandomSource(Indexed):
 
     def __init__(self, layout: Layout, samples: int | None, seed: int) -> None:
         self.where = "random"
-        self._layout, self._seed = layout, seed
+        self.layout, self._seed = layout, seed
         self._samples = DEFAULT_FEEDS * layout.rows if samples is None else samples
         self._shapes = {s.name: _shape(s, layout) for s in layout.inputs}
         for spec in layout.inputs:
@@ -40,8 +40,8 @@ class RandomSource(Indexed):
         if index >= self._samples:
             raise IndexError(index)
         rng = np.random.default_rng([self._seed, index])
-        arrays = {s.name: _draw(s, self._shapes[s.name], rng) for s in self._layout.inputs}
-        return Piece(arrays, max((arrays[n].shape[0] for n in self._layout.batched), default=1))
+        arrays = {s.name: _draw(s, self._shapes[s.name], rng) for s in self.layout.inputs}
+        return Piece(arrays, max((arrays[n].shape[axis] for n, axis in self.layout.axes.items()), default=1))
 
 
 def _shape(spec: TensorSpec, layout: Layout) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ def _shape(spec: TensorSpec, layout: Layout) -> tuple[int, ...]:
         )
     shape: list[int] = []
     for axis, dim in enumerate(spec.shape):
-        if axis == 0 and spec.name in layout.batched:
+        if layout.axes.get(spec.name) == axis:
             shape.append(1)
         elif isinstance(dim, int):
             shape.append(dim)

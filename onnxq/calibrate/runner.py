@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.calibrate.defined import DefinedOutputs
 from onnxq.calibrate.layer_inputs import LayerInput, LayerInputs
 from onnxq.calibrate.observers import is_mask, merge, observe
 from onnxq.errors import DataError, RuntimeFailure
@@ -119,8 +120,8 @@ def run_observers(
     from the result. ``progress`` is told the number of feeds done. ``scratch`` holds the
     sums.
 
-    Raises ``DataError`` for NaN or no feed at all, ``RuntimeFailure`` where the model does not run on the
-    data.
+    Raises ``DataError`` for NaN that reaches the model's outputs, or no feed at all, ``RuntimeFailure`` where the model
+    does not run on the data.
     """
     histograms: dict[str, Histogram | None] = dict.fromkeys(tensors)
     read_by: dict[tuple[str, int], LayerInputs] = {}
@@ -130,17 +131,21 @@ def run_observers(
         readers.setdefault(read.tensor, []).append(place)
     masks: set[str] = set()
     done = 0
-    for done, arrays in enumerate(values_of(model, tensors, feeds), start=1):
-        for tensor, array in arrays.items():
-            if np.issubdtype(array.dtype, np.floating) and tensor not in masks:
-                if is_mask(array):
-                    masks.add(tensor)
-                    continue
-                histograms[tensor] = merge(histograms[tensor], observe(array, tensor=tensor))
-                for place in readers.get(tensor, ()) if array.size else ():
-                    read_by.setdefault(place, LayerInputs(layers[place], scratch)).add(array)
-        if progress is not None:
-            progress(done)
+    with DefinedOutputs(model, feeds) as outputs:
+        for done, arrays in enumerate(values_of(model, tensors, outputs), start=1):
+            for tensor, array in arrays.items():
+                if np.issubdtype(array.dtype, np.floating) and tensor not in masks:
+                    if is_mask(array):
+                        masks.add(tensor)
+                        if not np.isfinite(array).all():
+                            outputs.require(tensor)
+                        continue
+                    seen = observe(array, tensor=tensor, undefined=outputs.require)
+                    histograms[tensor] = merge(histograms[tensor], seen)
+                    for place in readers.get(tensor, ()) if array.size else ():
+                        read_by.setdefault(place, LayerInputs(layers[place], scratch)).add(array)
+            if progress is not None:
+                progress(done)
     if done == 0:
         raise DataError("the calibration data holds no sample: give at least one")
     return Statistics(

@@ -6,6 +6,7 @@ that can only be run through (a callable) is sifted as it passes (``Sifted``).
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.calibrate.casting import Array
+from onnxq.calibrate.layout import Layout
 from onnxq.errors import DataError
 
 
@@ -37,14 +39,18 @@ class Source(ABC):
     | `padding`     | by input, the value that lengthens samples to the longest of their feed; absent: never grouped   |
     | `complete`    | whether every sample is a feed by itself                                                         |
     | `warning`     | what the user must know before trusting it                                                       |
+    | `layout`      | how samples become feeds                                                                         |
+    | `reading`     | the same in words; empty where files decide, as of images                                        |
     """
 
     where: str
     description: str
+    layout: Layout
     ignored: tuple[str, ...] = ()
     padding: Mapping[str, int] = {}
     complete: bool = False
     warning: str | None = None
+    reading: str = ""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Piece]: ...
@@ -52,6 +58,10 @@ class Source(ABC):
     def count(self) -> int | None:
         """The number of samples, None where only running through it would tell."""
         return None
+
+    def number(self, index: int) -> int:
+        """The number that sample ``index`` has in the user's data."""
+        return index
 
     def labels(self, key: str) -> Array:
         """The labels ``key`` of all samples, ``[count, ...]``; DataError where the source has none."""
@@ -87,6 +97,7 @@ class _View(Source):
     def __init__(self, base: Source) -> None:
         self.where, self.description, self.warning = base.where, base.description, base.warning
         self.ignored, self.padding, self.complete = base.ignored, base.padding, base.complete
+        self.layout, self.reading = base.layout, base.reading
 
 
 class Picked(_View, Indexed):
@@ -108,6 +119,9 @@ class Picked(_View, Indexed):
 
     def count(self) -> int:
         return len(self.indices)
+
+    def number(self, index: int) -> int:
+        return int(self.indices[index])
 
     def labels(self, key: str) -> Array:
         chosen: Array = self.base.labels(key)[self.indices]
@@ -134,6 +148,9 @@ class Sifted(_View):
 
     def __iter__(self) -> Iterator[Piece]:
         return self._sift(self.base)
+
+    def number(self, index: int) -> int:
+        return self.base.number(next(itertools.islice(self._sift(itertools.count()), index, None)))
 
     def count(self) -> int | None:
         total = self.base.count()

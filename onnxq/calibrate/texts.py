@@ -41,7 +41,7 @@ class TextSource(Indexed):
     """
 
     def __init__(self, path: Path, layout: Layout, options: FeedOptions) -> None:
-        self._path, self._layout, self._field = path, layout, options.text_field
+        self._path, self.layout, self._field = path, layout, options.text_field
         self.where = path.name
         self._roles = _roles(layout, self.where)
         self._lines = _line_offsets(path)
@@ -62,11 +62,11 @@ class TextSource(Indexed):
         self.description = f"{self.where}, {len(self._lines)} texts of at most {self._length} tokens by {found.name}"
 
     def _fixed_length(self) -> int | None:
-        lengths = {s.shape[-1] for s in self._layout.inputs if s.shape}
+        lengths = {s.shape[-1] for s in self.layout.inputs if s.shape}
         numbers = {d for d in lengths if isinstance(d, int)}
         if len(numbers) > 1:
             raise DataError(
-                f"the model's inputs want different lengths ({', '.join(map(str, self._layout.inputs))}): give an .npz"
+                f"the model's inputs want different lengths ({', '.join(map(str, self.layout.inputs))}): give an .npz"
             )
         return numbers.pop() if numbers else None
 
@@ -108,7 +108,7 @@ class TextSource(Indexed):
         }
         arrays: dict[str, Array] = {}
         rows = 1
-        for spec in self._layout.inputs:
+        for spec in self.layout.inputs:
             row = np.asarray(values[self._roles[spec.name]], np.int64)
             if self._fixed is not None and tokens < self._fixed:
                 row = np.pad(row, (0, self._fixed - tokens), constant_values=self.padding[spec.name])

@@ -34,16 +34,26 @@ Dim = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=N", help="Length of a symbolic dimension; may be repeated.", rich_help_panel=_DATA),
 ]
+BatchAxis = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INPUT=AXIS",
+        help="The axis of an input that counts samples, none where it is whole; may be repeated; "
+        "none alone: every input is whole (default: decided over all inputs, said in the report).",
+        rich_help_panel=_DATA,
+    ),
+]
 Read = Callable[[str, str], Any]
 
 
-def feed_options(*, dim: list[str] | None = None, **given: Any) -> FeedOptions:
+def feed_options(*, dim: list[str] | None = None, batch_axis: list[str] | None = None, **given: Any) -> FeedOptions:
     """The ``FeedOptions`` of the data options. Raises ``ConfigError`` naming the option that makes no sense."""
     image = _chosen(ImageOptions, given)
     return FeedOptions(
         **_chosen(FeedOptions, given),
         image=ImageOptions(**image) if image else None,
         dims=dict(_dimension(text) for text in dim or ()),
+        batch_axes=dict(_batch_axis(text) for text in batch_axis or ()),
     )
 
 
@@ -74,6 +84,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
             yield parameter(name, Annotated[kind | None, option])
         if group is FeedOptions:
             yield parameter("dim", Dim)
+            yield parameter("batch_axis", BatchAxis)
 
 
 def _pixels(option: str, text: str) -> tuple[int, int]:
@@ -107,6 +118,19 @@ def _dimension(text: str) -> tuple[str, int]:
     if not equals or not name or not number.strip().isdecimal():
         raise ConfigError(f"--dim {text}: give NAME=N, as --dim sequence=128")
     return name, int(number)
+
+
+def _batch_axis(text: str) -> tuple[str, int | None]:
+    name, _, axis = text.rpartition("=")
+    if axis.strip() == "none":
+        return name, None
+    try:
+        number = int(axis)
+    except ValueError:
+        number = None
+    if not name or number is None:
+        raise ConfigError(f"--batch-axis {text}: give INPUT=AXIS, as --batch-axis x=1, or INPUT=none")
+    return name, number
 
 
 # How the text of an option becomes its value, by what stands for that in ``--help``.

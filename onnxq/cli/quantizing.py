@@ -191,7 +191,7 @@ def advice_without_data(model: Path, data: Path, output: Path | None) -> str:
         info = describe(spec)
         # The first axis of a saved array counts samples; an input without a batch axis gets one more.
         dims = list(info.shape or ())
-        dims = ["N", *(dims[1:] if spec.name in layout.batched else dims)]
+        dims = ["N", *(dims[1:] if layout.axes.get(spec.name) == 0 else dims)]
         shape = ", ".join("?" if d is None else str(d) for d in dims)
         variable = spec.name if spec.name.isidentifier() else f"input_{i}"
         arrays.append((spec.name, variable))

@@ -261,8 +261,11 @@ def _seen(model: ir.Model, axes: Mapping[str, int], feeds: Feeds, each: int) -> 
             rows = np.moveaxis(array, axes[tensor], -1)
             rows = rows.reshape(-1, rows.shape[-1])
             if rows.size:
-                kept[tensor].append(rows[:: spread_step(len(rows), each)].copy())
-    halves = {tensor: [h for h in (parts[::2], parts[1::2]) if h] for tensor, parts in kept.items()}
+                thin = rows[:: spread_step(len(rows), each)]
+                kept[tensor].append(thin[~np.isnan(thin).any(axis=1)])
+    # Without rows that hold a missing value, of which there may be none left.
+    sound = {tensor: [part for part in parts if len(part)] for tensor, parts in kept.items()}
+    halves = {tensor: [h for h in (parts[::2], parts[1::2]) if h] for tensor, parts in sound.items()}
     return {tensor: tuple(_thinned(np.concatenate(half)) for half in of) for tensor, of in halves.items() if of}
 
 

@@ -18,7 +18,7 @@ holds no classes on its last axis (boxes, features) gets an arg-max like any oth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from onnxq.errors import DataError, ModelError
 from onnxq.measure.accuracy import Accuracy, Scorer
+from onnxq.measure.places import place_of, require_defined
 from onnxq.numerics import Noise, agreement, centred, noise
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model, label
@@ -109,7 +110,8 @@ def compare(
     labels are ignored. They are for ``label_output``, by default the first float output with at least 2 classes.
     ``few``: too few feeds to copy all float weights for; those of a file stay mapped.
 
-    Raises ``DataError`` for empty feeds or labels that do not fit, ``ModelError`` where output names differ.
+    Raises ``DataError`` for empty feeds, labels that do not fit, or NaN in a feed and in what float makes of it,
+    ``ModelError`` where output names differ.
     """
     # Idle threads of one session that spin would slow the other one down (see ``latency``).
     a = (open_to_look if few else open_session)(float_model, threads=threads, config=QUIET)
@@ -123,10 +125,15 @@ def compare(
     sums = {name: _Sums(name) for name in names}
     scorer = None if labels is None else Scorer(labels, label_output)
     count = 0
+
+    def place() -> str:
+        return place_of(feeds, count)
+
     for feed in feeds:
         references, tests = run(a, feed), run(b, feed, outputs=names)
         for name, reference, test in zip(names, references, tests, strict=True):
-            sums[name].add(reference, test, feed=count)
+            require_defined(name, reference, feed, place=place)
+            sums[name].add(reference, test, place=place)
         if scorer is not None:
             scorer.add(names, references, tests)
         count += 1
@@ -167,10 +174,10 @@ class _Sums:
     rule: str = ""
     problem: str | None = None
 
-    def add(self, reference: Array, test: Array, *, feed: int) -> None:
+    def add(self, reference: Array, test: Array, *, place: Callable[[], str]) -> None:
         if reference.shape != test.shape:
             shapes = f"{list(reference.shape)} in the float model but {list(test.shape)} in the quantized one"
-            self._flag(f"output {self.name} has shape {shapes} for feed {feed}")
+            self._flag(f"output {self.name} has shape {shapes} for {place()}")
             return
         self.elements += reference.size
         self.rank = reference.ndim
@@ -180,8 +187,8 @@ class _Sums:
             self.rows += reference.size
             return
         for which, array in (("float", reference), ("quantized", test)):
-            if not np.isfinite(array).all() and not _masked_alike(reference, test):
-                self._flag(f"output {self.name} of the {which} model holds NaN or infinity for feed {feed}")
+            if not np.isfinite(array).all() and self.problem is None and not _masked_alike(reference, test):
+                self._flag(f"output {self.name} of the {which} model holds NaN or infinity for {place()}")
         self._add_floats(reference, test)
 
     def _add_floats(self, reference: Array, test: Array) -> None:

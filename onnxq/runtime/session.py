@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.errors import DataError, OnnxqError, RuntimeFailure, one_line
+from onnxq.errors import DataError, OnnxqError, RunFailure, RuntimeFailure, one_line
 from onnxq.runtime.proto import Model, label, load_proto
 
 if TYPE_CHECKING:
@@ -139,17 +139,18 @@ def _array(value: Any) -> npt.NDArray[Any]:
 def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[Any]:
     """The ``outputs`` (all, in order, if None) of one run: arrays, but for sequences, maps and optionals.
 
-    Raises ``DataError`` where ``feed`` does not fit the inputs, ``RuntimeFailure`` where the run itself fails.
+    Raises ``DataError`` where ``feed`` does not fit the inputs, ``RunFailure`` where the run itself fails.
     """
     try:
         return [_unharmed(value) for value in call(session, feed, outputs=outputs)()]
     except Exception as error:
-        text = one_line(error)
+        text, fed = one_line(error), ", ".join(f"{name}: {a.dtype}{list(a.shape)}" for name, a in feed.items())
         if any(sign in text for sign in _BAD_FEED):
             wanted = ", ".join(f"{i.name}: {i.type}{i.shape}" for i in session.get_inputs())
             reason = text.partition("INVALID_ARGUMENT : ")[2] or text
             raise DataError(f"the data does not fit the model ({reason}); it takes {wanted}") from error
-        raise RuntimeFailure(f"onnxruntime failed while running the model: {text}; report it with the model") from error
+        reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+        raise RunFailure(f"onnxruntime failed while running the model on {fed}: {reason}") from error
 
 
 def _unharmed(value: Any) -> Any:

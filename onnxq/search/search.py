@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from onnxq.build.build import Context
 from onnxq.build.candidate import Candidate, Watch
 from onnxq.calibrate.feeds import Feed, FeedOptions
+from onnxq.calibrate.layout import OVERRIDE
 from onnxq.calibrate.synthetic import impose_moments, runnable_feed
 from onnxq.config import AUTO
 from onnxq.equalize import Equalized
@@ -38,7 +39,10 @@ def with_data(job: Job, feed: Feed) -> Outcome:
     feed = feed.limit(job.asked.samples)
     samples = split(feed, job.asked)
     search = Search(job, samples, samples.held_out.limit(TIMED_FEEDS), feed.description)
-    attempt = improved(search, _first(job, samples), BEFORE_JUDGING)
+    first = _first(job, samples)
+    attempt = improved(
+        search, first if not feed.reading else first.noting(f"{feed.reading} ({OVERRIDE})"), BEFORE_JUDGING
+    )
     search = replace(search, judge=_judge(job, samples, attempt))
     attempt = improved(search, attempt, JUDGED)
     if ignored := [name for name in feed.ignored if name != job.asked.labels]:
