@@ -25,6 +25,23 @@ def array(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
+def held(value: ir.Value | None) -> ir.Value | None:
+    """The constant that holds the weight ``value``: itself, or the matrix that it is the transpose of; else None."""
+    if constant(value) is not None:
+        return value
+    node = None if value is None else value.producer()
+    if node is None or node.domain or node.op_type != "Transpose":
+        return None
+    matrix = constant(node.inputs[0])
+    across = matrix is not None and len(matrix.shape) == 2 and list(attribute(node, "perm", (1, 0))) == [1, 0]
+    return node.inputs[0] if across else None
+
+
+def turned(value: ir.Value | None) -> bool:
+    """Whether the weight ``value`` is the transpose of the matrix that holds it."""
+    return held(value) not in (None, value)
+
+
 def is_float(value: ir.Value | None) -> bool:
     """Whether ``value`` is known to be float32, or of a type that shape inference could not tell."""
     if value is None:

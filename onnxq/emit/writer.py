@@ -16,7 +16,8 @@ from onnxq.emit.elided import keeps_codes, pass_codes
 from onnxq.emit.enlarged import repeat_codes, repeated
 from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.gates import gate_on_codes, read_by_gates
-from onnxq.emit.operands import Operands, WeightKey
+from onnxq.emit.held import WeightKey
+from onnxq.emit.operands import Operands
 from onnxq.emit.padded import pad_input
 from onnxq.emit.pieces import graph_of, home_of
 from onnxq.emit.pinned import clipped, float_pooling

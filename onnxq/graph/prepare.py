@@ -32,6 +32,7 @@ from onnxq.graph.passes.pad_channels import pad_channels
 from onnxq.graph.passes.pointwise import move_pointwise
 from onnxq.graph.passes.shapes import forget_shapes, recall_shapes
 from onnxq.graph.passes.share_constants import share_constants
+from onnxq.graph.passes.share_transposed import share_transposed
 from onnxq.graph.passes.unfuse import unfuse
 from onnxq.graph.runner import Need, Pass, Work, run_passes
 from onnxq.kernels.targets import Target
@@ -72,6 +73,7 @@ PASSES = (
     Pass("deepen_masks", lambda w: deepen_masks(w.model) if w.target.slow_subnormals else 0, needs=_KNOWN),
     # What a file need not hold.
     Pass("share_constants", _model(share_constants)),
+    Pass("share_transposed", _model(share_transposed), needs=[Need.NAMES]),
     Pass("drop_exporter_traces", _model(drop_exporter_traces)),
     Pass("recall_shapes", lambda work: recall_shapes(work.claims), needs=_KNOWN),
 )

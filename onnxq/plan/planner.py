@@ -26,6 +26,7 @@ from onnxq.kernels.operators import operator
 from onnxq.kernels.targets import Target
 from onnxq.plan.followers import followers
 from onnxq.plan.reasons import ReasonCode
+from onnxq.plan.shared import agreed
 from onnxq.plan.stored import stored_formats
 from onnxq.plan.types import Bias, KeptFloat, Own, Plan, Point, SharedWith, Skipped, Source, Storage, Weight
 from onnxq.plan.units import ends_in_activation, read, written
@@ -71,10 +72,11 @@ def make_plan(
         own_operators=own_operators,
         recurrences=own_operators and not config.simulated,
     )
+    weights = agreed(model, [*weights, *stored], target)
     return Plan(
         points=tuple(points),
-        weights=(*weights, *stored),
-        biases=tuple(_biases(by_name, (*weights, *stored))),
+        weights=tuple(weights),
+        biases=tuple(_biases(by_name, weights)),
         constants=tuple(c for n in integer.values() for c in operands(n, target)),
         integer=tuple(n.name or "" for n in nodes(model) if (n.name or "") in chosen),
         anchors=tuple(anchors),
