@@ -115,7 +115,7 @@ def quantize(
     target = target_of(config)
     prepared = prepare(original, target=target, native=config.native)
     outline = make_plan(prepared.model, config, target)
-    if not outline.anchors and not outline.weights:
+    if outline.empty:
         raise ModelError(nothing_to_quantize(outline))
     with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -131,7 +131,9 @@ def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Resu
     """The model, the report and the configuration that gives this model again."""
     attempt, built = outcome.attempt, outcome.attempt.built
     config = attempt.candidate.config  # the effective one: what was asked for, and what the search made of it
-    built.model.metadata_props[METADATA_KEY] = metadata(config, outcome.made_from, built.plan, attempt.equalized.steps)
+    if built.runtime_model is not job.reference:  # that is the model as it was given
+        entry = metadata(config, outcome.made_from, built.plan, attempt.equalized.steps)
+        built.model.metadata_props[METADATA_KEY] = entry
     final = to_runtime(built.model, job.folder)
     notes = (*prepared_notes, *attempt.notes, *_nothing_pays(built), *storage_notes(built.plan, job.asked))
     report = Report(

@@ -42,6 +42,16 @@ def turned(value: ir.Value | None) -> bool:
     return held(value) not in (None, value)
 
 
+def readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """Which input of which node the constant ``value`` is, or its transpose."""
+    for use in value.uses():
+        outputs = use.node.outputs
+        if outputs and turned(outputs[0]):
+            yield from ((u.node, u.idx) for u in outputs[0].uses())
+        else:
+            yield use.node, use.idx
+
+
 def is_float(value: ir.Value | None) -> bool:
     """Whether ``value`` is known to be float32, or of a type that shape inference could not tell."""
     if value is None:

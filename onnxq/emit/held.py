@@ -60,7 +60,7 @@ class Held(Pieces):
         return self._readers[weight.tensor] == 1 and not weight.at_load
 
     def place(self, weight: Weight) -> Place:
-        """Where what is made of ``weight`` at load stands: in front of its reader, or of all where there are several."""
+        """Where what is made of ``weight`` at load stands: in front of its reader, or of all where there are more."""
         if self.alone(weight):
             return Before(self.nodes[weight.node])
         return self.first(home_of(self.values[weight.tensor], self.model))
@@ -69,11 +69,14 @@ class Held(Pieces):
         """The codes of ``weight``, int8, their axes in ``order`` (those of the tensor where it is empty)."""
         if self.alone(weight):
             return self._spelled(weight, order)
-        place = self.place(weight)
-        key = (id(graph_of(place.node)), weight_key(weight), weight.shift, weight.padded_input_channels)
+        padded, bare = weight.padded_input_channels, replace(weight, padded_input_channels=0)
+        key = (id(graph_of(self.place(weight).node)), weight_key(weight), weight.shift)
+        wide = (*key, padded)
         if key not in self.made:
-            self.made[key] = self._rounded(weight) if weight.at_load else self._spelled(weight)
-        return self.in_order(weight, self.made[key], order)
+            self.made[key] = self._rounded(bare) if weight.at_load else self._spelled(bare)
+        if padded and wide not in self.made:
+            self.made[wide] = pad_weight(self, self.made[key], padded, weight.tensor, place=self.place(weight))
+        return self.in_order(weight, self.made[wide if padded else key], order)
 
     def real(self, weight: Weight) -> ir.Value:
         """The values of ``weight`` in float, as they are in the tensor."""
@@ -87,8 +90,7 @@ class Held(Pieces):
             if isinstance(quantized.representation, Nibbles):
                 self.made[key] = real_blocks(self, name, quantized, place)
             else:
-                plain = replace(owner, shift=0, padded_input_channels=0)
-                codes, factor = self.codes(plain), self.factor(owner)
+                codes, factor = self.codes(replace(owner, padded_input_channels=0)), self.factor(owner)
                 floats = self.node("Cast", [codes], f"{name}_codes", place=self.place(owner), to=ir.DataType.FLOAT)
                 self.made[key] = self.node("Mul", [floats, factor], f"{name}_expanded", place=self.place(owner))
         return self.made[key]
@@ -161,6 +163,4 @@ class Held(Pieces):
         scale, zero = self.weight_parameters(weight, chosen)
         axis = {"axis": chosen.granularity.axis} if isinstance(chosen.granularity, PerAxis) else {}
         place = self.place(weight)
-        codes = self.node("QuantizeLinear", [real, scale, zero], f"{weight.tensor}_rounded", place=place, **axis)
-        padded = weight.padded_input_channels
-        return pad_weight(self, codes, padded, weight.tensor, place=place) if padded else codes
+        return self.node("QuantizeLinear", [real, scale, zero], f"{weight.tensor}_rounded", place=place, **axis)

@@ -62,8 +62,8 @@ class Writing:
 def expanded(writing: Writing, codes: Ints, stored: Representation, by: Granularity, *, shift: int = 0) -> ir.Value:
     """A value that holds ``codes + shift``, ``[..] int8``, once the runtime has folded constants.
 
-    ``by``: which of the codes have a scale in common, as channels or rows. Raises ``ModelError`` where the codes are not
-    such as are ``stored`` so.
+    ``by``: which of the codes have a scale in common, as channels or rows. Raises ``ModelError`` where the codes are
+    not such as are ``stored`` so.
     """
     if not isinstance(stored, Foldable):
         raise ModelError(f"weight '{writing.name}' is stored for a kernel that unpacks it itself")

@@ -1,17 +1,18 @@
 """Weights that several nodes read: what of them lies in the file, once, and what the runtime makes of it at load.
 
-| readers of a constant                                | in the file      | made at load                                    |
-|------------------------------------------------------|------------------|-------------------------------------------------|
-| one needs floats: a rule, an operator without integers | floats         | the codes of products; nothing else has any     |
-| products, rows of a table, and what computes in float | codes, in the format of most bits | transposes, the floats        |
-| products with it and with its transpose              | codes of the one | codes of the other, rounded once more           |
-| products in blocks of 4 bits, and rows of a table    | the blocks       | nothing: rows are unpacked one by one           |
+| readers of a constant                                  | in the file                       | made at load          |
+|--------------------------------------------------------|-----------------------------------|-----------------------|
+| one needs floats: a rule, an operator without integers | floats                            | the codes of products |
+| products, rows of a table, what computes in float      | codes, in the format of most bits | transposes, floats    |
+| products with it and with its transpose                | the codes of one of them          | those of the other    |
+| products in blocks of 4 bits, and rows of a table      | the blocks                        |                       |
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -19,41 +20,40 @@ from onnxq.kernels import ops
 from onnxq.kernels.targets import Target
 from onnxq.numerics import Granularity, PerAxis, PerBlock
 from onnxq.plan.types import Storage, Weight
-from onnxq.query import nodes, turned, values_by_name
+from onnxq.query import nodes, readers, values_by_name
 from onnxq.weights import NBits, WeightFormat, weight_format
 
 Place = tuple[str, int]  # node and input
 
 
-def agreed(model: ir.Model, weights: Sequence[Weight], target: Target) -> list[Weight]:
-    """``weights``, each by itself so far, as those of one constant get along; some of them stay float.
+class Agreed(NamedTuple):
+    """What became of weights; ``floats``: the nodes of those that stay float, each with one that needs the floats."""
 
-    ``model`` is the graph that they are weights of.
-    """
+    weights: list[Weight]
+    floats: dict[str, str]
+
+
+def agreed(model: ir.Model, weights: Sequence[Weight], target: Target) -> Agreed:
+    """``weights`` of ``model``, each by itself so far, as those of one constant get along."""
     groups: dict[str, list[Weight]] = {}
     for weight in weights:
         groups.setdefault(weight.tensor, []).append(weight)
     values, by_name = values_by_name(model), {n.name or "": n for n in nodes(model)}
     found: dict[Place, Weight] = {}
+    floats: dict[str, str] = {}
     for tensor, group in groups.items():
-        readers = set(_readers(values[tensor]))
+        places = {(node.name or "", index) for node, index in readers(values[tensor])}
         sharing = _Sharing(group, by_name, target)
-        if readers - {(w.node, w.index) for w in group} or values[tensor].is_graph_output():
-            group = sharing.beside_floats()
+        others = sorted(name for name, _ in places - {(w.node, w.index) for w in group})
+        if others or values[tensor].is_graph_output():
+            made = sharing.beside_floats()
+            left = {w.node for w in group} - {w.node for w in made}
+            floats.update(dict.fromkeys(left, others[0] if others else tensor))
+            group = made
         elif len(group) > 1:
             group = sharing.together()
         found.update({(w.node, w.index): w for w in group})
-    return [found[w.node, w.index] for w in weights if (w.node, w.index) in found]
-
-
-def _readers(value: ir.Value) -> Iterator[Place]:
-    """All that reads the constant ``value``, or its transpose."""
-    for use in value.uses():
-        output = use.node.outputs[0] if use.node.outputs else None
-        if use.node.op_type == "Transpose" and output is not None and turned(output):
-            yield from ((u.node.name or "", u.idx) for u in output.uses())
-        else:
-            yield use.node.name or "", use.idx
+    return Agreed([found[w.node, w.index] for w in weights if (w.node, w.index) in found], floats)
 
 
 @dataclass(frozen=True)
@@ -70,28 +70,22 @@ class _Sharing:
 
     def together(self) -> list[Weight]:
         """What becomes of them where the file holds codes alone: those of one of them, which all others read."""
+        if len({(w.stored, w.granularity, w.shift) for w in self.group}) == 1:
+            return list(self.group)
         stored = max((w.stored for w in self.group), key=_fineness)
         group = [self._folded(w, stored) for w in self.group]
         owner = min((w for w in group if w.stored == stored), key=lambda w: _FIRST.index(w.storage))
-        alike = [w for w in group if w.granularity == owner.granularity]
-        owner = replace(
-            owner,
-            shift=owner.shift if len({w.shift for w in alike}) == 1 else 0,
-            padded_input_channels=owner.padded_input_channels if len({w.padded_input_channels for w in alike}) == 1 else 0,
-        )
         return [self._reading(weight, owner) for weight in group]
 
     def _reading(self, weight: Weight, owner: Weight) -> Weight:
         """``weight`` as it reads the codes of ``owner``."""
-        same = replace(
-            owner, node=weight.node, index=weight.index, storage=weight.storage, turned=weight.turned
-        )
+        same = replace(weight, qtype=owner.qtype, granularity=owner.granularity, stored=owner.stored, shift=0)
         floats = replace(same, storage=Storage.PACKED)
         if weight.storage is Storage.GATHERED:
             return same if self._has_rows(weight, owner) else floats
         if weight.storage is Storage.PACKED:
             return floats
-        if weight.granularity == owner.granularity and isinstance(weight.stored, NBits) == isinstance(owner.stored, NBits):
+        if weight.granularity == owner.granularity and weight.stored == owner.stored:
             return same
         return self._at_load(weight) or floats
 

@@ -167,6 +167,12 @@ class Plan:
         return tuple(dict.fromkeys([*self.anchors, *(w.node for w in self.weights if w.storage is Storage.DYNAMIC)]))
 
     @property
+    def empty(self) -> bool:
+        """Whether there is nothing in the model that could be quantized, or nothing was to be."""
+        shared = any(s.code is ReasonCode.SHARED_FLOATS for s in self.skipped)
+        return not self.anchors and not self.weights and not shared
+
+    @property
     def observed(self) -> tuple[str, ...]:
         """Names of the tensors whose values must be seen: those with parameters of their own."""
         return tuple(p.tensor for p in self.points if isinstance(p.source, Own))

@@ -5,28 +5,64 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from onnxq.config import Config
+from onnxq.graph.copying import copy_model
+from onnxq.measure.assignment import assignments
+from onnxq.measure.kernels import kernel_map
 from onnxq.measure.latency import benchmark
 from onnxq.measure.size import model_size
-from onnxq.plan import KeptFloat, ReasonCode, Storage
+from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
+from onnxq.report.provenance import metadata
 from onnxq.search.acceptance import slower, smaller_file
 from onnxq.search.attempt import Attempt, Search
 from onnxq.search.timing import thread_counts
 
+# Quantizers of a model whose layers compute with integers may take so much more than its weights save: what they buy
+# is speed. In a file of many small layers they take a kilobyte each.
+QUANTIZER_BYTES = 32 << 10
+
+# Bytes of a metadata entry beside its text.
+_ENTRY = 32
+
+
+def described_bytes(search: Search, attempt: Attempt, config: Config, plan: Plan) -> int:
+    """What the file of ``attempt`` is going to grow by, built by ``plan``: the entry that says how it was made."""
+    return _ENTRY + len(metadata(config, search.described, plan, attempt.equalized.steps))
+
 
 def never_larger(search: Search, attempt: Attempt) -> Attempt | None:
-    """The model in float, where nothing computes with integers and the file would not be smaller."""
-    built = attempt.built
-    if built.plan.layers or not built.plan.weights:
+    """The model in float, or just as it was given, where the file would be no smaller and nothing is faster for it."""
+    if _small_enough(search, attempt):
         return None
-    if smaller_file(model_size(built.runtime_model).file_bytes, model_size(search.job.reference).file_bytes):
-        return None
-    reason = KeptFloat.of(ReasonCode.FILE_NOT_SMALLER)
-    found = _rebuilt(search, attempt, [w.node for w in built.plan.weights], reason)
+    plan, reason = attempt.built.plan, KeptFloat.of(ReasonCode.FILE_NOT_SMALLER)
+    found = _rebuilt(search, attempt, [*(w.node for w in plan.weights), *plan.layers], reason)
     if found.built.plan.weights:  # what a rule wants stored is stored
         return None
-    return found.noting(
+    found = found.noting(
         "nothing can be gained: no layer is left that integers would speed up, and the file would not be smaller"
     )
+    return found if _small_enough(search, found) else _as_given(search, found)
+
+
+def _small_enough(search: Search, attempt: Attempt) -> bool:
+    """Whether the file is smaller than the one that was given, or no larger and nothing in it is quantized."""
+    plan, given = attempt.built.plan, model_size(search.job.reference).file_bytes
+    size = model_size(attempt.built.runtime_model).file_bytes
+    size += described_bytes(search, attempt, attempt.candidate.config, plan)
+    if plan.layers:
+        size -= QUANTIZER_BYTES
+    return smaller_file(size, given if plan.weights else given + 1)
+
+
+def _as_given(search: Search, attempt: Attempt) -> Attempt:
+    """``attempt``, in which nothing is quantized, with the model as it was given in place of the prepared one."""
+    job, built = search.job, attempt.built
+    kernels = kernel_map(job.reference)
+    model = copy_model(job.original)
+    found = assignments(job.reference, kernels)
+    made = replace(built, model=model, runtime_model=job.reference, kernels=kernels, assignments=found)
+    verdict = None if search.judge is None else search.judge.on_held_out(made)
+    return replace(attempt, made=made, verdict=verdict, latency=None)
 
 
 def never_slower(search: Search, attempt: Attempt) -> Attempt | None:
@@ -39,6 +75,7 @@ def never_slower(search: Search, attempt: Attempt) -> Attempt | None:
         return attempt
     reason = KeptFloat.of(ReasonCode.SLOWER_THAN_FLOAT, Storage.PACKED)
     found = _rebuilt(search, attempt, attempt.built.plan.layers, reason)
+    found = never_larger(search, found) or found
     note = "integer kernels made this model slower on this machine: weights are stored as int8, the computing is float"
     return _timed(search, found.noting(note))
 

@@ -79,7 +79,9 @@ def _read_through(copy: ir.Value, base: ir.Value, model: ir.Model) -> None:
             continue
         if through is None:
             build = NodeBuilder(Before(next(iter(graph))))
-            through = build("Transpose", [base], name=f"{copy.name}_transposed", output=f"{copy.name}_transposed", perm=[1, 0])
+            through = build(
+                "Transpose", [base], name=f"{copy.name}_transposed", output=f"{copy.name}_transposed", perm=[1, 0]
+            )
             through.shape, through.type = copy.shape, copy.type
         node.replace_input_with(1, through)
     drop(copy)
