@@ -26,19 +26,25 @@ def array(value: ir.Value | None) -> npt.NDArray[Any] | None:
 
 
 def held(value: ir.Value | None) -> ir.Value | None:
-    """The constant that holds the weight ``value``: itself, or the matrix that it is the transpose of; else None."""
+    """The constant that holds the weight ``value``: itself, or the one that it is the transpose of; else None."""
     if constant(value) is not None:
         return value
     node = None if value is None else value.producer()
     if node is None or node.domain or node.op_type != "Transpose":
         return None
-    matrix = constant(node.inputs[0])
-    across = matrix is not None and len(matrix.shape) == 2 and list(attribute(node, "perm", (1, 0))) == [1, 0]
-    return node.inputs[0] if across else None
+    tensor = constant(node.inputs[0])
+    rank = 0 if tensor is None else len(tensor.shape)
+    perm = list(attribute(node, "perm", range(rank)[::-1]))
+    return node.inputs[0] if rank > 1 and perm == list(across(rank)) else None
+
+
+def across(rank: int) -> tuple[int, ...]:
+    """The axes of a tensor of ``rank`` with the last two swapped: what transposes a stack of matrices."""
+    return (*range(rank - 2), rank - 1, rank - 2)
 
 
 def turned(value: ir.Value | None) -> bool:
-    """Whether the weight ``value`` is the transpose of the matrix that holds it."""
+    """Whether the weight ``value`` is the transpose of the constant that holds it."""
     return held(value) not in (None, value)
 
 

@@ -18,13 +18,11 @@ from onnxq.graph.edit import is_op
 from onnxq.graph.nodes import Before
 from onnxq.numerics import PerAxis, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Storage, Weight
-from onnxq.query import array
+from onnxq.query import across, array
 from onnxq.weights import StoredWeight
 from onnxq.weights.representation import Nibbles
 
 F32 = npt.NDArray[np.float32]
-
-_ACROSS = (1, 0)
 
 
 class Operands(Held):
@@ -62,8 +60,8 @@ class Operands(Held):
             block_matmul(self, node, weight.tensor, self.quantized(weight), place, accuracy_level=level)
         elif weight.storage is Storage.PACKED:
             self._packed[weight.node] = self.quantized(weight).codes
-            real = self.real(weight)
-            node.replace_input_with(weight.index, self.in_order(weight, real, _ACROSS if weight.turned else ()))
+            order = across(self.quantized(weight).codes.ndim) if weight.turned else ()
+            node.replace_input_with(weight.index, self.in_order(weight, self.real(weight), order))
         else:
             node.replace_input_with(weight.index, self._dequantized(weight))
 
@@ -73,7 +71,7 @@ class Operands(Held):
         outer = (weight_key(weight), weight.shift, weight.padded_input_channels, weight.turned)
         key = (id(graph_of(node)), outer, "dequantized")
         if key not in self.made:
-            codes = self.codes(weight, order=_ACROSS if weight.turned else ())
+            codes = self.codes(weight, order=across(2) if weight.turned else ())
             scale, zero = self.weight_parameters(weight, chosen)
             of = chosen.granularity
             axis = {"axis": 1 - of.axis if weight.turned else of.axis} if isinstance(of, PerAxis) else {}
@@ -121,7 +119,7 @@ class Operands(Held):
         graph, name, x = graph_of(node), weight.tensor, node.inputs[0]
         assert x is not None
         place, rows = Before(node), weight.granularity == PerAxis(0)  # MatMulInteger takes columns
-        codes = self.codes(weight, order=_ACROSS if rows else ())
+        codes = self.codes(weight, order=across(2) if rows else ())
         weight_scale, weight_zero = self.weight_parameters(weight, self.quantized(weight).params)
         input_key = (id(graph), x.name or "", "dynamic")
         if input_key not in self.made:

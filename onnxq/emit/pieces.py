@@ -41,10 +41,10 @@ class Pieces:
 
     def drop_unused_initializers(self) -> None:
         """Removes the constants that nothing reads any more, the float weights, and what turned them."""
+        for node in list(nodes(self.model)):
+            if turned(node.outputs[0] if node.outputs else None):
+                self.drop_idle(node)
         for graph in self.model.graphs():
-            for node in list(graph):
-                if turned(node.outputs[0] if node.outputs else None):
-                    self.drop_idle(node)
             for name, value in list(graph.initializers.items()):
                 if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
                     del graph.initializers[name]

@@ -123,10 +123,14 @@ class Linear:
 
     @property
     def foldable(self) -> bool:
-        """Whether weight and bias are float32 constants, the bias one for each channel, that may be changed."""
+        """Whether weight and bias are float32 constants, the bias one for each channel, that may be changed.
+
+        Not what others read too that are no such layers, a table or a transpose: changed it would be a copy.
+        """
         weight = self.node.inputs[1]
         plain = weight is not None and weight.const_value is not None
         plain = plain and weight.const_value.dtype == ir.DataType.FLOAT  # type: ignore[union-attr]
+        plain = plain and all(use.idx == 1 and is_op(use.node, *_OPERATORS) for use in weight.uses())  # type: ignore[union-attr]
         return plain and (self.bias_at is None or self.bias is not None)
 
     @property

@@ -33,6 +33,7 @@ from onnxq.graph.passes.pointwise import move_pointwise
 from onnxq.graph.passes.shapes import forget_shapes, recall_shapes
 from onnxq.graph.passes.share_constants import share_constants
 from onnxq.graph.passes.share_transposed import share_transposed
+from onnxq.graph.passes.single_matrices import use_single_matrices
 from onnxq.graph.passes.unfuse import unfuse
 from onnxq.graph.runner import Need, Pass, Work, run_passes
 from onnxq.kernels.targets import Target
@@ -66,6 +67,7 @@ PASSES = (
     Pass("fold_affine", _model(fold_affine), needs=[Need.PRUNED], repeat=True),
     Pass("fix_shapes", _model(fix_shapes), needs=[Need.SHAPES], repeat=True),
     # What the kernels of the target are faster at.
+    Pass("use_single_matrices", _model(use_single_matrices), needs=_KNOWN),
     Pass("tidy_movement", _model(tidy_movement), needs=_KNOWN),
     Pass("move_pointwise", _model(move_pointwise), needs=_KNOWN),
     Pass("use_global_pool", lambda w: use_global_pool(w.model) if w.target.global_pooling else 0, needs=_KNOWN),

@@ -29,7 +29,7 @@ def _conv_slot(_: ir.Node) -> WeightSlot:
 
 
 def _matmul_slot(node: ir.Node) -> WeightSlot:
-    return WeightSlot(1, 0 if turned(node.inputs[1]) else -1, None)
+    return WeightSlot(1, -2 if turned(node.inputs[1]) else -1, None)
 
 
 def _gemm_slot(node: ir.Node) -> WeightSlot:

@@ -155,7 +155,7 @@ def _in_blocks(node: ir.Node, tensor: str, stored: NBits) -> Weight:
     """The weight of a linear layer for MatMulNBits: blocks along its inputs."""
     slot = ops.weight_slot(node)
     assert slot is not None
-    granularity = PerBlock(1 if slot.axis == 0 else 0, stored.block)
+    granularity = PerBlock(1 if slot.axis in (0, -2) else 0, stored.block)
     across = turned(node.inputs[slot.index])
     return Weight(tensor, node.name or "", slot.index, UINT4, granularity, Storage.BLOCKS, stored, turned=across)
 
@@ -170,8 +170,9 @@ def _stored_slots(node: ir.Node) -> Mapping[int, tuple[int, ...]]:
 
 
 def _channels(shape: tuple[int, ...], axis: int) -> Granularity:
-    """One scale for every output channel, on ``axis``: of a stack of matrices, ``[.., K, N]``, for those of each."""
-    stacked, inner = axis == len(shape) - 1 and len(shape) > 2, len(shape) - 2
+    """One scale for every output channel, on ``axis``; of a stack of matrices, whose last axes they are, for each's."""
+    inner = 2 * len(shape) - 3 - axis  # the other one of the last two axes
+    stacked = len(shape) > 2 and inner < len(shape)
     return PerBlock(inner, shape[inner]) if stacked and shape[inner] >= _STACKED_INPUTS else PerAxis(axis)
 
 
