@@ -15,7 +15,7 @@ from onnxq.emit.recurrent import Gates, gates, integer_lstm
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.edit import is_op
-from onnxq.graph.nodes import Before
+from onnxq.graph.nodes import Before, NodeBuilder
 from onnxq.numerics import PerAxis, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Storage, Weight
 from onnxq.query import across, array
@@ -131,7 +131,11 @@ class Operands(Held):
             self.made[input_key] = parts.outputs[0]
         scale, zero = (self.made[(id(graph), x.name or "", f"dynamic {part}")] for part in ("scale", "zero_point"))
         inputs = [self.made[input_key], codes, zero, weight_zero]
-        sums = self.node("MatMulInteger", inputs, f"{name}_sums", place=place)
+        # Under the layer's own name, by which reports speak of it.
+        product = NodeBuilder(place).node(
+            "MatMulInteger", inputs, name=node.name or "", outputs=(self.fresh(f"{name}_sums"),)
+        )
+        sums = product.outputs[0]
         floats = self.node("Cast", [sums], f"{name}_products", place=place, to=ir.DataType.FLOAT)
         factor = self.node("Mul", [scale, weight_scale], f"{name}_factor", place=place)
         result = self.node("Mul", [floats, factor], f"{name}_result", place=place)
@@ -139,6 +143,7 @@ class Operands(Held):
             result = self.node("Add", [result, node.inputs[2]], f"{name}_biased", place=place)
         self.take_over(node.outputs[0], result)
         graph.remove(node, safe=True)
+        self.nodes[node.name or ""] = product
 
     def bias(self, bias: Bias) -> None:
         node = self.nodes[bias.node]
