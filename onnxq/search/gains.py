@@ -17,9 +17,9 @@ from onnxq.search.acceptance import slower, smaller_file
 from onnxq.search.attempt import Attempt, Search
 from onnxq.search.timing import thread_counts
 
-# Quantizers of a model whose layers compute with integers may take so much more than its weights save: what they buy
-# is speed. In a file of many small layers they take a kilobyte each.
-QUANTIZER_BYTES = 32 << 10
+# What the quantizers of a node on integers may take beyond what weights save: what they buy is speed, and where layers
+# are that small so is the file.
+QUANTIZER_BYTES = 1 << 10
 
 # Bytes of a metadata entry beside its text.
 _ENTRY = 32
@@ -48,10 +48,10 @@ def _small_enough(search: Search, attempt: Attempt) -> bool:
     """Whether the file is smaller than the one that was given, or no larger and nothing in it is quantized."""
     plan, given = attempt.built.plan, model_size(search.job.reference).file_bytes
     size = model_size(attempt.built.runtime_model).file_bytes
-    size += described_bytes(search, attempt, attempt.candidate.config, plan)
+    described = described_bytes(search, attempt, attempt.candidate.config, plan)
     if plan.layers:
-        size -= QUANTIZER_BYTES
-    return smaller_file(size, given if plan.weights else given + 1)
+        return smaller_file(size, given + QUANTIZER_BYTES * len({*plan.integer, *plan.layers}))
+    return smaller_file(size + described, given if plan.weights else given + 1)
 
 
 def _as_given(search: Search, attempt: Attempt) -> Attempt:
