@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from onnxq.build.candidate import Built
 from onnxq.config import Config
+from onnxq.emit.short_names import shorten
 from onnxq.graph.copying import copy_model
+from onnxq.graph.runtime_model import to_runtime
 from onnxq.measure.assignment import assignments
 from onnxq.measure.kernels import kernel_map
 from onnxq.measure.latency import benchmark
 from onnxq.measure.size import model_size
 from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
+from onnxq.query import nodes, values_by_name
 from onnxq.report.provenance import metadata
 from onnxq.search.acceptance import slower, smaller_file
 from onnxq.search.attempt import Attempt, Search
 from onnxq.search.timing import thread_counts
 
-# What the quantizers of a node on integers may take beyond what weights save: what they buy is speed, and where layers
-# are that small so is the file.
+# In files below the first, of a few small layers, the quantizers of each node on integers may take so much beyond what
+# weights save: what they buy is speed.
+SMALL_FILE = 32 << 10
 QUANTIZER_BYTES = 1 << 10
 
 # Bytes of a metadata entry beside its text.
@@ -34,6 +39,9 @@ def never_larger(search: Search, attempt: Attempt) -> Attempt | None:
     """The model in float, or just as it was given, where the file would be no smaller and nothing is faster for it."""
     if _small_enough(search, attempt):
         return None
+    attempt = _with_short_names(search, attempt)
+    if _small_enough(search, attempt):
+        return attempt
     plan, reason = attempt.built.plan, KeptFloat.of(ReasonCode.FILE_NOT_SMALLER)
     found = _rebuilt(search, attempt, [*(w.node for w in plan.weights), *plan.layers], reason)
     if found.built.plan.weights:  # what a rule wants stored is stored
@@ -49,20 +57,31 @@ def _small_enough(search: Search, attempt: Attempt) -> bool:
     plan, given = attempt.built.plan, model_size(search.job.reference).file_bytes
     size = model_size(attempt.built.runtime_model).file_bytes
     described = described_bytes(search, attempt, attempt.candidate.config, plan)
-    if plan.layers:
+    if plan.layers and given < SMALL_FILE:
         return smaller_file(size, given + QUANTIZER_BYTES * len({*plan.integer, *plan.layers}))
     return smaller_file(size + described, given if plan.weights else given + 1)
 
 
+def _with_short_names(search: Search, attempt: Attempt) -> Attempt:
+    """``attempt`` with short names for what quantizing added."""
+    built, model, prepared = attempt.built, copy_model(attempt.built.model), attempt.candidate.graph
+    shorten(model, {*values_by_name(prepared), *(n.name or "" for n in nodes(prepared))})
+    runtime_model = to_runtime(model, search.job.folder)
+    return replace(attempt, made=_seen_anew(replace(built, model=model, runtime_model=runtime_model)))
+
+
 def _as_given(search: Search, attempt: Attempt) -> Attempt:
     """``attempt``, in which nothing is quantized, with the model as it was given in place of the prepared one."""
-    job, built = search.job, attempt.built
-    kernels = kernel_map(job.reference)
-    model = copy_model(job.original)
-    found = assignments(job.reference, kernels)
-    made = replace(built, model=model, runtime_model=job.reference, kernels=kernels, assignments=found)
+    job = search.job
+    made = _seen_anew(replace(attempt.built, model=copy_model(job.original), runtime_model=job.reference))
     verdict = None if search.judge is None else search.judge.on_held_out(made)
     return replace(attempt, made=made, verdict=verdict, latency=None)
+
+
+def _seen_anew(built: Built) -> Built:
+    """``built`` with what the runtime makes of its model."""
+    kernels = kernel_map(built.runtime_model)
+    return replace(built, kernels=kernels, assignments=assignments(built.runtime_model, kernels))
 
 
 def never_slower(search: Search, attempt: Attempt) -> Attempt | None:
