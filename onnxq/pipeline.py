@@ -127,7 +127,7 @@ def _quantized(
         run_as = reference(original, source, folder)
         prepared = prepare(run_as.model, target=target, native=config.native)
         outline = make_plan(prepared.model, config, target)
-        if not outline.anchors and not outline.weights:
+        if outline.empty:
             raise ModelError(nothing_to_quantize(outline))
         job = Job(prepared.model, original, source, run_as.runnable, folder, config, tell, Scratch(folder))
         if data is None:
@@ -143,7 +143,9 @@ def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Resu
     """The model, the report and the configuration that gives this model again."""
     attempt, built = outcome.attempt, outcome.attempt.built
     config = attempt.candidate.config  # the effective one: what was asked for, and what the search made of it
-    built.model.metadata_props[METADATA_KEY] = metadata(config, outcome.made_from, built.plan, attempt.equalized.steps)
+    if built.runtime_model is not job.source:  # that is the model as it was given
+        entry = metadata(config, outcome.made_from, built.plan, attempt.equalized.steps)
+        built.model.metadata_props[METADATA_KEY] = entry
     keep_signature(built.model, job.original)
     final = to_runtime(built.model, job.folder)
     notes = (*prepared_notes, *attempt.notes, *_nothing_pays(built), *storage_notes(built.plan, job.asked))

@@ -119,6 +119,7 @@ def _movable(plan: Plan, parameters: Parameters, frozen: Collection[str]) -> dic
         and parameters.weights[key].params.granularity == w.granularity
         and w.storage is not Storage.GATHERED  # a batch reads few rows of a table
         and w.stored.uniform
+        and not w.at_load
         and w.node not in frozen
     }
 

@@ -85,7 +85,7 @@ def linear_layers(
         geometry = None if linear is None else linear.geometry
         if job is None or linear is None or geometry is None:
             continue
-        if keys.count(job.key) > 1 or geometry.inputs > MOST_INPUTS:
+        if keys.count(job.key) > 1 or job.use.at_load or geometry.inputs > MOST_INPUTS:
             continue
         bias = biases.get(node.name or "")
         place = None if bias is None else linear.bias_at

@@ -48,7 +48,8 @@ def simulated(model: ir.Model, plan: Plan, parameters: Parameters) -> ir.Model:
         key = weight_key(weight)
         if key not in made:
             made[key] = parameters.weights[key].dequantize()
-        give(by_name[weight.node], weight.index, made[key])
+        real = np.swapaxes(made[key], -1, -2) if weight.turned else made[key]
+        give(by_name[weight.node], weight.index, real)
     for bias in plan.biases:
         data = parameters.biases.get((bias.node, bias.index))
         if data is None:

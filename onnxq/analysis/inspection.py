@@ -234,7 +234,7 @@ def _foreseen(given: Opened, config: Config, options: FeedOptions | None) -> tup
         except DataError:
             feeds = []  # of unknown sizes: everything that can
         plan = planned(prepared.model, config, target, feeds, folder)
-    if not plan.anchors and not plan.weights:
+    if plan.empty:
         return None, nothing_to_quantize(plan)
     notes = (*prepared.notes, *(f"rule '{rule}' matched no node" for rule in plan.unused_rules))
     integer, stored = (_bytes(prepared.model, plan, only) for only in (True, False))

@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.emit.nbits import block_matmul
-from onnxq.emit.packed import Writing, expanded
-from onnxq.emit.padded import pad_weight, widened
-from onnxq.emit.pieces import Pieces, graph_of
+from onnxq.emit.held import Held, WeightKey, weight_key
+from onnxq.emit.nbits import block_matmul, gathered_blocks
+from onnxq.emit.pieces import graph_of
 from onnxq.emit.recurrent import Gates, gates, integer_lstm
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.edit import is_op
-from onnxq.graph.nodes import Before
-from onnxq.numerics import Granularity, PerAxis, QuantParams, bias_params
+from onnxq.graph.nodes import Before, NodeBuilder
+from onnxq.numerics import PerAxis, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Storage, Weight
-from onnxq.query import array
-from onnxq.weights import Foldable, StoredWeight, WeightFormat
+from onnxq.query import across, array
+from onnxq.weights import StoredWeight
+from onnxq.weights.representation import Nibbles
 
 F32 = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class WeightKey:
-    """A weight of a plan: nodes that agree in all of this share one integer tensor."""
-
-    tensor: str
-    granularity: Granularity
-    stored: WeightFormat
-
-
-def weight_key(weight: Weight) -> WeightKey:
-    """What identifies the parameters of ``weight`` in ``Parameters.weights``."""
-    return WeightKey(weight.tensor, weight.granularity, weight.stored)
-
-
-class Operands(Pieces):
+class Operands(Held):
     """A model whose constants become what a plan says (arguments: see ``emit``)."""
 
     def __init__(
@@ -52,107 +37,90 @@ class Operands(Pieces):
         biases: Mapping[tuple[str, int], F32],
         plan: Plan,
     ) -> None:
-        super().__init__(model, scratch)
+        super().__init__(model, scratch, weights, plan)
         self._tensors = tensors
-        self._weights = weights
         self._biases = biases
         self._roots = plan.roots
         self._weight_of = {w.node: w for w in plan.weights if w.storage.computes}
-        self._accuracy_level, self._native = plan.accuracy_level, plan.native
+        self._accuracy_level = plan.accuracy_level
         self._packed: dict[str, npt.NDArray[np.integer]] = {}
         self._recurrent: dict[str, dict[int, Gates]] = {}
+        self._made_gates: dict[WeightKey, Gates] = {}
 
     def weight(self, weight: Weight) -> None:
         node = self.nodes[weight.node]
-        quantized = self._quantized(weight)
-        chosen = quantized.params
-        graph = graph_of(node)
-        spelled = Storage.INTEGER if weight.storage.computes else weight.storage
-        key = (id(graph), weight_key(weight), spelled, weight.shift, weight.padded_input_channels)
         if weight.storage is Storage.GATHERED:
-            self._gather(node, weight, quantized)
-            return
-        if weight.storage is Storage.DYNAMIC and is_op(node, "LSTM"):
-            self._gates(node, weight, quantized)
-            return
-        if weight.storage is Storage.DYNAMIC:
-            self._dynamic(node, weight, quantized)
-            return
-        if weight.storage is Storage.BLOCKS:
-            block_matmul(self, node, weight.tensor, quantized, accuracy_level=self._accuracy_level)
-            return
-        if key not in self.made:
-            chosen = self._shifted(weight)
-            stored, padded = quantized.representation, weight.padded_input_channels
-            late = not (isinstance(stored, Foldable) and stored.extensible)  # such codes grow when they are unpacked
-            codes = expanded(
-                self._writing(node, weight),
-                widened(quantized.codes, 0 if late else padded),
-                stored,
-                axis=_channel_axis(weight),
-                shift=weight.shift,
-            )
-            if late and padded:
-                codes = pad_weight(self, codes, padded, weight.tensor, place=Before(node))
-            if weight.storage is Storage.PACKED:
-                scale = chosen.granularity.expand(chosen.scale, quantized.codes.shape)
-                if chosen.scale.ndim == scale.ndim:  # one block along the last axis: broadcasting does the rest
-                    scale = chosen.scale
-                floats = self.node("Cast", [codes], f"{weight.tensor}_codes", place=Before(node), to=ir.DataType.FLOAT)
-                factor = self.initializer(graph, f"{weight.tensor}_scale", np.ascontiguousarray(scale))
-                self.made[key] = self.node("Mul", [floats, factor], f"{weight.tensor}_expanded", place=Before(node))
-            else:
-                self.made[key] = self.dequantize(codes, chosen, weight.tensor, place=Before(node))
-        shared = self.made[key]
-        if weight.storage is Storage.PACKED:
-            self._packed[weight.node] = quantized.codes
-        node.replace_input_with(weight.index, shared)
+            self._gather(node, weight)
+        elif weight.storage is Storage.DYNAMIC and is_op(node, "LSTM"):
+            self._gates(node, weight)
+        elif weight.storage is Storage.DYNAMIC:
+            self._dynamic(node, weight)
+        elif weight.storage is Storage.BLOCKS:
+            place, level = self.place(weight), self._accuracy_level
+            block_matmul(self, node, weight.tensor, self.quantized(weight), place, accuracy_level=level)
+        elif weight.storage is Storage.PACKED:
+            self._packed[weight.node] = self.quantized(weight).codes
+            order = across(self.quantized(weight).codes.ndim) if weight.turned else ()
+            node.replace_input_with(weight.index, self.in_order(weight, self.real(weight), order))
+        else:
+            node.replace_input_with(weight.index, self._dequantized(weight))
 
-    def _gather(self, node: ir.Node, weight: Weight, quantized: StoredWeight) -> None:
+    def _dequantized(self, weight: Weight) -> ir.Value:
+        """The values of ``weight`` for an integer kernel, out of a DequantizeLinear in the graph of its node."""
+        node, chosen = self.nodes[weight.node], self.shifted(weight)
+        outer = (weight_key(weight), weight.shift, weight.padded_input_channels, weight.turned)
+        key = (id(graph_of(node)), outer, "dequantized")
+        if key not in self.made:
+            codes = self.codes(weight, order=across(2) if weight.turned else ())
+            scale, zero = self.weight_parameters(weight, chosen)
+            of = chosen.granularity
+            axis = {"axis": 1 - of.axis if weight.turned else of.axis} if isinstance(of, PerAxis) else {}
+            inputs, place = [codes, scale, zero], Before(node) if self.alone(weight) else self.first(graph_of(node))
+            self.made[key] = self.node("DequantizeLinear", inputs, f"{weight.tensor}_dequantized", place=place, **axis)
+        return self.made[key]
+
+    def _gather(self, node: ir.Node, weight: Weight) -> None:
         """``Cast(Gather(codes, i)) * Gather(scale, i)``: only the rows that are read become float."""
-        graph, tensor = graph_of(node), weight.tensor
-        key, scale_key = (id(graph), weight_key(weight), "table"), (id(graph), weight_key(weight), "table scale")
-        if key not in self.made:
-            self.made[key] = expanded(self._writing(node, weight), quantized.codes, quantized.representation)
-            self.made[scale_key] = self.initializer(graph, f"{tensor}_scale", quantized.params.scale)
-        index = node.inputs[1]
-        codes = self.node("Gather", [self.made[key], index], f"{tensor}_row_codes", place=Before(node), axis=0)
-        floats = self.node("Cast", [codes], f"{tensor}_row_values", place=Before(node), to=ir.DataType.FLOAT)
-        scales = self.made[scale_key]
-        factor = self.node("Gather", [scales, index], f"{tensor}_row_scales", place=Before(node), axis=0)
-        rows = self.node("Mul", [floats, factor], f"{tensor}_rows", place=Before(node))
+        quantized, tensor, index = self.quantized(weight), weight.tensor, node.inputs[1]
+        assert index is not None
+        if isinstance(quantized.representation, Nibbles):
+            rows = gathered_blocks(self, index, tensor, quantized, self.place(weight), Before(node))
+        else:
+            table, scales = self._table(weight)
+            place = Before(node)
+            codes = self.node("Gather", [table, index], f"{tensor}_row_codes", place=place, axis=0)
+            floats = self.node("Cast", [codes], f"{tensor}_row_values", place=place, to=ir.DataType.FLOAT)
+            factor = self.node("Gather", [scales, index], f"{tensor}_row_scales", place=place, axis=0)
+            rows = self.node("Mul", [floats, factor], f"{tensor}_rows", place=place)
         self.take_over(node.outputs[0], rows)
-        graph.remove(node, safe=True)
+        graph_of(node).remove(node, safe=True)
 
-    def _gates(self, node: ir.Node, weight: Weight, quantized: StoredWeight) -> None:
+    def _table(self, weight: Weight) -> tuple[ir.Value, ir.Value]:
+        """Codes of the rows of a table, and a column of their scales."""
+        return self.codes(weight), self.scale_as(weight, (len(self.quantized(weight).codes), 1))
+
+    def _gates(self, node: ir.Node, weight: Weight) -> None:
         """One weight of an LSTM, ``[directions, 4 units, inputs]``; with the other one the node becomes integer."""
-        key = (id(graph_of(node)), weight_key(weight), "gates")
-        if key not in self.made:
-            codes = np.ascontiguousarray(quantized.codes.transpose(0, 2, 1))
-            self.made[key] = expanded(self._writing(node, weight), codes, quantized.representation, axis=2)
+        codes = self.codes(weight, order=(0, 2, 1))
+        chosen = self.quantized(weight).params
+        key = weight_key(weight)
+        if key not in self._made_gates:
+            self._made_gates[key] = gates(self, graph_of(self.place(weight).node), codes, chosen, weight.tensor)
         known = self._recurrent.setdefault(weight.node, {})
-        known[weight.index] = gates(self, node, self.made[key], quantized.params, weight.tensor)
+        known[weight.index] = self._made_gates[key]
         if len(known) == 2:
             integer_lstm(self, node, known)
 
-    def _dynamic(self, node: ir.Node, weight: Weight, quantized: StoredWeight) -> None:
+    def _dynamic(self, node: ir.Node, weight: Weight) -> None:
         """``(q(x) W_q) * (s_x s_w) + bias``, the range of ``x`` measured at every run.
 
         Spelled as onnxruntime's dynamic quantization is, so that it becomes one DynamicQuantizeMatMul.
         """
         graph, name, x = graph_of(node), weight.tensor, node.inputs[0]
         assert x is not None
-        key, scale_key, zero_key = (
-            (id(graph), weight_key(weight), part) for part in ("matrix", "matrix scale", "matrix zero")
-        )
-        if key not in self.made:
-            codes, chosen = quantized.codes, quantized.params
-            rows = weight.granularity == PerAxis(0)  # a Gemm with transB: MatMulInteger takes columns
-            across = np.ascontiguousarray(codes.T if rows else codes)
-            self.made[key] = expanded(self._writing(node, weight), across, quantized.representation, axis=1)
-            self.made[scale_key] = self.initializer(graph, f"{name}_scale", chosen.scale)
-            self.made[zero_key] = self.initializer(graph, f"{name}_zero_point", chosen.zero_point)
-        place = Before(node)
+        place, rows = Before(node), weight.granularity == PerAxis(0)  # MatMulInteger takes columns
+        codes = self.codes(weight, order=across(2) if rows else ())
+        weight_scale, weight_zero = self.weight_parameters(weight, self.quantized(weight).params)
         input_key = (id(graph), x.name or "", "dynamic")
         if input_key not in self.made:
             parts = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, name=self.fresh(f"{x.name}_dynamic"))
@@ -162,15 +130,20 @@ class Operands(Pieces):
             graph.insert_before(node, parts)
             self.made[input_key] = parts.outputs[0]
         scale, zero = (self.made[(id(graph), x.name or "", f"dynamic {part}")] for part in ("scale", "zero_point"))
-        inputs = [self.made[input_key], self.made[key], zero, self.made[zero_key]]
-        sums = self.node("MatMulInteger", inputs, f"{name}_sums", place=place)
+        inputs = [self.made[input_key], codes, zero, weight_zero]
+        # Under the layer's own name, by which reports speak of it.
+        product = NodeBuilder(place).node(
+            "MatMulInteger", inputs, name=node.name or "", outputs=(self.fresh(f"{name}_sums"),)
+        )
+        sums = product.outputs[0]
         floats = self.node("Cast", [sums], f"{name}_products", place=place, to=ir.DataType.FLOAT)
-        factor = self.node("Mul", [scale, self.made[scale_key]], f"{name}_factor", place=place)
+        factor = self.node("Mul", [scale, weight_scale], f"{name}_factor", place=place)
         result = self.node("Mul", [floats, factor], f"{name}_result", place=place)
         if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
             result = self.node("Add", [result, node.inputs[2]], f"{name}_biased", place=place)
         self.take_over(node.outputs[0], result)
         graph.remove(node, safe=True)
+        self.nodes[node.name or ""] = product
 
     def bias(self, bias: Bias) -> None:
         node = self.nodes[bias.node]
@@ -181,13 +154,13 @@ class Operands(Pieces):
             return
         data = (self._constant(bias.tensor) if data is None else data).reshape(-1)
         weight, source = self._weight_of[bias.weight_node], self.tensor_params(bias.input)
-        chosen = bias_params(source, self._quantized(weight).params)
+        chosen = bias_params(source, self.quantized(weight).params)
         codes = self.initializer(graph_of(node), f"{bias.tensor}_quantized", chosen.quantize(data))
-        product = np.float32(source.scale) * self._quantized(weight).params.scale
+        product = np.float32(source.scale) * self.quantized(weight).params.scale
         if weight.stored.packed and product.ndim and np.array_equal(product, chosen.scale):
             # Small beside packed weights: the runtime multiplies the scales when it folds constants.
-            factors = [(source, bias.input), (self._shifted(weight), weight.tensor)]
-            scales = [self.parameters(graph_of(node), params, name)[0] for params, name in factors]
+            of_input = self.parameters(graph_of(node), source, bias.input)[0]
+            scales = [of_input, self.weight_parameters(weight, self.shifted(weight))[0]]
             scale = self.node("Mul", scales, f"{bias.tensor}_scale", place=Before(node))
             real = self.node("DequantizeLinear", [codes, scale], f"{bias.tensor}_real", place=Before(node), axis=0)
         else:
@@ -200,14 +173,6 @@ class Operands(Pieces):
         if node is not None and is_op(node, "LayerNormalization"):
             new = self.initializer(graph_of(node), f"{name}_input_{index}", self._biases[name, index])
             node.replace_input_with(index, new)
-
-    def _shifted(self, weight: Weight) -> QuantParams:
-        """The parameters of ``weight`` as they are written."""
-        chosen = self._quantized(weight).params
-        if not weight.shift:
-            return chosen
-        moved = chosen.zero_point + chosen.zero_point.dtype.type(weight.shift)
-        return replace(chosen, zero_point=moved.astype(chosen.zero_point.dtype))
 
     def constant(self, constant: Constant) -> None:
         node = self.nodes[constant.node]
@@ -231,18 +196,3 @@ class Operands(Pieces):
         if root not in self._tensors:
             raise ModelError(f"tensor '{root}' has no quantization parameters; observe it before emitting")
         return self._tensors[root]
-
-    def _writing(self, node: ir.Node, weight: Weight) -> Writing:
-        """What spells ``weight`` in front of ``node``."""
-        return Writing(self, weight.tensor, Before(node), self._native)
-
-    def _quantized(self, weight: Weight) -> StoredWeight:
-        key = weight_key(weight)
-        if key not in self._weights:
-            raise ModelError(f"weight '{weight.tensor}' was not quantized")
-        return self._weights[key]
-
-
-def _channel_axis(weight: Weight) -> int:
-    """The axis of the output channels; 0 where rows have a scale each."""
-    return weight.granularity.axis if isinstance(weight.granularity, PerAxis) else 0

@@ -13,6 +13,8 @@ import onnx_ir as ir
 from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.errors import ModelError, NumericsError
 from onnxq.graph.nodes import Place
+from onnxq.numerics import Granularity, PerAxis, PerTensor
+from onnxq.ranges.samples import rows_of
 from onnxq.weights import Foldable, Representation
 
 Ints = npt.NDArray[np.integer]
@@ -44,7 +46,7 @@ class Writing:
 
         return self.constant(codes.astype(ml_dtypes.int4), what)
 
-    def node(self, op: str, inputs: Sequence[ir.Value], what: str, **attributes: int) -> ir.Value:
+    def node(self, op: str, inputs: Sequence[ir.Value], what: str, **attributes: Any) -> ir.Value:
         return self.pieces.node(op, inputs, f"{self.name}_{what}", place=self.place, **attributes)
 
     def cast(self, value: ir.Value, to: npt.DTypeLike, what: str) -> ir.Value:
@@ -57,14 +59,33 @@ class Writing:
         return self.pieces.made[here]
 
 
-def expanded(writing: Writing, codes: Ints, stored: Representation, *, axis: int = 0, shift: int = 0) -> ir.Value:
+def expanded(writing: Writing, codes: Ints, stored: Representation, by: Granularity, *, shift: int = 0) -> ir.Value:
     """A value that holds ``codes + shift``, ``[..] int8``, once the runtime has folded constants.
 
-    ``axis`` is that of the output channels. Raises ``ModelError`` where the codes are not such as are ``stored`` so.
+    ``by``: which of the codes have a scale in common, as channels or rows. Raises ``ModelError`` where the codes are
+    not such as are ``stored`` so.
     """
     if not isinstance(stored, Foldable):
         raise ModelError(f"weight '{writing.name}' is stored for a kernel that unpacks it itself")
+    axis = by.axis % codes.ndim if isinstance(by, PerAxis) else 0
+    plain = isinstance(by, PerAxis) and (axis == 0 or codes.ndim == 2)
     try:
+        if stored.in_rows and not plain:
+            return _of_rows(writing, codes, stored, by, shift)
         return stored.spelled(writing, codes, axis=axis, shift=shift)
     except NumericsError as error:
         raise ModelError(f"weight '{writing.name}' has {error}") from error
+
+
+def _of_rows(writing: Writing, codes: Ints, stored: Foldable, by: Granularity, shift: int) -> ir.Value:
+    """``expanded`` for what is stored row by row: as a matrix of them, from which the runtime makes the tensor."""
+    axis = codes.ndim - 1 if isinstance(by, PerTensor) else by.axis % codes.ndim
+    others = [i for i in range(codes.ndim) if i != axis]
+    order = [axis, *others] if isinstance(by, PerAxis) else [*others, axis]
+    tensor = stored.spelled(writing, rows_of(codes, by), axis=0, shift=shift)
+    if codes.ndim != 2:
+        shape = writing.constant(np.asarray([codes.shape[i] for i in order]), "rows_shape")
+        tensor = writing.node("Reshape", [tensor, shape], "in_rows")
+    if order == sorted(order):
+        return tensor
+    return writing.node("Transpose", [tensor], "in_order", perm=[order.index(i) for i in range(codes.ndim)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,15 @@ import onnx_ir as ir
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.edit import redirect, redirect_output
-from onnxq.graph.nodes import After, NodeBuilder, Place
+from onnxq.graph.nodes import After, Before, NodeBuilder, Place
 from onnxq.kernels.operators import operator
 from onnxq.numerics import INT32, PerAxis, QuantParams
-from onnxq.query import nodes, values_by_name
+from onnxq.query import nodes, turned, values_by_name
+
+
+@dataclass(frozen=True)
+class First(Before):
+    """In front of all that computes, behind what was put there before: ``Pieces.first``."""
 
 
 class Pieces:
@@ -27,9 +33,17 @@ class Pieces:
         self.values = values_by_name(model)
         self.names = set(self.values) | set(self.nodes)
         self.made: dict[Hashable, ir.Value] = {}
+        self._first: set[ir.Node] = set()
+
+    def first(self, graph: ir.Graph) -> First:
+        """The place in ``graph`` for what is made of constants and read by several nodes."""
+        return First(next(node for node in graph if node not in self._first))
 
     def drop_unused_initializers(self) -> None:
-        """Removes the constants that nothing reads any more: the float weights."""
+        """Removes the constants that nothing reads any more, the float weights, and what turned them."""
+        for node in list(nodes(self.model)):
+            if turned(node.outputs[0] if node.outputs else None):
+                self.drop_idle(node)
         for graph in self.model.graphs():
             for name, value in list(graph.initializers.items()):
                 if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
@@ -127,7 +141,12 @@ class Pieces:
     ) -> ir.Value:
         """The output of a new node ``op`` at ``place``; ``name`` is the output's."""
         name = self.fresh(name)
-        return NodeBuilder(place)(op, list(inputs), name=self.fresh(f"{name}_{op}"), output=name, **attributes)
+        made = NodeBuilder(place)(op, list(inputs), name=self.fresh(f"{name}_{op}"), output=name, **attributes)
+        if isinstance(place, First):
+            producer = made.producer()
+            assert producer is not None
+            self._first.add(producer)
+        return made
 
     def fresh(self, name: str) -> str:
         """``name``, or the first of ``name_2``, ``name_3``, ... that is free; taken from now on."""

@@ -28,9 +28,8 @@ class Gates(NamedTuple):
     zero: ir.Value
 
 
-def gates(pieces: Pieces, node: ir.Node, codes: ir.Value, chosen: QuantParams, name: str) -> Gates:
-    """The ``Gates`` of ``codes`` with the parameters ``chosen``, which are those of rows of gates."""
-    graph = graph_of(node)
+def gates(pieces: Pieces, graph: ir.Graph, codes: ir.Value, chosen: QuantParams, name: str) -> Gates:
+    """The ``Gates`` of ``codes`` with the parameters ``chosen``, which are those of rows of gates; for ``graph``."""
     shape = chosen.scale.shape[:2]
     scale = pieces.initializer(graph, f"{name}_scale", chosen.scale.reshape(shape))
     zero = pieces.initializer(graph, f"{name}_zero_point", chosen.zero_point.reshape(shape))

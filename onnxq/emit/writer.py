@@ -18,7 +18,8 @@ from onnxq.emit.fences import fence
 from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.gates import gate_on_codes, read_by_gates
 from onnxq.emit.half import store_half
-from onnxq.emit.operands import Operands, WeightKey
+from onnxq.emit.held import WeightKey
+from onnxq.emit.operands import Operands
 from onnxq.emit.padded import pad_input
 from onnxq.emit.pieces import graph_of, home_of
 from onnxq.emit.pinned import clipped, float_pooling

@@ -6,6 +6,8 @@
 | ConvTranspose | `[C_in, C_out/g, k...]` | input 2                 | axis 1      |
 | Gemm          | `[K, N]`, or `[N, K]`   | input 2, times beta     | the last    |
 | MatMul        | `[K, N]`                | the Add right behind it | the last    |
+
+What is multiplied by the transpose of a matrix has the matrix as its weight: ``[N, K]`` of a MatMul.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from onnxq.graph.edit import (
     text,
 )
 from onnxq.graph.geometry import Geometry, Product, Recurrence
+from onnxq.query import held, turned
 
 _OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -70,8 +73,8 @@ class Linear:
 
     @property
     def weight(self) -> Array:
-        """The constant that it multiplies by, as the graph holds it."""
-        array = constant(self.node.inputs[1])
+        """The constant that it multiplies by, as the graph holds it (see ``query.held``)."""
+        array = constant(held(self.node.inputs[1]))
         if array is None:
             raise ModelError(f"the weight of '{label(self.node)}' is no constant")
         return array
@@ -120,10 +123,14 @@ class Linear:
 
     @property
     def foldable(self) -> bool:
-        """Whether weight and bias are float32 constants, the bias one for each channel, that may be changed."""
+        """Whether weight and bias are float32 constants, the bias one for each channel, that may be changed.
+
+        Not what others read too that are no such layers, a table or a transpose: changed it would be a copy.
+        """
         weight = self.node.inputs[1]
         plain = weight is not None and weight.const_value is not None
         plain = plain and weight.const_value.dtype == ir.DataType.FLOAT  # type: ignore[union-attr]
+        plain = plain and all(use.idx == 1 and is_op(use.node, *_OPERATORS) for use in weight.uses())  # type: ignore[union-attr]
         return plain and (self.bias_at is None or self.bias is not None)
 
     @property
@@ -144,15 +151,17 @@ class Linear:
 
 def linear_of(node: ir.Node) -> Linear | None:
     """The linear layer that ``node`` is, with the Add of its bias; None where it is none or its weight is computed."""
-    weight = node.inputs[1] if is_op(node, *_OPERATORS) and len(node.inputs) > 1 else None
+    weight = held(node.inputs[1]) if is_op(node, *_OPERATORS) and len(node.inputs) > 1 else None
     if weight is None or weight.const_value is None or not is_constant(weight):
         return None
     shape = tuple(weight.const_value.shape.numpy())
     if len(shape) < 2 or (is_op(node, "Gemm", "MatMul") and len(shape) != 2):
         return None
-    outputs_first = is_op(node, "Conv") or (is_op(node, "Gemm") and bool(integer(node, "transB", 0)))
+    rows = (is_op(node, "Gemm") and bool(integer(node, "transB", 0))) != turned(node.inputs[1])
+    outputs_first = is_op(node, "Conv") or rows
     if is_op(node, "MatMul"):
-        return Linear(node, shape, False, 1, -1, Geometry(shape, False), _bias_behind(node, shape[1]))
+        channels = shape[0 if rows else 1]
+        return Linear(node, shape, rows, 1, -1, Geometry(shape, rows), _bias_behind(node, channels))
     if is_op(node, "Gemm"):
         geometry = None if integer(node, "transA", 0) else Geometry(shape, outputs_first)
         return Linear(node, shape, outputs_first, 1, -1, geometry)

@@ -34,6 +34,8 @@ from onnxq.graph.passes.plain_spelling import spell_plainly
 from onnxq.graph.passes.pointwise import move_pointwise
 from onnxq.graph.passes.shapes import forget_shapes, recall_shapes
 from onnxq.graph.passes.share_constants import share_constants
+from onnxq.graph.passes.share_transposed import share_transposed
+from onnxq.graph.passes.single_matrices import use_single_matrices
 from onnxq.graph.passes.unfuse import unfuse
 from onnxq.graph.runner import Need, Pass, Work, run_passes
 from onnxq.kernels.targets import Target
@@ -70,6 +72,7 @@ PASSES = (
     Pass("fix_shapes", _model(fix_shapes), needs=[Need.SHAPES], repeat=True),
     Pass("spell_plainly", _model(spell_plainly), needs=[Need.NAMES, Need.SHAPES], repeat=True),
     # What the kernels of the target are faster at.
+    Pass("use_single_matrices", _model(use_single_matrices), needs=_KNOWN),
     Pass("tidy_movement", _model(tidy_movement), needs=_KNOWN),
     Pass("move_pointwise", _model(move_pointwise), needs=_KNOWN),
     Pass("use_global_pool", lambda w: use_global_pool(w.model) if w.target.global_pooling else 0, needs=_KNOWN),
@@ -77,6 +80,7 @@ PASSES = (
     Pass("deepen_masks", lambda w: deepen_masks(w.model) if w.target.slow_subnormals else 0, needs=_KNOWN),
     # What a file need not hold.
     Pass("share_constants", _model(share_constants)),
+    Pass("share_transposed", _model(share_transposed), needs=[Need.NAMES]),
     Pass("drop_exporter_traces", _model(drop_exporter_traces)),
     Pass("recall_shapes", lambda work: recall_shapes(work.claims), needs=_KNOWN),
 )

@@ -18,7 +18,7 @@ from onnxq.kernels.record import (
     WeightSlot,
 )
 from onnxq.kernels.targets import Target
-from onnxq.query import attribute, constant, is_float
+from onnxq.query import attribute, constant, held, is_float, turned
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -28,17 +28,22 @@ def _conv_slot(_: ir.Node) -> WeightSlot:
     return WeightSlot(1, 0, 2)
 
 
-def _matmul_slot(_: ir.Node) -> WeightSlot:
-    return WeightSlot(1, -1, None)
+def _matmul_slot(node: ir.Node) -> WeightSlot:
+    return WeightSlot(1, -2 if turned(node.inputs[1]) else -1, None)
 
 
 def _gemm_slot(node: ir.Node) -> WeightSlot:
-    return WeightSlot(1, 0 if attribute(node, "transB", 0) else 1, 2)
+    return WeightSlot(1, 0 if bool(attribute(node, "transB", 0)) != turned(node.inputs[1]) else 1, 2)
+
+
+def _weight(node: ir.Node) -> ir.TensorProtocol | None:
+    """The constant that ``node`` multiplies by, as it is held."""
+    return constant(held(node.inputs[1]))
 
 
 def _weight_obstacle(node: ir.Node) -> str | None:
     """Why no integer kernel takes the weight of ``node``, whatever its operator."""
-    x, weight = node.inputs[0], constant(node.inputs[1])
+    x, weight = node.inputs[0], _weight(node)
     if x is None or not is_float(node.inputs[1]):
         return "its weight is not float32"
     if weight is None:
@@ -72,7 +77,7 @@ def _bias_obstacle(node: ir.Node, weight: ir.TensorProtocol, axis: int) -> str |
 
 
 def _conv_obstacle(node: ir.Node) -> str | None:
-    weight = constant(node.inputs[1])
+    weight = _weight(node)
     found = _weight_obstacle(node)
     if found is not None or weight is None:
         return found
@@ -80,7 +85,7 @@ def _conv_obstacle(node: ir.Node) -> str | None:
 
 
 def _matmul_obstacle(node: ir.Node) -> str | None:
-    x, weight = node.inputs[0], constant(node.inputs[1])
+    x, weight = node.inputs[0], _weight(node)
     found = _weight_obstacle(node)
     if found is not None or weight is None:
         return found
@@ -89,7 +94,7 @@ def _matmul_obstacle(node: ir.Node) -> str | None:
 
 
 def _gemm_obstacle(node: ir.Node) -> str | None:
-    weight = constant(node.inputs[1])
+    weight = _weight(node)
     found = _weight_obstacle(node)
     if found is not None or weight is None:
         return found
@@ -147,7 +152,7 @@ def _conv_work(node: ir.Node, shapes: Shapes, target: Target) -> Work | None:
 
 
 def _product_work(node: ir.Node, shapes: Shapes, _: Target) -> Work | None:
-    out, weight = shapes[node.outputs[0].name or ""], constant(node.inputs[1])
+    out, weight = shapes[node.outputs[0].name or ""], _weight(node)
     if weight is None or len(out) < 1:
         return None
     columns = out[-1]

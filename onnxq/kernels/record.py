@@ -74,7 +74,10 @@ class Homogeneous(Enum):
 
 @dataclass(frozen=True)
 class WeightSlot:
-    """Where an operator with weights keeps them: input ``index``, output-channel axis ``axis``, bias input ``bias``."""
+    """Where an operator with weights keeps them: input ``index``, output-channel axis ``axis``, bias input ``bias``.
+
+    ``axis`` is that of the constant that holds the weight (``query.held``), which may be its transpose.
+    """
 
     index: int
     axis: int

@@ -27,7 +27,7 @@ class CodesKey:
     """All that decides the codes of a weight, beside the room for biases.
 
     ``model`` and ``nodes``: what they are weights of, by identity; ``moments``: of what each of the nodes multiplies
-    them with, by identity too. ``in_blocks``: whether a kernel computes with blocks (``Storage.BLOCKS``).
+    them with, by identity too. ``made_of``: the weight whose values they round, where those are not the model's.
     """
 
     model: ir.Model
@@ -37,11 +37,12 @@ class CodesKey:
     granularity: Granularity
     stored: WeightFormat
     qtype: QType
-    in_blocks: bool
     method: str
     objective: str
     restore: str
     rounding: str
+    at_load: bool
+    made_of: StoredWeight | None
 
 
 @dataclass(frozen=True, eq=False)

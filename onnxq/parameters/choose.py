@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -62,22 +62,28 @@ def choose(
         model, plan, statistics, config, known=known.tensors, extrapolated=extrapolated, cache=cache
     )
     weights, biases = dict(known.weights), dict(known.biases)
-    open_jobs = []
-    for job in weight_jobs(model, values, plan, statistics, config, tensors):
-        held = known.weights.get(job.key)
-        if held is None or job.too_small(held):
-            open_jobs.append(job)
-        elif "mean" in job.restore:
-            stale = [b for b in job.biases if (b.node, b.index) not in known.biases]
-            biases.update(job.restored(stale, held, values))
-    codes = _codes(model, open_jobs, config, cache)
-    for job, found in zip(open_jobs, codes, strict=True):
-        weights[job.key] = found.quantized
-        if "mean" in job.restore:
-            asked = tuple(job.biases)
-            if asked not in found.biases:
-                found.biases[asked] = dict(job.restored(job.biases, found.quantized, values))
-            biases.update(found.biases[asked])
+    jobs = weight_jobs(model, values, plan, statistics, config, tensors)
+    owners = {job.use.tensor: job.key for job in jobs if not job.use.at_load}
+    for at_load in (False, True):  # those that are made of others come last
+        open_jobs = []
+        for job in [job for job in jobs if job.use.at_load is at_load]:
+            held = known.weights.get(job.key)
+            if at_load:
+                owner = owners.get(job.use.tensor)
+                open_jobs.append(job if owner is None else replace(job, made_of=weights[owner]))
+            elif held is None or job.too_small(held):
+                open_jobs.append(job)
+            elif "mean" in job.restore:
+                stale = [b for b in job.biases if (b.node, b.index) not in known.biases]
+                biases.update(job.restored(stale, held, values))
+        codes = _codes(model, open_jobs, config, cache)
+        for job, found in zip(open_jobs, codes, strict=True):
+            weights[job.key] = found.quantized
+            if "mean" in job.restore:
+                asked = tuple(job.biases)
+                if asked not in found.biases:
+                    found.biases[asked] = dict(job.restored(job.biases, found.quantized, values))
+                biases.update(found.biases[asked])
     return Parameters(tensors, weights, biases)
 
 

@@ -26,7 +26,7 @@ from onnxq.query import nodes
 from onnxq.ranges import Fit, mean_shift
 from onnxq.ranges.moments import Moments
 from onnxq.ranges.samples import from_rows, rows_of
-from onnxq.weights import StoredWeight
+from onnxq.weights import NBits, StoredWeight
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -74,7 +74,8 @@ class WeightJob:
 
     ``seen``: by node, how it reads the weight and what it multiplies it with, as far as that is known. ``least``: the
     smallest scale that leaves room for the biases, of the scale's shape or a scalar; 0 for none. ``restore``: what can
-    be put right after rounding.
+    be put right after rounding. ``made_of``: the weight whose values are rounded in place of ``data``, where the file
+    holds no other.
     """
 
     use: Weight
@@ -83,6 +84,7 @@ class WeightJob:
     biases: list[Bias]
     least: F32
     restore: str
+    made_of: StoredWeight | None = None
 
     @property
     def key(self) -> WeightKey:
@@ -99,11 +101,12 @@ class WeightJob:
             use.granularity,
             use.stored,
             use.qtype,
-            use.storage is Storage.BLOCKS,
             config.weight_range,
             config.objective,
             self.restore,
             config.rounding,
+            use.at_load,
+            self.made_of,
         )
 
     def too_small(self, found: StoredWeight) -> bool:
@@ -114,15 +117,18 @@ class WeightJob:
         # A packed weight or a table is read in float: its full code range is used, saturation is no concern.
         use = self.use
         layer, moments = self._read()
-        channels = _of_channels(use.granularity, use.storage)
-        rows = rows_of(self.data, channels)[None] if layer is None else layer.matrix(self.data)
+        channels = _of_channels(use)
+        data = self.data if self.made_of is None else self.made_of.dequantize()
+        rows = rows_of(data, channels)[None] if layer is None else layer.matrix(data)
         least = np.broadcast_to(self.least.reshape(-1).astype(np.float64), rows.shape[0] * rows.shape[1])
+        if use.at_load:  # QuantizeLinear knows no narrow range: no code may come near its end
+            least = np.maximum(least, np.abs(rows).max(axis=2).reshape(-1) / use.qtype.qmax)
         try:
             found = use.stored.quantized(
                 rows,
                 moments,
                 qtype=use.qtype,
-                how=Fit(config.weight_range, config.objective, self.restore, config.rounding),
+                how=self._how(config),
                 least=least.reshape(rows.shape[:2]),
                 outputs=outputs,
             )
@@ -137,12 +143,21 @@ class WeightJob:
 
         scale = as_scale(found.scale).astype(np.float32)
         chosen = QuantParams(use.qtype, scale, as_scale(found.zero), use.granularity)
+        if use.at_load:
+            codes = chosen.quantize(data)
         return StoredWeight(codes, chosen, found.representation)
+
+    def _how(self, config: Config) -> Fit:
+        """How codes are found; the runtime can round each value by itself alone."""
+        if not self.use.at_load:
+            return Fit(config.weight_range, config.objective, self.restore, config.rounding)
+        restore = {"gain": "none", "mean+gain": "mean"}.get(self.restore, self.restore)
+        return Fit(config.weight_range, config.objective, restore, "nearest")
 
     def _read(self) -> tuple[Product | None, Moments | None]:
         """How the weight is multiplied, and the moments of what it is multiplied with; None where nothing is known."""
         layer, moments = next(iter(self.seen.values()), (None, None))
-        if moments is None or self.use.storage is Storage.BLOCKS:  # fitted to the first of its readers
+        if moments is None:
             return layer, moments
         # The same weight may serve convolutions with different numbers of groups; one kind is fitted to.
         alike = [m for _, m in self.seen.values() if m.second.shape == moments.second.shape]
@@ -183,8 +198,8 @@ def _least_scales(
     return least
 
 
-def _of_channels(granularity: Granularity, storage: Storage) -> Granularity:
+def _of_channels(use: Weight) -> Granularity:
     """What has a row of its own where a weight is fitted: what has a scale; a channel where the kernel has blocks."""
-    if storage is Storage.BLOCKS and isinstance(granularity, PerBlock):
-        return PerAxis(1 - granularity.axis)
-    return granularity
+    if isinstance(use.stored, NBits) and isinstance(use.granularity, PerBlock):
+        return PerAxis(1 - use.granularity.axis)
+    return use.granularity

@@ -26,6 +26,7 @@ from onnxq.kernels.operators import operator
 from onnxq.kernels.targets import Target
 from onnxq.plan.followers import followers
 from onnxq.plan.reasons import ReasonCode
+from onnxq.plan.shared import agreed
 from onnxq.plan.stored import stored_formats
 from onnxq.plan.types import Bias, KeptFloat, Own, Plan, Point, SharedWith, Skipped, Source, Storage, Weight
 from onnxq.plan.units import ends_in_activation, read, written
@@ -71,14 +72,16 @@ def make_plan(
         own_operators=own_operators,
         recurrences=own_operators and not config.simulated,
     )
+    weights, floats = agreed(model, [*weights, *stored], target)
+    shared = {name: KeptFloat.of(ReasonCode.SHARED_FLOATS, why=other) for name, other in floats.items()}
     return Plan(
         points=tuple(points),
-        weights=(*weights, *stored),
-        biases=tuple(_biases(by_name, (*weights, *stored))),
+        weights=tuple(weights),
+        biases=tuple(_biases(by_name, weights)),
         constants=tuple(c for n in integer.values() for c in operands(n, target)),
         integer=tuple(n.name or "" for n in nodes(model) if (n.name or "") in chosen),
         anchors=tuple(anchors),
-        skipped=_skipped(by_name, roles.refused, target),
+        skipped=(*_skipped(by_name, roles.refused, target), *_left(by_name, shared, roles.refused)),
         unused_rules=roles.unused_rules,
         accuracy_level=config.accuracy_level,
         native=config.native,
@@ -170,6 +173,15 @@ def _skipped(by_name: Mapping[str, ir.Node], refused: Mapping[str, KeptFloat], t
         for name, node in by_name.items()
         if name in refused and _could_run(node, target)
     )
+
+
+def _left(
+    by_name: Mapping[str, ir.Node], shared: Mapping[str, KeptFloat], refused: Mapping[str, KeptFloat]
+) -> Iterator[Skipped]:
+    """The nodes whose weight stays float since it is ``shared``, and for no other reason."""
+    for name, kept in shared.items():
+        if name not in refused:
+            yield Skipped(name, by_name[name].op_type, kept.reason, kept.code)
 
 
 def _biases(by_name: Mapping[str, ir.Node], weights: Iterable[Weight]) -> Iterator[Bias]:

@@ -24,6 +24,7 @@ class ReasonCode(Enum):
     NO_FASTER_KERNEL = "no_faster_kernel"
     STORED_ONLY = "stored_only"
     QUANTIZED_ALONE = "quantized_alone"
+    SHARED_FLOATS = "shared_floats"
     OTHER = "other"  # whoever kept the node float says why in words only
 
     def text(self, why: str = "") -> str:
@@ -48,5 +49,6 @@ TEXTS = {
     ReasonCode.NO_FASTER_KERNEL: "onnxruntime has no integer kernel that is faster",
     ReasonCode.STORED_ONLY: "onnxruntime has no integer kernel that is faster; its weights are stored as int8",
     ReasonCode.QUANTIZED_ALONE: "another layer is quantized alone",
+    ReasonCode.SHARED_FLOATS: "its weight is stored once, as the floats that '{why}' reads",
     ReasonCode.OTHER: "{why}",
 }

@@ -10,7 +10,7 @@ from onnxq.config import Config
 from onnxq.graph.flow import downstream, upstream
 from onnxq.kernels import ops
 from onnxq.kernels.operators import operator
-from onnxq.query import constant, is_float, nodes
+from onnxq.query import constant, held, is_float, nodes
 from onnxq.weights import WeightFormat, weight_format
 
 # At and below so many bits the first and the last layers keep a format of their own: the first sees the input, which no
@@ -50,7 +50,7 @@ def _has_weight(node: ir.Node) -> bool:
     slot, gathered = ops.weight_slot(node), operator(node).gathered
     indices = [slot.index] if slot is not None else [0] if gathered else ops.stored_slots(node)
     for index in indices:
-        value = node.inputs[index] if index < len(node.inputs) else None
+        value = held(node.inputs[index]) if index < len(node.inputs) else None
         weight = constant(value)
         if weight is not None and is_float(value) and len(weight.shape) >= 2:
             return not gathered or constant(node.inputs[1]) is None

@@ -74,7 +74,9 @@ class Weight:
 
     ``shift`` is added to codes and zero points, which changes no number: onnxruntime's direct convolution wants zero
     points of 0, so that any other forces it to matrix products. ``padded_input_channels``: input channels of zeros
-    that a convolution gets beside its own (see ``ops.padded_input_channels``).
+    that a convolution gets beside its own (see ``ops.padded_input_channels``). ``turned``: whether the node reads the
+    transpose of the matrix ``tensor``. ``at_load``: whether the file holds no codes for it: the runtime makes them when
+    it loads the model, of floats that something else reads, or of another one's codes (``plan.shared``).
     """
 
     tensor: str
@@ -86,6 +88,8 @@ class Weight:
     stored: WeightFormat = field(default=weight_format("int8"))
     shift: int = 0
     padded_input_channels: int = 0
+    turned: bool = False
+    at_load: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,12 @@ class Plan:
         return tuple(dict.fromkeys([*self.anchors, *(w.node for w in self.weights if w.storage is Storage.DYNAMIC)]))
 
     @property
+    def empty(self) -> bool:
+        """Whether there is nothing in the model that could be quantized, or nothing was to be."""
+        shared = any(s.code is ReasonCode.SHARED_FLOATS for s in self.skipped)
+        return not self.anchors and not self.weights and not shared
+
+    @property
     def observed(self) -> tuple[str, ...]:
         """Names of the tensors whose values must be seen: those with parameters of their own."""
         return tuple(p.tensor for p in self.points if isinstance(p.source, Own))
@@ -190,6 +200,8 @@ class Plan:
         lines += [
             f"weight   {w.node}[{w.index}] {w.tensor}: {w.qtype} {w.granularity} {w.storage.value}"
             + (f", stored as {w.stored}" if w.stored.packed else "")
+            + (", transposed" if w.turned else "")
+            + (", made at load" if w.at_load else "")
             + (f", zero point {w.shift}" if w.shift else "")
             + (f", input channels of zeros: {w.padded_input_channels}" if w.padded_input_channels else "")
             for w in self.weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -12,11 +13,14 @@ from onnxq.kernels.targets import Target
 from onnxq.numerics import UINT4, Granularity, PerAxis, PerBlock
 from onnxq.plan.types import Bias, Constant, KeptFloat, Point, Storage, Weight
 from onnxq.plan.units import bias_add, fused_output, maker_of
-from onnxq.query import constant, is_float, nodes
+from onnxq.query import constant, held, is_float, nodes, turned
 from onnxq.weights import NBits, WeightFormat, for_rows, weight_format
 
 # Symmetric codes reach from -127 to 127 at most: one lower they still fit.
 _SHIFT = -1
+
+# With fewer inputs the scales of each matrix of a stack take as much as their codes.
+_STACKED_INPUTS = 8
 
 
 def fused_products(anchors: Mapping[str, ir.Node], points: Sequence[Point]) -> frozenset[str]:
@@ -49,7 +53,7 @@ def anchor_weights(
     """The weight of ``node`` on integers; ``fused``, ``force_gemm``, ``chosen``: names, the last of all on integers."""
     slot = ops.weight_slot(node)
     assert slot is not None
-    value = node.inputs[slot.index]
+    value = held(node.inputs[slot.index])
     assert value is not None
     weight = constant(value)
     assert weight is not None
@@ -58,7 +62,8 @@ def anchor_weights(
     shift = _SHIFT if node.name in force_gemm and operator(node).direct else 0
     name, of = node.name or "", value.name or ""
     padded = 0 if shift else _padded_input_channels(node, target, chosen)
-    return [Weight(of, name, slot.index, target.weights, granularity, storage, stored.folded, shift, padded)]
+    across = turned(node.inputs[slot.index])
+    return [Weight(of, name, slot.index, target.weights, granularity, storage, stored.folded, shift, padded, across)]
 
 
 def _padded_input_channels(node: ir.Node, target: Target, chosen: Collection[str]) -> int:
@@ -118,7 +123,7 @@ def stored_weights(
             continue
         linear = ops.weight_slot(node) is not None
         for index, axes in _stored_slots(node).items():
-            value = node.inputs[index] if index < len(node.inputs) else None
+            value = held(node.inputs[index]) if index < len(node.inputs) else None
             weight = constant(value)
             if value is None or weight is None or not is_float(value) or weight.size < ops.STORED_MINIMUM:
                 continue
@@ -138,10 +143,11 @@ def stored_weights(
                 if wish is Storage.DYNAMIC or (wish is Storage.BLOCKS and own_operators):
                     storage = Storage.DYNAMIC
             shape = tuple(weight.shape.numpy())
-            granularity = PerAxis(axes[0]) if linear else _row_granularity(shape, axes)
+            granularity = _channels(shape, axes[0]) if linear else _row_granularity(shape, axes)
             stored = formats.get(name, weight_format("int8"))
             stored = stored.folded if linear else for_rows(stored)
-            found.append(Weight(value.name or "", name, index, target.weights, granularity, storage, stored))
+            kept = Weight(value.name or "", name, index, target.weights, granularity, storage, stored)
+            found.append(replace(kept, turned=turned(node.inputs[index])))
     return found
 
 
@@ -149,17 +155,25 @@ def _in_blocks(node: ir.Node, tensor: str, stored: NBits) -> Weight:
     """The weight of a linear layer for MatMulNBits: blocks along its inputs."""
     slot = ops.weight_slot(node)
     assert slot is not None
-    granularity = PerBlock(1 if slot.axis == 0 else 0, stored.block)
-    return Weight(tensor, node.name or "", slot.index, UINT4, granularity, Storage.BLOCKS, stored)
+    granularity = PerBlock(1 if slot.axis in (0, -2) else 0, stored.block)
+    across = turned(node.inputs[slot.index])
+    return Weight(tensor, node.name or "", slot.index, UINT4, granularity, Storage.BLOCKS, stored, turned=across)
 
 
 def _stored_slots(node: ir.Node) -> Mapping[int, tuple[int, ...]]:
     """The inputs of a float node whose weight may be stored as int8, and the axes that have one scale each."""
     slot = ops.weight_slot(node)
     if slot is not None:
-        weight = constant(node.inputs[slot.index])
+        weight = constant(held(node.inputs[slot.index]))
         return {} if weight is None or len(weight.shape) < 2 else {slot.index: (slot.axis % len(weight.shape),)}
     return ops.stored_slots(node)
+
+
+def _channels(shape: tuple[int, ...], axis: int) -> Granularity:
+    """One scale for every output channel, on ``axis``; of a stack of matrices, whose last axes they are, for each's."""
+    inner = 2 * len(shape) - 3 - axis  # the other one of the last two axes
+    stacked = len(shape) > 2 and inner < len(shape)
+    return PerBlock(inner, shape[inner]) if stacked and shape[inner] >= _STACKED_INPUTS else PerAxis(axis)
 
 
 def _row_granularity(shape: tuple[int, ...], axes: tuple[int, ...]) -> Granularity:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import NumericsError
-from onnxq.numerics import Granularity, PerAxis, PerBlock
+from onnxq.numerics import Granularity, PerAxis, PerBlock, PerTensor
 from onnxq.ranges.histogram import Histogram
 
 F32 = npt.NDArray[np.float32]
@@ -171,21 +171,26 @@ def by_granularity(
 
 
 def rows_of(x: npt.NDArray[np.generic], granularity: Granularity) -> npt.NDArray[Any]:
-    """``[R, n]`` the parts of ``x`` that have a scale each: all, slices of an axis, or blocks of the last axis.
+    """``[R, n]`` the parts of ``x`` that have a scale each: all, slices of an axis, or blocks along an axis.
 
-    Blocks must divide that axis.
+    Blocks divide the last axis, or are as long as theirs.
     """
-    kept = np.moveaxis(x, granularity.axis, 0) if isinstance(granularity, PerAxis) else x
+    kept = x
+    if isinstance(granularity, PerAxis):
+        kept = np.moveaxis(x, granularity.axis, 0)
+    elif isinstance(granularity, PerBlock):
+        kept = np.moveaxis(x, granularity.axis, -1)
     return kept.reshape(max(1, math.prod(granularity.scale_shape(x.shape))), -1)
 
 
 def from_rows(rows: npt.NDArray[Any], granularity: Granularity, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """The tensor of ``shape`` whose ``rows_of`` are ``rows``."""
-    if not isinstance(granularity, PerAxis):
+    if isinstance(granularity, PerTensor):
         return rows.reshape(shape)
     axis = granularity.axis % len(shape)
-    moved = rows.reshape(shape[axis], *shape[:axis], *shape[axis + 1 :])
-    return np.ascontiguousarray(np.moveaxis(moved, 0, axis))
+    others, end = (*shape[:axis], *shape[axis + 1 :]), 0 if isinstance(granularity, PerAxis) else -1
+    moved = rows.reshape((shape[axis], *others) if end == 0 else (*others, shape[axis]))
+    return np.ascontiguousarray(np.moveaxis(moved, end, axis))
 
 
 def channel_parts(shape: tuple[int, ...]) -> Iterator[slice]:

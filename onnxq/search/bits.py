@@ -164,7 +164,7 @@ def layer_options(
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, tuple[Option, ...]]:
     """By node, what each format costs and loses: the weights of ``plan`` that integer kernels compute with."""
-    weights = [w for w in plan.weights if w.storage.computes]
+    weights = [w for w in plan.weights if w.storage.computes and not w.at_load]
     seen, found = statistics(candidate, context, plan), {}
     for done, weight in enumerate(weights, start=1):
         known = (candidate.graph, plan, seen, candidate.config, weight)

@@ -12,13 +12,12 @@ from onnxq.calibrate.feeds import Feed
 from onnxq.measure.latency import benchmark
 from onnxq.parameters.choose import Parameters
 from onnxq.ranges.registry import find_method
-from onnxq.report.provenance import metadata
 from onnxq.search.acceptance import TIMED_SECONDS, faster, good_enough, promising
 from onnxq.search.attempt import Attempt, Search, Strategy
 from onnxq.search.bits import summary as summary_of_bits
 from onnxq.search.bits import with_bits
 from onnxq.search.channels import equalized_more_and_rounded_together
-from onnxq.search.gains import never_larger, never_slower
+from onnxq.search.gains import described_bytes, never_larger, never_slower
 from onnxq.search.judging import CandidateEvaluator, CandidateJudge, OutputNoise
 from onnxq.search.remember import recall, remember, tuning_key
 from onnxq.search.repair import repair, summary
@@ -27,8 +26,6 @@ from onnxq.search.tune import tune
 
 # Samples in a batch for adapting.
 _ADAPTED_ROWS = 32
-# Bytes of a metadata entry beside its text.
-_ENTRY = 32
 
 
 def tuned_placement(search: Search, attempt: Attempt) -> Attempt | None:
@@ -68,9 +65,7 @@ def bits_by_sensitivity(search: Search, attempt: Attempt) -> Attempt | None:
         job.reference,
         search.samples.calibration,
         job.tell,
-        added_bytes=lambda config, plan: (
-            _ENTRY + len(metadata(config, search.described, plan, attempt.equalized.steps))
-        ),
+        added_bytes=partial(described_bytes, search, attempt),
     )
     if not choices:
         return None

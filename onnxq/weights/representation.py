@@ -50,6 +50,11 @@ class Foldable(Representation):
         """Whether it holds the codes as well with others of 0 among them."""
         return True
 
+    @property
+    def in_rows(self) -> bool:
+        """Whether it is stored channel by channel: what is no matrix is spelled as one with channels first."""
+        return False
+
     @abstractmethod
     def spelled(self, writer: Writer[V], codes: Ints, *, axis: int, shift: int) -> V:
         """A value that holds ``codes + shift``, ``[..] int8``. Raises ``NumericsError`` as ``pack`` does."""
@@ -153,6 +158,10 @@ class BlockLevels(Foldable):
     def extensible(self) -> bool:
         """Whether it holds the codes as well with others of 0 among them: blocks would begin elsewhere."""
         return False
+
+    @property
+    def in_rows(self) -> bool:
+        return True
 
     def pack(self, codes: Ints, *, axis: int) -> Arrays:
         packed = Packing(self.bits).pack(self._indices(rows_of(codes, PerAxis(axis))))

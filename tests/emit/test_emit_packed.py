@@ -22,6 +22,7 @@ from onnxq.graph.io import serialize
 from onnxq.graph.nodes import Before
 from onnxq.measure.assignment import assignments
 from onnxq.measure.kernels import kernel_map
+from onnxq.numerics import PerAxis
 from onnxq.plan import KeptFloat, Storage
 from onnxq.weights import Levels, Representation, weight_format
 from onnxq.weights.representation import BlockLevels, Nibbles, all_levels
@@ -83,7 +84,7 @@ def unpacking(codes: np.ndarray, stored: Representation, axis: int, opset: int) 
     )
     model = ir.from_proto(proto)
     pieces = Pieces(model)
-    value = expanded(Writing(pieces, "w", Before(pieces.nodes["end"])), codes, stored, axis=axis)
+    value = expanded(Writing(pieces, "w", Before(pieces.nodes["end"])), codes, stored, PerAxis(axis))
     pieces.nodes["end"].replace_input_with(0, value)
     return serialize(model)
 

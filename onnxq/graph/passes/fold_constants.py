@@ -10,8 +10,11 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
-from onnxq.graph.edit import Array, constant, integer, is_op, new_constant, redirect
+from onnxq.graph.edit import Array, constant, integer, is_constant, is_op, new_constant, redirect
 from onnxq.graph.passes.arrays import compute
+from onnxq.graph.passes.share_constants import SMALLEST
+from onnxq.graph.passes.share_transposed import only_products
+from onnxq.query import held
 
 # A folded tensor may be this much larger than what it is made from, in bytes, and no larger than this at all.
 _GROWTH = 4096
@@ -37,13 +40,14 @@ _RUNNABLE = frozenset("?bBhHiIlLqQefd")  # numpy type characters that onnxruntim
 def fold_constants(model: ir.Model) -> int:
     """Evaluates nodes whose inputs are all constants, and Shape of static dimensions; returns how many went.
 
-    Left: random operators, strings, control flow, graph outputs, and what would become much larger than its inputs
-    (ConstantOfShape, Expand, Tile of large sizes). Needs shapes for the Shape part.
+    Left: random operators, strings, control flow, graph outputs, what would become much larger than its inputs
+    (ConstantOfShape, Expand, Tile of large sizes), and transposes in front of products of what others read as it is.
+    Needs shapes for the Shape part.
     """
     count = 0
     for graph in all_graphs(model):
         for node in tuple(graph):
-            if node.domain != "" or any(value.is_graph_output() for value in node.outputs):
+            if node.domain != "" or any(value.is_graph_output() for value in node.outputs) or _shared(node):
                 continue
             results = _shape(node) or _evaluate(node, model)
             if results is None:
@@ -55,6 +59,14 @@ def fold_constants(model: ir.Model) -> int:
             graph.remove(node, safe=True)
             count += 1
     return count
+
+
+def _shared(node: ir.Node) -> bool:
+    """Whether ``node`` turns, for products alone, a large constant that others read too: folded it would be a copy."""
+    base = held(node.outputs[0]) if is_op(node, "Transpose") else None
+    if base is None or base.const_value is None or base.const_value.nbytes < SMALLEST or not is_constant(base):
+        return False
+    return only_products(node.outputs[0]) and any(use.node is not node for use in base.uses())
 
 
 def _shape(node: ir.Node) -> tuple[Array] | None:

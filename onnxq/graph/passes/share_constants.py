@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import is_constant, redirect
 
-_SMALLEST = 1024  # bytes; below that a copy costs less than the surprise of a shared scalar
+SMALLEST = 1024  # bytes; below that a copy costs less than the surprise of a shared scalar
 
 
 def share_constants(model: ir.Model) -> int:
@@ -22,7 +22,7 @@ def share_constants(model: ir.Model) -> int:
     for graph in all_graphs(model):
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes < _SMALLEST:
+            if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes < SMALLEST:
                 continue
             if is_constant(value) and not value.is_graph_output():
                 groups.setdefault(_outline(tensor), []).append(value)
@@ -37,9 +37,9 @@ def share_constants(model: ir.Model) -> int:
             kept = first.setdefault(digest, value)
             if kept is not value:
                 if kept.graph is not value.graph:
-                    _to_main_graph(kept, model.graph)
+                    to_main_graph(kept, model.graph)
                 redirect(value, kept)
-                _drop(value)
+                drop(value)
                 count += 1
     return count
 
@@ -50,12 +50,14 @@ def _outline(tensor: ir.TensorProtocol) -> tuple[object, ...]:
     return (tensor.dtype, tuple(tensor.shape.numpy()), first.tobytes())
 
 
-def _drop(value: ir.Value) -> None:
+def drop(value: ir.Value) -> None:
+    """Takes the constant ``value`` out of its graph."""
     if value.graph is not None and value.name is not None:
         value.graph.initializers.pop(value.name)
 
 
-def _to_main_graph(value: ir.Value, main: ir.Graph) -> None:
+def to_main_graph(value: ir.Value, main: ir.Graph) -> None:
+    """Moves the constant ``value`` where all bodies see it."""
     if value.graph is not main:
-        _drop(value)
+        drop(value)
         main.register_initializer(value)
