@@ -1,6 +1,6 @@
 """Load time and peak memory of one model, measured in a fresh process so that nothing else is counted.
 
-Run as ``python -m onnxq.measure.footprint MODEL FEEDS.npz THREADS RUNS`` it prints the figures as one line of JSON.
+Run as a script with the arguments ``MODEL FEEDS.npz THREADS RUNS`` it prints the figures as one line of JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from onnxq.errors import RuntimeFailure, one_line
 from onnxq.measure.size import model_size
+from onnxq.runtime.child import run_child
 from onnxq.runtime.proto import Model, label
 from onnxq.runtime.session import open_session, run
 
@@ -58,17 +59,9 @@ def footprint(
             f"{i}/{name}": _storable(array) for i, feed in enumerate(feeds) for name, array in feed.items()
         }
         np.savez(folder / "feeds.npz", **arrays)
-        command = [
-            sys.executable,
-            "-m",
-            __name__,
-            str(path.resolve()),
-            str(folder / "feeds.npz"),
-            str(threads),
-            str(runs),
-        ]
+        arguments = [str(path.resolve()), str(folder / "feeds.npz"), str(threads), str(runs)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+            done = run_child(Path(__file__).resolve(), arguments, timeout_s=_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
             raise RuntimeFailure(
                 f"measuring {label(model)} took over {_TIMEOUT_S} s; measure without memory"
