@@ -78,7 +78,7 @@ def test_modules_in_the_current_folder_are_not_run(hostile: Path, marked: Path, 
 
 
 def test_a_current_folder_on_the_path_is_not_searched(hostile: Path, marked: Path) -> None:
-    """An empty entry of PYTHONPATH is the current folder, and seldom meant. Python's own modules are searched earlier."""
+    """An empty entry of PYTHONPATH is the current folder, and seldom meant. Python searches it for its own modules."""
     for name in NAMES - set(PACKAGES):
         (hostile / f"{name}.py").unlink()
     path = os.pathsep.join(["", str(Path(home.__file__).parents[2])])

@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 
 from onnxq.calibrate import images, texts
 from onnxq.calibrate.array_source import ArraySource
-from onnxq.calibrate.arrays import ArrayFolder, array_file
+from onnxq.calibrate.arrays import ArrayFolder, array_file, require_file
 from onnxq.calibrate.callables import SizedStream, StreamSource, load_reference, parse_reference
 from onnxq.calibrate.casting import Array
 from onnxq.calibrate.dicts import DictSource, to_array
@@ -227,9 +228,9 @@ def _from_text(source: str | Path, layout: Layout, options: FeedOptions) -> Sour
     if source == "random":
         return RandomSource(layout, options.limit, options.seed)
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _from_folder(path, layout, options)
-    if not path.exists():
+    if not os.path.exists(path):
         reference = parse_reference(str(source))
         if reference is None:
             raise DataError(
@@ -239,6 +240,7 @@ def _from_text(source: str | Path, layout: Layout, options: FeedOptions) -> Sour
         if callable(target):
             return StreamSource(target, layout, where=where)
         return _from_value(target, layout, where=where)
+    require_file(path)
     suffix = path.suffix.lower()
     if suffix in ARRAY_SUFFIXES:
         return array_file(path, layout)
@@ -252,7 +254,9 @@ def _from_text(source: str | Path, layout: Layout, options: FeedOptions) -> Sour
 
 def _from_folder(path: Path, layout: Layout, options: FeedOptions) -> Source:
     # Hidden files are a file manager's thumbnails and the like, no data.
-    files = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    files = [p for p in sorted(path.rglob("*")) if not p.name.startswith(".") and not os.path.isdir(p)]
+    for odd in (p for p in files if p.suffix.lower() in (*ARRAY_SUFFIXES, *images.SUFFIXES)):
+        require_file(odd)  # a pipe is never waited for
     arrays = [p for p in files if p.suffix.lower() in ARRAY_SUFFIXES]
     pictures = [p for p in files if p.suffix.lower() in images.SUFFIXES]
     if arrays and pictures:

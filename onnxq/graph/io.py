@@ -9,13 +9,14 @@ from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped,unused-ignore]
 
 from onnxq.errors import ModelError, OutputError, one_line
 from onnxq.files.atomic import staged, write_bytes, write_file
 from onnxq.graph.copying import FILES, INFERRED, all_graphs, copy_model
 from onnxq.graph.external import embed_external, resolve_external
 from onnxq.graph.passes.order import sort_nodes
+from onnxq.runtime.proto import read_model
 
 # A protobuf message ends at 2^31 - 1 bytes; the rest of the model (nodes, names, shapes) needs room below that.
 EXTERNAL_ABOVE = 2_000_000_000
@@ -44,7 +45,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Mode
         proto.CopyFrom(source)
         return _from_proto(proto, "the model", None)
     path = Path(source)
-    return _from_proto(_read(path), str(path), path)
+    return _from_proto(read_model(path), str(path), path)
 
 
 def save(
@@ -120,22 +121,6 @@ def fitting_ir_version(model: ir.Model) -> int:
     if any(function.overload for function in model.functions.values()):
         version = max(version, 10)
     return version
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder; give the path of an ONNX file")
-    if not path.exists():
-        raise ModelError(f"{path} does not exist; check the path")
-    try:
-        proto: onnx.ModelProto = onnx.load_model(path, load_external_data=False)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
-    except DecodeError as error:
-        raise ModelError(f"{path} is not an ONNX model, or is truncated; export or copy it again") from error
-    except Exception as error:  # text formats have parsers with errors of their own
-        raise ModelError(f"{path} cannot be parsed: {one_line(error)}") from error
-    return proto
 
 
 def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Model:
