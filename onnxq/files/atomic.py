@@ -11,6 +11,10 @@ from typing import BinaryIO
 
 from onnxq.errors import OutputError, one_line
 
+# Bytes that names may have: of a file, less what is put behind it (.data), and what of it temporary ones begin with.
+LONGEST_NAME = 250
+_LONGEST_START = 200
+
 
 @contextlib.contextmanager
 def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
@@ -26,7 +30,8 @@ def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
     try:
         for target in targets:
             _check_target(target)
-            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+            start = os.fsdecode(os.fsencode(target.name)[:_LONGEST_START])
+            handle, name = tempfile.mkstemp(prefix=f".{start}.", suffix=".tmp", dir=target.parent)
             temporary.append(Path(name))
             os.close(handle)
         yield tuple(temporary)
@@ -64,17 +69,17 @@ def _write_all(file: BinaryIO, content: bytes) -> None:
 
 
 def _check_target(target: Path) -> None:
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist; create it first")
-    if target.is_dir():
+    if os.path.isdir(target):
         raise OutputError(f"cannot write {target}: it is a folder; give a file name")
-    if target.exists() and not target.is_file():
+    if os.path.exists(target) and not os.path.isfile(target):
         raise OutputError(f"cannot write {target}: it is not a plain file")
 
 
 def _mode(target: Path) -> int:
     """The permissions that ``target`` has, or those that a new file would get."""
-    if target.exists():
+    if os.path.exists(target):
         return target.stat().st_mode & 0o777
     mask = os.umask(0)
     os.umask(mask)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
 from typing import BinaryIO
 
 # What is read whole: configurations, preprocessors, tokenizers.
@@ -82,10 +81,9 @@ def require_regular(path: str | os.PathLike[str], state: os.stat_result, at_most
         raise Unfit(f"it has {size_text(state.st_size)}, and such a file may have {size_text(at_most)}")
 
 
-def within(folder: Path, name: str) -> bool:
-    """Whether ``folder / name``, links followed, lies in the real ``folder``."""
-    real = os.path.realpath(folder)
-    return os.path.realpath(os.path.join(real, name)).startswith(os.path.join(real, ""))
+def is_within(path: str, folder: str) -> bool:
+    """Whether ``path`` lies in ``folder`` or below; both are real paths."""
+    return path.startswith(os.path.join(folder, ""))
 
 
 def size_text(count: int) -> str:

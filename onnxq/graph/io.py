@@ -86,7 +86,7 @@ def save(
     for out in targets:
         if out in kept:
             raise OutputError(f"{out} belongs to the input model and is not written over; choose another output path")
-        if out.exists() and not overwrite:
+        if os.path.exists(out) and not overwrite:
             raise OutputError(f"{out} exists already; remove it or choose another output path")
     if not external:
         write_bytes(target, serialize(model))
@@ -137,8 +137,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     if "ai.onnx" in model.opset_imports:  # the default domain's other spelling
         version = model.opset_imports.pop("ai.onnx")
         model.opset_imports.setdefault("", version)
-    folder = None if path is None else Path(os.path.abspath(path)).parent
-    files = resolve_external(model, folder)
+    files = resolve_external(model, path)
     model.meta[FILES] = files if path is None else (Path(os.path.realpath(path)), *files)
     _check(model, name)
     return model

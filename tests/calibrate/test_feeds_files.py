@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxq.calibrate import arrays as arrays_module
 from onnxq.calibrate import file_array
 from onnxq.calibrate.feeds import FeedOptions, open_feed
 from onnxq.errors import DataError
