@@ -198,16 +198,16 @@ def open_feed(source: FeedSource, inputs: Sequence[TensorSpec], *, options: Feed
     if not inputs:
         raise DataError("the model has no inputs: there is nothing to feed")
     options = FeedOptions() if options is None else options
-    layout = Layout.of(_pinned(inputs, options.dims), options.batch_size)
+    layout = Layout.of(pinned(inputs, options.dims), options.batch_size)
     found = _from_text(source, layout, options) if isinstance(source, (str, Path)) else _from_value(source, layout)
     feed = Feed(found, layout)
     return feed if options.limit is None else feed.limit(options.limit)
 
 
-def _pinned(inputs: Sequence[TensorSpec], dims: Mapping[str, int]) -> tuple[TensorSpec, ...]:
+def pinned(inputs: Sequence[TensorSpec], dims: Mapping[str, int]) -> tuple[TensorSpec, ...]:
     """``inputs`` with the symbolic dimensions that ``dims`` names made numbers."""
     known: set[str] = set()
-    pinned: list[TensorSpec] = []
+    specs: list[TensorSpec] = []
     for spec in inputs:
         shape: list[int | str | None] = []
         for axis, dim in enumerate(spec.shape or ()):
@@ -215,13 +215,13 @@ def _pinned(inputs: Sequence[TensorSpec], dims: Mapping[str, int]) -> tuple[Tens
             if not isinstance(dim, int):
                 known.add(name)
             shape.append(dim if isinstance(dim, int) else dims.get(name, dim))
-        pinned.append(spec if spec.shape is None else replace(spec, shape=tuple(shape)))
+        specs.append(spec if spec.shape is None else replace(spec, shape=tuple(shape)))
     for name in dims:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             advice = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known)) or 'none'}"
             raise ConfigError(f"the model has no symbolic dimension {name!r}: {advice}")
-    return tuple(pinned)
+    return tuple(specs)
 
 
 def _from_text(source: str | Path, layout: Layout, options: FeedOptions) -> Source:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import RuntimeFailure, one_line
@@ -21,6 +20,7 @@ from onnxq.measure.size import model_size
 from onnxq.runtime.child import run_child
 from onnxq.runtime.proto import Model, label
 from onnxq.runtime.session import open_session, run
+from onnxq.runtime.stored_feeds import load_feeds, store_feeds
 
 _TIMEOUT_S = 600
 
@@ -54,11 +54,7 @@ def footprint(
         path = folder / "model.onnx" if isinstance(model, bytes) else Path(model)
         if isinstance(model, bytes):
             path.write_bytes(model)
-        # Any: numpy types the names of the arrays as if one of them could be its own option.
-        arrays: dict[str, Any] = {
-            f"{i}/{name}": _storable(array) for i, feed in enumerate(feeds) for name, array in feed.items()
-        }
-        np.savez(folder / "feeds.npz", **arrays)
+        store_feeds(folder / "feeds.npz", feeds)
         arguments = [str(path.resolve()), str(folder / "feeds.npz"), str(threads), str(runs)]
         try:
             done = run_child(Path(__file__).resolve(), arguments, timeout_s=_TIMEOUT_S)
@@ -73,21 +69,10 @@ def footprint(
     return Footprint(label(model), result["load_seconds"], result["peak_bytes"], model_size(model).file_bytes)
 
 
-def _storable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    # Strings come as objects, which only pickle could store.
-    return array.astype(str) if array.dtype.kind == "O" else array
-
-
 def _worker(model: Path, feeds: Path, threads: int, runs: int) -> dict[str, float | int]:
     import onnxruntime  # noqa: F401 - its own size is not the model's
 
-    loaded: list[dict[str, npt.NDArray[Any]]] = []
-    with np.load(feeds) as archive:
-        for key in archive.files:
-            index, _, name = key.partition("/")
-            while len(loaded) <= int(index):
-                loaded.append({})
-            loaded[int(index)][name] = archive[key]
+    loaded = load_feeds(feeds)
     before = _resident(reset=True)
     start = time.perf_counter()
     session = open_session(model, threads=threads)
