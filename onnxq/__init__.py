@@ -7,11 +7,14 @@ names load their modules on first use, so that ``import onnxq`` costs nothing.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from onnxq._version import __version__
 
+# Not from typing: with ``python -m onnxq`` that would be whatever typing.py lies in the current folder.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from onnxq.analysis.evaluation import Evaluation, evaluate
     from onnxq.analysis.inspection import Inspection, inspect
     from onnxq.analysis.running import benchmark, run_model

@@ -18,8 +18,8 @@ PACKAGE = Path(onnxq.__file__).parent
 ORDER = [
     "errors",
     "_version",
-    "config",
     "files",
+    "config",
     "numerics",
     "runtime",
     "query",

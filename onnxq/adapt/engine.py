@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +21,13 @@ import onnx_ir as ir
 from onnxq.adapt.trainer import Parameter, Schedule, Trained
 from onnxq.errors import RuntimeFailure
 from onnxq.graph.io import serialize
+from onnxq.runtime.child import child
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).resolve().with_name("worker.py")
 # onnxruntime-training 1.19.2 reads no newer one.
 _IR_VERSION = 9
 
@@ -141,21 +140,18 @@ class Engine:
 
     def _lines(self, folder: Path) -> Iterator[dict[str, Any]]:
         """What the worker says of a job, as it says it. However this ends, the worker has ended too."""
-        command = [sys.executable, str(WORKER), str(self.runtime), str(folder)]
-        with (folder / "worker.log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        arguments = [str(self.runtime), str(folder)]
+        with (
+            (folder / "worker.log").open("wb") as log,
+            # Compiled modules that lie beside those of the runtime are not looked at: their hashes are not known.
+            child(WORKER, arguments, stderr=log, pycache=folder / "compiled") as process,
+        ):
             assert process.stdout is not None
-            try:
-                for line in process.stdout:
-                    if line.startswith("{"):
-                        yield json.loads(line)
-                if process.wait() != 0:
-                    yield {"kind": "died", "code": process.returncode}
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-                process.stdout.close()
+            for line in process.stdout:
+                if line.startswith("{"):
+                    yield json.loads(line)
+            if process.wait() != 0:
+                yield {"kind": "died", "code": process.returncode}
 
     def _result(self, folder: Path, name: str, count: int) -> list[Array]:
         if not (folder / name).exists():

@@ -1,4 +1,4 @@
-"""The training process: ``python worker.py RUNTIME JOB``. Knows nothing of quantization and imports nothing of onnxq.
+"""The training process: a script with the arguments ``RUNTIME JOB`` that knows nothing of quantization.
 
 RUNTIME is the folder that holds onnxruntime-training, JOB a folder with ``job.json``, ``model.onnx`` (inputs, and a
 scalar loss as its only output) and ``data/0.npy``, ... for its inputs, samples along the first axis. Two kinds of job:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.calibrate.feeds import Feed, FeedOptions, FeedSource, open_feed
-from onnxq.calibrate.synthetic import runnable_feed
+from onnxq.calibrate.made_up import made_up
 from onnxq.errors import ConfigError, DataError, ModelError
 from onnxq.files.atomic import staged, write_file
 from onnxq.files.temporary import temporary_folder
@@ -222,10 +222,10 @@ def some_feed(given: Opened, data: FeedSource | None, options: FeedOptions | Non
     """
     if data is not None:
         return open_feed(data, given.signature.inputs, options=options).limit(_SOME)
-    made_up = runnable_feed(given.runnable, given.signature.inputs, options)
-    if made_up is None:
+    feed = made_up(given.model, given.runnable, given.signature.inputs, options).feed
+    if feed is None:
         raise DataError(f"{given.name} runs on no random input; give some with --data, or sizes with --dim NAME=N")
-    return made_up.limit(1)
+    return feed.limit(1)
 
 
 def _require_same_inputs(models: Sequence[Opened]) -> None:

@@ -43,14 +43,18 @@ class StreamSource(Source):
             iterator = iter(made)
         except OnnxqError:
             raise
-        except Exception as error:  # whatever the user's code raises is shown as theirs
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever the user's code raises is shown as theirs, SystemExit too
             raise DataError(f"{self.where} raised {type(error).__name__}: {one_line(error)}") from error
         while True:
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 raise DataError(
                     f"{self.where} raised {type(error).__name__} at sample {number}: {one_line(error)}"
                 ) from error
@@ -86,7 +90,7 @@ def load_reference(module: str, function: str) -> object:
     """
     where = f"{module}:{function}"
     is_file = module.endswith(".py")
-    if is_file and not Path(module).is_file():
+    if is_file and not os.path.isfile(module):
         raise DataError(f"{where}: there is no file {module}; give file.py:function or package.module:function")
     sys.path.insert(0, str(Path(module).resolve().parent) if is_file else os.getcwd())
     added = sys.path[0]
@@ -99,7 +103,9 @@ def load_reference(module: str, function: str) -> object:
             spec.loader.exec_module(found)  # type: ignore[arg-type]
         else:
             found = importlib.import_module(module)
-    except Exception as error:  # a module may raise anything while it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may raise anything while it is imported, and exit too
         raise DataError(
             f"{where} cannot be imported: {type(error).__name__}: {one_line(error)}; correct it, or run from its folder"
         ) from error

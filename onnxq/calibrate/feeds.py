@@ -2,23 +2,21 @@
 
 ``open_feed`` reads the kind of data off its source:
 
-| source                                | samples                                            | lives in         |
-|---------------------------------------|----------------------------------------------------|------------------|
-| ``.npz``, ``.npy``                    | axis 0 of every array (table in ``layout``)        | ``arrays``       |
-| a folder of ``.npz``/``.npy``         | a file: one sample or several                      | ``arrays``       |
-| a folder of images                    | an image file                                      | ``images``       |
-| ``.txt``, ``.jsonl``                  | a line, through a ``tokenizer.json``               | ``texts``        |
-| ``package.module:function``           | a dict; called again for every pass                | ``callables``    |
-| ``path/file.py:function``             | likewise                                           | ``callables``    |
-| the word ``random``                   | made up                                            | ``random_data``  |
-| mapping of arrays, one array          | axis 0, as in an ``.npz``                          | ``array_source`` |
-| list of dicts                         | a dict: a feed, or a sample without its batch axis | ``dicts``        |
-| re-iterable, function of no arguments | likewise                                           | ``callables``    |
+| source                                | samples                                             | lives in         |
+|---------------------------------------|-----------------------------------------------------|------------------|
+| ``.npz``, ``.npy``, a folder of them  | axis 0 of every array; a file is one or several     | ``arrays``       |
+| a folder of images                    | an image file                                       | ``images``       |
+| ``.txt``, ``.jsonl``                  | a line, through a ``tokenizer.json``                | ``texts``        |
+| ``package.module:function``, ``path/file.py:function`` | a dict; called again for every pass | ``callables`` |
+| the word ``random``                   | made up                                             | ``random_data``  |
+| mapping of arrays, one array          | axis 0, as in an ``.npz``                           | ``array_source`` |
+| list of dicts, re-iterable, function  | a dict: a feed, or a sample without its batch axis  | ``dicts``        |
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +26,7 @@ import numpy as np
 
 from onnxq.calibrate import images, texts
 from onnxq.calibrate.array_source import ArraySource
-from onnxq.calibrate.arrays import ArrayFolder, array_file
+from onnxq.calibrate.arrays import ArrayFolder, array_file, require_file
 from onnxq.calibrate.callables import SizedStream, StreamSource, load_reference, parse_reference
 from onnxq.calibrate.casting import Array
 from onnxq.calibrate.dicts import DictSource, to_array
@@ -235,9 +233,9 @@ def _from_text(source: str | Path, layout: Layout, options: FeedOptions) -> Sour
     if source == "random":
         return RandomSource(layout, options.limit, options.seed)
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _from_folder(path, layout, options)
-    if not path.exists():
+    if not os.path.exists(path):
         reference = parse_reference(str(source))
         if reference is None:
             raise DataError(
@@ -247,6 +245,7 @@ def _from_text(source: str | Path, layout: Layout, options: FeedOptions) -> Sour
         if callable(target):
             return StreamSource(target, layout, where=where)
         return _from_value(target, layout, where=where)
+    require_file(path)
     suffix = path.suffix.lower()
     if suffix in ARRAY_SUFFIXES:
         return array_file(path, layout)
@@ -260,7 +259,9 @@ def _from_text(source: str | Path, layout: Layout, options: FeedOptions) -> Sour
 
 def _from_folder(path: Path, layout: Layout, options: FeedOptions) -> Source:
     # Hidden files are a file manager's thumbnails and the like, no data.
-    files = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    files = [p for p in sorted(path.rglob("*")) if not p.name.startswith(".") and not os.path.isdir(p)]
+    for odd in (p for p in files if p.suffix.lower() in (*ARRAY_SUFFIXES, *images.SUFFIXES)):
+        require_file(odd)  # a pipe is never waited for
     arrays = [p for p in files if p.suffix.lower() in ARRAY_SUFFIXES]
     pictures = [p for p in files if p.suffix.lower() in images.SUFFIXES]
     if arrays and pictures:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +12,19 @@ import numpy as np
 
 from onnxq.calibrate.casting import Array, fit
 from onnxq.calibrate.layout import Layout, check_dims
-from onnxq.calibrate.options import FeedOptions, ImageOptions
+from onnxq.calibrate.options import MOST_PIXELS, FeedOptions, ImageOptions
 from onnxq.calibrate.preprocessor import NAME, read_preprocessor
 from onnxq.calibrate.sources import Indexed, Piece
 from onnxq.errors import ConfigError, DataError, one_line
+from onnxq.files.opening import open_file
 from onnxq.graph.signature import TensorSpec
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+# Whatever its name says, a file of another format is not opened: Pillow starts Ghostscript for some.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of the model: the mode that an image is converted to
 
 
@@ -74,7 +79,7 @@ def choose_options(options: FeedOptions, folder: Path) -> tuple[ImageOptions, st
     if options.preprocessor is not None:
         return read_preprocessor(options.preprocessor), None
     for place in ([Path(options.model).parent] if options.model is not None else []) + [folder]:
-        if (place / NAME).is_file():
+        if os.path.exists(place / NAME):
             return read_preprocessor(place / NAME), None
     return ImageOptions(), (
         f"images are scaled to 0..1 without mean and std, as no {NAME} was found: give image options if the model was "
@@ -156,11 +161,20 @@ def load_image(path: Path, options: ImageOptions, *, channels: int) -> Array:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert(_MODES[channels])
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        # The limit here is below the one that Pillow warns of.
+        with warnings.catch_warnings(), open_file(path) as file:
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(file, formats=_FORMATS)
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels, and may have {MOST_PIXELS:,}")
+            # In place, and converted only where it has to be: the largest images are held once.
+            ImageOps.exif_transpose(image, in_place=True)
+            image = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
+            image.load()
+        image = _crop(_resize(image, options), options)
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them
         raise DataError(f"image {path} cannot be read ({one_line(error)}): remove or replace it") from error
-    pixels = np.asarray(_crop(_resize(image, options), options))
+    pixels = np.asarray(image)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     if options.channels == "bgr" and channels >= 3:
         pixels = np.concatenate([pixels[:, :, 2::-1], pixels[:, :, 3:]], axis=2)
@@ -190,6 +204,8 @@ def _resize(image: Image.Image, options: ImageOptions) -> Image.Image:
         height, width = (edge, other) if image.height <= image.width else (other, edge)
     if (image.height, image.width) == (height, width):
         return image
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"it would be resized to {width} x {height} pixels, and may have {MOST_PIXELS:,}")
     filters: dict[str, Any] = {r.name.lower(): r for r in Image.Resampling}
     return image.resize((width, height), filters[options.resample])
 

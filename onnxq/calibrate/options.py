@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite, prod
 from pathlib import Path
 from typing import Literal, get_args
 
 from onnxq.config.choices import choice
 from onnxq.errors import ConfigError
 
+# An image of more is not decoded, resized to or cut out; as RGB this many fill 200 MB.
+MOST_PIXELS = 1 << 26
 Resize = Literal["exact", "shortest", "none"]
 PixelLayout = Literal["auto", "nchw", "nhwc"]
 ChannelOrder = Literal["rgb", "bgr"]
@@ -64,6 +67,12 @@ class ImageOptions:
             pair = getattr(self, name)
             if pair is not None and not (len(pair) == 2 and all(isinstance(v, int) and v > 0 for v in pair)):
                 raise ConfigError(f"image option {name} is {pair!r}: give (height, width) in pixels")
+            if pair is not None and prod(pair) > MOST_PIXELS:
+                raise ConfigError(f"image option {name} is {pair!r}: an image may have {MOST_PIXELS:,} pixels")
+        if self.longest is not None and self.longest < 1:
+            raise ConfigError(f"image option longest is {self.longest}: give a number of pixels")
+        if not all(map(isfinite, (self.scale, *self.mean, *self.std))):
+            raise ConfigError("image options scale, mean and std must be finite")
         if 0 in self.std or not self.std or not self.mean:
             raise ConfigError("image options mean and std need at least one number each, and std none that is 0")
 

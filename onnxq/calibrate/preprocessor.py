@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from onnxq.calibrate.options import ImageOptions, Resample, Resize
 from onnxq.errors import DataError, one_line
+from onnxq.files.opening import read_text
 
 NAME = "preprocessor_config.json"
 # Numbers of PIL.Image.Resampling.
@@ -26,21 +28,21 @@ def read_preprocessor(path: Path | str) -> ImageOptions:
     Raises ``DataError`` where it cannot be read or asks for a step that onnxq does not do.
     """
     path = Path(path)
-    path = path / NAME if path.is_dir() else path
+    path = path / NAME if os.path.isdir(path) else path
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}: check the path of the preprocessor configuration") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise DataError(f"{path} cannot be read ({one_line(error)}): give a {NAME}") from error
     refused = [key for key in _REFUSED if config.get(key)]
     if refused:
         raise DataError(f"{path} asks for {refused[0]}, which onnxq does not do: prepare the data as .npz instead")
     try:
         return _options(config)
-    except (TypeError, ValueError, KeyError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} has an entry that onnxq does not understand ({type(error).__name__}: {one_line(error)}): "
             "give image options instead"

@@ -13,29 +13,17 @@ Only tensors all of whose paths from the inputs cross such a layer are trusted. 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.calibrate.feeds import Feed, FeedOptions, open_feed
-from onnxq.errors import ConfigError, OnnxqError
 from onnxq.graph.copying import copy_model
 from onnxq.graph.edit import supersede
 from onnxq.graph.nodes import After, NodeBuilder
 from onnxq.graph.passes.fold_affine import MOMENTS
-from onnxq.graph.signature import TensorSpec
 from onnxq.query import constant
-from onnxq.runtime.session import open_session, run
-
-# Images at a time: the moments of a layer with few pixels need several samples.
-BATCH = 8
-SAMPLES = 64
-
-# Sizes tried for dimensions that the model leaves open; the first that the model runs with is taken.
-_OPEN_SIZES = (224, 64, 128, 32, 16, 8, 1)
 
 
 def impose_moments(model: ir.Model) -> tuple[ir.Model, frozenset[str]]:
@@ -100,50 +88,3 @@ def _standardise(
 
 def _column(data: npt.NDArray[np.floating], shape: list[int]) -> npt.NDArray[np.float32]:
     return data.astype(np.float32).reshape(shape)
-
-
-def random_feed(inputs: Sequence[TensorSpec], options: FeedOptions | None = None) -> tuple[Feed, ...]:
-    """Random feeds of ``BATCH`` samples for a model with ``inputs``, one candidate for each size of open dimensions.
-
-    Empty where no random data can be made (an input of strings, or of unknown rank).
-    """
-    options = options or FeedOptions()
-    open_dims = {
-        dim if isinstance(dim, str) else f"{spec.name}.{axis}"
-        for spec in inputs
-        for axis, dim in enumerate(spec.shape or ())
-        if not isinstance(dim, int)
-    }
-    candidates: list[Feed] = []
-    for size in _OPEN_SIZES if open_dims - set(options.dims) else (1,):
-        # The batch axis must not be pinned: which axis that is, the feed knows better.
-        for left_open in (_first_dims(inputs), set[str]()):
-            dims = {**dict.fromkeys(open_dims - left_open, size), **options.dims}
-            try:
-                chosen = FeedOptions(batch_size=BATCH, limit=SAMPLES, seed=options.seed, dims=dims)
-                candidates.append(open_feed("random", inputs, options=chosen))
-                break
-            except ConfigError:
-                raise
-            except OnnxqError:
-                continue
-    return tuple(candidates)
-
-
-def _first_dims(inputs: Sequence[TensorSpec]) -> set[str]:
-    first = set[str]()
-    for spec in inputs:
-        if spec.shape and not isinstance(spec.shape[0], int):
-            first.add(spec.shape[0] if isinstance(spec.shape[0], str) else f"{spec.name}.0")
-    return first
-
-
-def runnable_feed(model: bytes | Path, inputs: Sequence[TensorSpec], options: FeedOptions | None) -> Feed | None:
-    """Random inputs of the first sizes that ``model`` runs with; None where there are none."""
-    for feed in random_feed(inputs, options):
-        try:
-            run(open_session(model), next(iter(feed)))
-        except OnnxqError:
-            continue
-        return feed
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +15,20 @@ from onnxq.calibrate.layout import Layout
 from onnxq.calibrate.options import FeedOptions
 from onnxq.calibrate.sources import Indexed, Piece
 from onnxq.errors import DataError, one_line
+from onnxq.files.opening import Unfit, open_file, read_file, size_text
 from onnxq.graph.signature import TensorSpec
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 SUFFIXES = (".txt", ".jsonl")
 NAME = "tokenizer.json"
 DEFAULT_LENGTH = 512
+# Bytes in a line, lines in a file, tokens in a sample, bytes in a tokenizer's file: more is no data for a model.
+LONGEST_LINE = 1 << 20
+MOST_LINES = 10_000_000
+MOST_TOKENS = 1 << 20
+LARGEST_TOKENIZER = 256 << 20
 # Input names in use, without the ":0" of models from TensorFlow, and what they hold.
 _ROLES = {
     "input_ids": "ids",
@@ -49,6 +56,8 @@ class TextSource(Indexed):
             raise DataError(f"{path} is empty: give a text a line")
         self._fixed = self._fixed_length()
         self._length = self._fixed or options.max_length or DEFAULT_LENGTH
+        if self._length > MOST_TOKENS:
+            raise DataError(f"{self.where}: {self._length} tokens a sample are more than the {MOST_TOKENS} of a text")
         self._tokenizer, found = _load_tokenizer(path, options)
         # The file may bring padding and truncation of its own; the model's shape decides here.
         pad = self._tokenizer.padding or {}
@@ -74,9 +83,9 @@ class TextSource(Indexed):
         return len(self._lines)
 
     def _text(self, index: int) -> str:
-        with open(self._path, "rb") as file:
+        with open_file(self._path) as file:
             file.seek(self._lines[index])
-            line = file.readline()
+            line = file.readline(LONGEST_LINE)
         where = f"line at sample {index} of {self.where}"
         try:
             text = line.decode("utf-8-sig").strip("\r\n")
@@ -86,17 +95,29 @@ class TextSource(Indexed):
             return text
         try:
             entry = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
             raise DataError(f"{where} is not JSON ({one_line(error)}): give one object a line") from error
         if not isinstance(entry, dict) or not isinstance(entry.get(self._field), str):
             keys = ", ".join(map(repr, entry)) if isinstance(entry, dict) else type(entry).__name__
             raise DataError(f"{where} has no text under {self._field!r} (it has {keys}): name the field that holds it")
         return str(entry[self._field])
 
+    def _encoded(self, index: int) -> Encoding:
+        text = self._text(index)
+        try:
+            return self._tokenizer.encode(text)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # what Rust panics with (a regular expression without end) is no Exception
+            raise DataError(
+                f"the line at sample {index} of {self.where} cannot be tokenized ({one_line(error)})",
+                hint="remove the line, or give the tokenizer that belongs to the model with --tokenizer",
+            ) from error
+
     def __getitem__(self, index: int) -> Piece:
         if index >= len(self._lines):
             raise IndexError(index)
-        encoded = self._tokenizer.encode(self._text(index))
+        encoded = self._encoded(index)
         tokens = len(encoded.ids)
         if tokens == 0:
             raise DataError(f"sample {index} of {self.where} gives no tokens: remove that line")
@@ -142,13 +163,18 @@ def _integral(spec: TensorSpec) -> bool:
 
 def _line_offsets(path: Path) -> array[int]:
     """Where each line that is not blank begins, in bytes."""
-    offsets, position = array("Q"), 0
+    offsets, position, number = array("Q"), 0, 0
     try:
-        with open(path, "rb") as file:
-            for line in file:
+        with open_file(path) as file:
+            while line := file.readline(LONGEST_LINE + 1):
+                if len(line) > LONGEST_LINE:
+                    raise Unfit(f"line {number + 1} has more than {size_text(LONGEST_LINE)}; a sample is one line")
                 if line.strip():
                     offsets.append(position)
+                    if len(offsets) > MOST_LINES:
+                        raise Unfit(f"it has more than {MOST_LINES:,} lines")
                 position += len(line)
+                number += 1
     except OSError as error:
         raise DataError(f"{path} cannot be read ({one_line(error)}): check the path") from error
     return offsets
@@ -161,16 +187,18 @@ def _load_tokenizer(path: Path, options: FeedOptions) -> tuple[Tokenizer, Path]:
         raise DataError("reading text needs tokenizers: pip install 'onnxq[text]'") from error
     if options.tokenizer is not None:
         given = Path(options.tokenizer)
-        found = given / NAME if given.is_dir() else given
-        if not found.is_file():
+        found = given / NAME if os.path.isdir(given) else given
+        if not os.path.exists(found):
             raise DataError(f"there is no tokenizer {found}: check the path")
     else:
         places = [path.parent] + ([Path(options.model).parent] if options.model is not None else [])
-        existing = [p / NAME for p in places if (p / NAME).is_file()]
+        existing = [p / NAME for p in places if os.path.exists(p / NAME)]
         if not existing:
             raise DataError(f"{path} is text, but no {NAME} lies beside it or the model: put one there or name it")
         found = existing[0]
     try:
-        return Tokenizer.from_file(str(found)), found
-    except Exception as error:  # tokenizers raises bare Exception for every bad file
+        return Tokenizer.from_buffer(read_file(found, at_most=LARGEST_TOKENIZER)), found
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception for every bad file, or panics
         raise DataError(f"{found} cannot be read as a tokenizer ({one_line(error)}): give a {NAME}") from error

@@ -17,6 +17,7 @@ from onnxq.cli.options import Json, Model, Quiet, feed_options
 from onnxq.cli.progress import progress_bar
 from onnxq.config import AUTO, PRESETS, Config, config_text, preset
 from onnxq.errors import OutputError
+from onnxq.files.atomic import LONGEST_NAME
 
 if TYPE_CHECKING:
     from onnxq.pipeline import Result
@@ -142,21 +143,25 @@ def suffix(config: Config) -> str:
 
 def check_output(target: Path, model: Path, *, overwrite: bool) -> None:
     """Raises ``OutputError`` at once where saving to ``target`` would fail after all the work."""
-    if target.is_dir():
+    if os.path.isdir(target):
         raise OutputError(f"cannot write {target}: it is a folder; give a file name with -o")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist; create it first")
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"cannot write {target}: no permission to write in {target.parent}; choose another with -o")
     if os.path.realpath(target) == os.path.realpath(model):
         raise OutputError(f"{target} is the input model and is not written over; choose another output with -o")
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OutputError(f"cannot write {target}: it is not a plain file; give another with -o")
+    if (length := len(os.fsencode(target.name))) > LONGEST_NAME:
+        raise OutputError(f"cannot write {target.name[:40]}...: a name of {length} bytes; give a shorter one with -o")
+    if os.path.exists(target) and not overwrite:
         raise OutputError(f"{target} exists already; remove it, or leave out --no-overwrite")
 
 
 def data_beside(model: Path) -> str | None:
     """The calibration data that lies beside ``model`` under its name, or None."""
-    return next((str(p) for s in BESIDE if (p := model.with_name(model.stem + s)).exists()), None)
+    return next((str(p) for s in BESIDE if os.path.exists(p := model.with_name(model.stem + s))), None)
 
 
 def calib_name(model: Path) -> Path:

@@ -13,6 +13,7 @@ from onnxq.config.choices import unknown_key
 from onnxq.config.config import Config
 from onnxq.config.rules import Rule
 from onnxq.errors import ConfigError, one_line
+from onnxq.files.opening import read_text
 
 
 def config_text(config: Config) -> str:
@@ -39,10 +40,10 @@ def load_config(path: Path | str) -> Config:
         import tomli as tomllib
 
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(path))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number without end, nested too deeply
         raise ConfigError(f"{path} is not valid TOML: {one_line(error)}") from error
     return config_from(table, where=str(path))
 

@@ -16,6 +16,10 @@ from onnxq.files.locks import abandoned, one_at_a_time, try_lock
 
 _SUFFIX = ".tmp"
 
+# Bytes that names may have: of a file, less what is put behind it (.data), and what of it temporary ones begin with.
+LONGEST_NAME = 250
+_LONGEST_START = 200
+
 
 @contextlib.contextmanager
 def staged(*targets: Path, then_unneeded: Callable[[], Iterable[Path]] = tuple) -> Iterator[tuple[Path, ...]]:
@@ -58,7 +62,7 @@ def staged(*targets: Path, then_unneeded: Callable[[], Iterable[Path]] = tuple) 
 def _own_file(target: Path) -> Iterator[Path]:
     """A new file beside ``target``, locked for as long as the context lasts."""
     while True:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=_start(target), suffix=_SUFFIX, dir=target.parent)
         if sys.platform == "win32":  # an open file cannot be renamed there
             os.close(handle)
             yield Path(name)
@@ -72,9 +76,14 @@ def _own_file(target: Path) -> Iterator[Path]:
         os.close(handle)
 
 
+def _start(target: Path) -> str:
+    """What the names of the temporary files of ``target`` begin with."""
+    return f".{os.fsdecode(os.fsencode(target.name)[:_LONGEST_START])}."
+
+
 def _remove_abandoned(target: Path) -> None:
     """Removes the temporary files of ``target`` whose process is gone."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*{_SUFFIX}"):
+    for path in target.parent.glob(f"{glob.escape(_start(target))}*{_SUFFIX}"):
         if abandoned(path):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -100,17 +109,17 @@ def _write_all(file: BinaryIO, content: bytes) -> None:
 
 
 def _check_target(target: Path) -> None:
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist; create it first")
-    if target.is_dir():
+    if os.path.isdir(target):
         raise OutputError(f"cannot write {target}: it is a folder; give a file name")
-    if target.exists() and not target.is_file():
+    if os.path.exists(target) and not os.path.isfile(target):
         raise OutputError(f"cannot write {target}: it is not a plain file")
 
 
 def _mode(target: Path) -> int:
     """The permissions that ``target`` has, or those that a new file would get."""
-    if target.exists():
+    if os.path.exists(target):
         return target.stat().st_mode & 0o777
     mask = os.umask(0)
     os.umask(mask)

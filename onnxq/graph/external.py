@@ -9,21 +9,22 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
+from onnxq.files.opening import check_file, is_within
 from onnxq.graph.copying import all_graphs, all_nodes
 
 
-def resolve_external(model: ir.Model, folder: Path | None) -> tuple[Path, ...]:
+def resolve_external(model: ir.Model, file: Path | None) -> tuple[Path, ...]:
     """Points every external tensor of ``model`` at its real file and returns those files; nothing is read.
 
-    ``folder`` is where the model lies; None (a model from memory) leaves paths relative to the working directory.
+    ``file`` is that of the model; None (a model from memory) leaves paths relative to the working directory.
 
     Raises:
-        ModelError: a file is missing, too short, or lies outside the model's folder by name.
+        ModelError: a file is missing, too short, no regular file, or lies outside the model's folder.
     """
     files: dict[Path, None] = {}
 
     def resolved(tensor: ir.ExternalTensor, owner: str) -> ir.ExternalTensor:
-        path = _locate(tensor, owner, folder)
+        path = _locate(tensor, owner, file)
         files[path] = None
         # The real path and no base folder: model hubs keep data behind symbolic links that leave the model's folder.
         return relocated(tensor, os.fspath(path), name=tensor.name or owner)
@@ -78,25 +79,41 @@ def _external_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.Ext
                 yield node, key, attribute.value
 
 
-def _locate(tensor: ir.ExternalTensor, owner: str, folder: Path | None) -> Path:
+def _locate(tensor: ir.ExternalTensor, owner: str, file: Path | None) -> Path:
     location = os.fspath(tensor.location)
-    base = Path(tensor.base_dir) if folder is None else folder
-    if folder is not None and (os.path.isabs(location) or ".." in Path(location).parts):
+    base = Path(tensor.base_dir) if file is None else Path(os.path.abspath(file)).parent
+    path = base / location
+    if file is not None and not _belongs(location, base, file):
         raise ModelError(
             f"tensor {owner!r} keeps its data in {location!r}, outside the model's folder; save the model again with "
             "its data beside it"
         )
-    path = base / location
-    if not path.is_file():
-        what = "is missing" if not path.exists() else "is not a file"
-        hint = "put it beside the model" if folder is not None else "give the path of the model instead of the object"
-        raise ModelError(f"external data file {str(path)!r} of tensor {owner!r} {what}; {hint}")
-    path = path.resolve()
-    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-    size = path.stat().st_size
-    if tensor.size and end > size:
+    try:
+        check_file(path)
+    except FileNotFoundError as error:
+        hint = "put it beside the model" if file is not None else "give the path of the model instead of the object"
+        raise ModelError(f"external data file {str(path)!r} of tensor {owner!r} is missing; {hint}") from error
+    except OSError as error:
         raise ModelError(
-            f"external data file {str(path)!r} is truncated: tensor {owner!r} ends at byte {end}, the file at {size}; "
-            "copy the file again"
+            f"external data file {str(path)!r} of tensor {owner!r} is not read: {error.strerror}"
+        ) from error
+    path = path.resolve()
+    start, length = tensor.offset or 0, tensor.length or tensor.nbytes
+    size = path.stat().st_size
+    if tensor.size and (start < 0 or length < 0 or start + length > size):
+        raise ModelError(
+            f"external data file {str(path)!r} is truncated: tensor {owner!r} ends at byte {start + length}, "
+            f"the file at {size}; copy the file again"
         )
     return path
+
+
+def _belongs(location: str, folder: Path, file: Path) -> bool:
+    """Whether ``location`` is a file of the model ``file`` in ``folder``, by name and with links followed.
+
+    Model hubs keep both behind links that leave the folder, side by side (``blobs/``): that is the model's real folder.
+    """
+    if os.path.isabs(location) or ".." in Path(location).parts:
+        return False
+    data = os.path.realpath(folder / location)
+    return any(is_within(data, home) for home in (os.path.realpath(folder), os.path.dirname(os.path.realpath(file))))

@@ -11,13 +11,14 @@ from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped,unused-ignore]
 
 from onnxq.errors import ModelError, OutputError, one_line
 from onnxq.files.atomic import staged, write_bytes, write_file
 from onnxq.graph.copying import FILES, INFERRED, all_graphs, copy_model
 from onnxq.graph.door import DAMAGED, check_model
 from onnxq.graph.external import embed_external, relocated, resolve_external
+from onnxq.runtime.proto import read_model
 
 # A protobuf message ends at 2^31 - 1 bytes; the rest of the model (nodes, names, shapes) needs room below that.
 EXTERNAL_ABOVE = 2_000_000_000
@@ -45,7 +46,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Mode
         proto.CopyFrom(source)
         return _from_proto(proto, "the model", None)
     path = Path(source)
-    return _from_proto(_read(path), str(path), path)
+    return _from_proto(read_model(path), str(path), path)
 
 
 def save(
@@ -86,7 +87,7 @@ def save(
     for out in targets:
         if out in kept:
             raise OutputError(f"{out} belongs to the input model and is not written over; choose another output path")
-        if out.exists() and not overwrite:
+        if os.path.exists(out) and not overwrite:
             raise OutputError(f"{out} exists already; remove it or choose another output path")
     if not external:
         write_bytes(target, serialize(model))
@@ -149,22 +150,6 @@ def fitting_ir_version(model: ir.Model) -> int:
     return version
 
 
-def _read(path: Path) -> onnx.ModelProto:
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder; give the path of an ONNX file")
-    if not path.exists():
-        raise ModelError(f"{path} does not exist; check the path")
-    try:
-        proto: onnx.ModelProto = onnx.load_model(path, load_external_data=False)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
-    except DecodeError as error:
-        raise ModelError(f"{path} is not an ONNX model, or is truncated; export or copy it again") from error
-    except Exception as error:  # text formats have parsers with errors of their own
-        raise ModelError(f"{path} cannot be parsed: {one_line(error)}") from error
-    return proto
-
-
 def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Model:
     if not proto.HasField("graph") or not proto.opset_import:
         # Any short file of zeros parses as an empty protobuf message; a cut one may lack its last fields.
@@ -178,8 +163,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     if "ai.onnx" in model.opset_imports:  # the default domain's other spelling
         version = model.opset_imports.pop("ai.onnx")
         model.opset_imports.setdefault("", version)
-    folder = None if path is None else Path(os.path.abspath(path)).parent
-    files = resolve_external(model, folder)
+    files = resolve_external(model, path)
     model.meta[FILES] = files if path is None else (Path(os.path.realpath(path)), *files)
     check_model(model, name)
     return model

@@ -1,6 +1,6 @@
 """Load time and peak memory of one model, measured in a fresh process so that nothing else is counted.
 
-Run as ``python -m onnxq.measure.footprint MODEL FEEDS.npz THREADS RUNS`` it prints the figures as one line of JSON.
+Run as a script with the arguments ``MODEL FEEDS.npz THREADS RUNS`` it prints the figures as one line of JSON.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import RuntimeFailure, one_line
 from onnxq.files.temporary import temporary_folder
 from onnxq.measure.size import model_size
+from onnxq.runtime.child import run_child
 from onnxq.runtime.proto import Model, label
 from onnxq.runtime.session import open_session, run
+from onnxq.runtime.stored_feeds import load_feeds, store_feeds
 
 _TIMEOUT_S = 600
 
@@ -52,22 +53,10 @@ def footprint(
         path = folder / "model.onnx" if isinstance(model, bytes) else Path(model)
         if isinstance(model, bytes):
             path.write_bytes(model)
-        # Any: numpy types the names of the arrays as if one of them could be its own option.
-        arrays: dict[str, Any] = {
-            f"{i}/{name}": _storable(array) for i, feed in enumerate(feeds) for name, array in feed.items()
-        }
-        np.savez(folder / "feeds.npz", **arrays)
-        command = [
-            sys.executable,
-            "-m",
-            __name__,
-            str(path.resolve()),
-            str(folder / "feeds.npz"),
-            str(threads),
-            str(runs),
-        ]
+        store_feeds(folder / "feeds.npz", feeds)
+        arguments = [str(path.resolve()), str(folder / "feeds.npz"), str(threads), str(runs)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+            done = run_child(Path(__file__).resolve(), arguments, timeout_s=_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
             raise RuntimeFailure(
                 f"measuring {label(model)} took over {_TIMEOUT_S} s; measure without memory"
@@ -79,21 +68,10 @@ def footprint(
     return Footprint(label(model), result["load_seconds"], result["peak_bytes"], model_size(model).file_bytes)
 
 
-def _storable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    # Strings come as objects, which only pickle could store.
-    return array.astype(str) if array.dtype.kind == "O" else array
-
-
 def _worker(model: Path, feeds: Path, threads: int, runs: int) -> dict[str, float | int]:
     import onnxruntime  # noqa: F401 - its own size is not the model's
 
-    loaded: list[dict[str, npt.NDArray[Any]]] = []
-    with np.load(feeds) as archive:
-        for key in archive.files:
-            index, _, name = key.partition("/")
-            while len(loaded) <= int(index):
-                loaded.append({})
-            loaded[int(index)][name] = archive[key]
+    loaded = load_feeds(feeds)
     before = _resident(reset=True)
     start = time.perf_counter()
     session = open_session(model, threads=threads)

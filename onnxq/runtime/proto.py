@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from onnxq.errors import ModelError, one_line
+from onnxq.files.opening import open_file, read_file
+from onnxq.runtime.skeleton import MOST_OF_A_KIND, TooMany, check_skeleton
 
 if TYPE_CHECKING:
     import onnx
 
 # Far below the 2 GiB that protobuf can write: the graph and a copy come on top.
 _LARGEST_INLINE = 2**30
+
+# Where a message of protobuf ends.
+LARGEST_MODEL = 2**31 - 1
+_LARGEST_TEXT_FORM = 128 << 20
+_DEEPEST = 1000
+_OPENING = b"([{<"
+_NO_BRACKETS = bytes(set(range(256)) - set(b"()[]{}<>"))
 
 # A file (its external data lies beside it) or a serialised ModelProto.
 Model: TypeAlias = "Path | str | bytes"
@@ -36,18 +47,76 @@ def load_proto(model: Model) -> onnx.ModelProto:
     import onnx
 
     name = label(model)
-    try:
-        data = model if isinstance(model, bytes) else Path(model).read_bytes()
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise ModelError(f"cannot read {model!s}: {reason}; check the path") from error
-    try:
-        proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
-    except Exception as error:  # protobuf's DecodeError lies in a module that moves between versions
-        raise ModelError(f"{name} is not an ONNX model or is truncated; export or download it again") from error
+    if not isinstance(model, bytes):
+        proto = read_model(Path(model))
+    else:
+        try:
+            proto = onnx.ModelProto.FromString(model)
+        except Exception as error:  # protobuf's DecodeError lies in a module that moves between versions
+            raise ModelError(f"{name} is not an ONNX model or is truncated; export or download it again") from error
     if not proto.HasField("graph"):
         raise ModelError(f"{name} holds no graph: it is not an ONNX model; give the .onnx file itself")
     return proto
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """The message in the file ``path``, in any of ONNX's formats; weights in external files stay there.
+
+    Raises ``ModelError`` where there is no such file, it is no regular one, or not an ONNX model.
+    """
+    import onnx
+
+    try:
+        kind = onnx.serialization.registry.get_format_from_file_extension(path.suffix) or "protobuf"
+        if kind != "protobuf":
+            return _read_text_form(path, kind)
+        with open_file(path, at_most=LARGEST_MODEL) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                    check_skeleton(mapped)
+            proto: onnx.ModelProto = onnx.ModelProto.FromString(file.read())
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except TooMany as error:
+        raise ModelError(
+            f"{path} holds more nodes or other entries than onnxq takes ({MOST_OF_A_KIND:,} of a kind)",
+            hint="check where the file comes from, or split the model",
+        ) from error
+    except Exception as error:  # protobuf's DecodeError lies in a module that moves between versions
+        raise ModelError(f"{path} is not an ONNX model, or is truncated; export or copy it again") from error
+    return proto
+
+
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    if os.path.isdir(path):
+        return ModelError(f"{path} is a folder; give the path of an ONNX file")
+    if isinstance(error, FileNotFoundError):
+        return ModelError(f"{path} does not exist; check the path")
+    return ModelError(f"{path} cannot be read: {error.strerror or one_line(error)}")
+
+
+def _read_text_form(path: Path, kind: str) -> onnx.ModelProto:
+    """The model in a text format, none of whose parsers takes any input. Raises ``OSError`` and ``ModelError``."""
+    import onnx
+
+    text = read_file(path, at_most=_LARGEST_TEXT_FORM)
+    try:
+        # onnx's own parser kills the process where its input is nested deeply.
+        if (levels := depth(text)) > _DEEPEST:
+            raise ValueError(f"it is nested {levels} levels deep")
+        return onnx.serialization.registry.get(kind).deserialize_proto(text, onnx.ModelProto())
+    except Exception as error:  # each parser has errors of its own
+        raise ModelError(f"{path} cannot be parsed: {one_line(error)}") from error
+
+
+def depth(text: bytes) -> int:
+    """How deeply brackets of all kinds are nested in ``text``, those in strings counted too."""
+    deepest = level = 0
+    for bracket in text.translate(None, _NO_BRACKETS):
+        level = level + 1 if bracket in _OPENING else max(0, level - 1)
+        deepest = max(deepest, level)
+    return deepest
 
 
 def bring_weights(proto: onnx.ModelProto, base: Path | None) -> Path | None:

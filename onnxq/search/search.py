@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from onnxq.build.build import Context
 from onnxq.build.candidate import Candidate, Watch
 from onnxq.calibrate.feeds import Feed, FeedOptions
+from onnxq.calibrate.first_run import before_first_run
 from onnxq.calibrate.layout import OVERRIDE
-from onnxq.calibrate.synthetic import impose_moments, runnable_feed
+from onnxq.calibrate.made_up import NOT_RUN, MadeUp, failing, made_up
+from onnxq.calibrate.synthetic import impose_moments
 from onnxq.config import AUTO
 from onnxq.equalize import Equalized
-from onnxq.errors import ConfigError
+from onnxq.errors import ConfigError, DataError, RuntimeFailure
 from onnxq.kernels.targets import target_of
 from onnxq.plan import ReasonCode
 from onnxq.plan.place import place
@@ -37,6 +39,7 @@ class Outcome:
 def with_data(job: Job, feed: Feed) -> Outcome:
     """The best static INT8 model that held-out samples bear out."""
     feed = feed.limit(job.asked.samples)
+    before_first_run(job.prepared, job.reference, next(iter(feed)))
     samples = split(feed, job.asked)
     search = Search(job, samples, samples.held_out.limit(TIMED_FEEDS), feed.description)
     first = _first(job, samples)
@@ -86,8 +89,20 @@ def without_data(job: Job, options: FeedOptions | None) -> Outcome:
         raise ConfigError("weights = 'auto' needs calibration data: how much a layer matters is measured")
     if config.adapt != "none":
         raise ConfigError("adapt needs calibration data: weights are fitted to what layers read")
+    found = made_up(job.prepared, job.reference, job.signature.inputs, options)
+    try:
+        return _on_made_up(job, found)
+    except (DataError, RuntimeFailure):
+        # Other samples than the first: where the float model fails on one of them too, it is not the candidate's fault.
+        again = None if found.feed is None else failing(job.reference, found.feed)
+        if again is None:
+            raise
+        return _on_made_up(job, MadeUp(None, f"{NOT_RUN}: {again}"))
+
+
+def _on_made_up(job: Job, made: MadeUp) -> Outcome:
+    config, feed = job.asked, made.feed
     watched, trusted = impose_moments(job.prepared)
-    feed = runnable_feed(job.reference, job.signature.inputs, options)
     target = target_of(config)
     candidate = Candidate(
         job.prepared,
@@ -105,4 +120,6 @@ def without_data(job: Job, options: FeedOptions | None) -> Outcome:
             run(session, one)
         shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in one.items())
         attempt = attempt.noting(f"loaded and run on random inputs: {shapes}")
+    if made.note:
+        attempt = attempt.noting(made.note)
     return Outcome(improved(search, attempt, AT_THE_END), "none", (NO_DATA,))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from onnxq.calibrate import arrays as arrays_module
+from onnxq.calibrate import file_array
 from onnxq.calibrate.feeds import FeedOptions, open_feed
 from onnxq.errors import DataError
 from onnxq.graph.signature import TensorSpec
@@ -68,7 +69,7 @@ def test_a_file_truncated_after_opening(tmp_path):
 @pytest.mark.parametrize("resident", [0, 2**30])
 @pytest.mark.parametrize("writer", [np.savez, np.savez_compressed])
 def test_rows_from_disk_stream_and_memory_are_the_same(tmp_path, monkeypatch, writer, resident):
-    monkeypatch.setattr(arrays_module, "RESIDENT_BYTES", resident)
+    monkeypatch.setattr(file_array, "RESIDENT_BYTES", resident)
     x = np.random.default_rng(1).integers(0, 256, (20, 3, 4, 4), np.uint8)
     writer(tmp_path / "a.npz", x=x, f=np.asfortranarray(x), other=np.arange(3))
     arrays = arrays_module.open_arrays(tmp_path / "a.npz")

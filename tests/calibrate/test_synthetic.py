@@ -9,7 +9,8 @@ import pytest
 from zoo import Net, batchnorm_cnn, feeds, prepared, residual, trained
 
 from onnxq.calibrate.feeds import FeedOptions
-from onnxq.calibrate.synthetic import BATCH, SAMPLES, impose_moments, random_feed
+from onnxq.calibrate.made_up import BATCH, SAMPLES, random_feeds
+from onnxq.calibrate.synthetic import impose_moments
 from onnxq.graph.instrument import expose
 from onnxq.graph.io import serialize
 from onnxq.graph.passes.fold_affine import MOMENTS
@@ -90,25 +91,25 @@ def test_imposing_changes_a_copy() -> None:
 
 def test_random_feeds_fit_the_model_and_repeat() -> None:
     proto = batchnorm_cnn()
-    (feed, *_) = random_feed(signature(ir.from_proto(proto)).inputs)
+    (feed, *_) = random_feeds(signature(ir.from_proto(proto)).inputs)
     shapes = {f["x"].shape for f in feed}
     assert shapes == {(BATCH, 3, 12, 12)}
     assert sum(len(f["x"]) for f in feed) == SAMPLES
-    again = random_feed(signature(ir.from_proto(proto)).inputs)[0]
+    again = next(random_feeds(signature(ir.from_proto(proto)).inputs))
     np.testing.assert_array_equal(next(iter(feed))["x"], next(iter(again))["x"])
 
 
 def test_open_dimensions_are_tried_in_several_sizes() -> None:
     spec = TensorSpec("x", np.dtype(np.float32), ("n", 3, "h", "w"))
-    sizes = [next(iter(f))["x"].shape[2:] for f in random_feed([spec])]
+    sizes = [next(iter(f))["x"].shape[2:] for f in random_feeds([spec])]
     assert sizes[:2] == [(224, 224), (64, 64)]
-    given = random_feed([spec], FeedOptions(dims={"h": 10, "w": 12}))
+    given = random_feeds([spec], FeedOptions(dims={"h": 10, "w": 12}))
     assert {next(iter(f))["x"].shape[2:] for f in given} == {(10, 12)}
 
 
 def test_inputs_that_cannot_be_made_up_give_no_feed() -> None:
-    assert random_feed([TensorSpec("text", np.dtype(object), ("n",))]) == ()
-    assert random_feed([TensorSpec("x", np.dtype(np.float32), None)]) == ()
+    assert list(random_feeds([TensorSpec("text", np.dtype(object), ("n",))])) == []
+    assert list(random_feeds([TensorSpec("x", np.dtype(np.float32), None)])) == []
 
 
 def test_synthetic_ranges_resemble_real_ones() -> None:

@@ -1,0 +1,95 @@
+"""What an ONNX file is made of, read off without reading it: only the places of its messages are looked at.
+
+A parser turns two bytes into a hundred, and a file of zeros or of millions of empty entries into gigabytes. So messages
+are walked through first, where they lie in the file. Those that hold weights are stepped over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from mmap import mmap
+
+# Entries of one kind in one message, and of all kinds in all messages that are looked into.
+MOST_OF_A_KIND = 500_000
+MOST_ENTRIES = 3_000_000
+# Smaller messages are not looked into, but for the graph itself: their entries are few.
+_SMALL = 1 << 14
+
+# By message, its fields that are messages too; the numbers are those of onnx.proto.
+_MODEL, _GRAPH, _NODE, _ATTRIBUTE, _FUNCTION, _TENSOR, _SPARSE = range(7)
+_MESSAGES: Mapping[int, Mapping[int, int]] = {
+    _MODEL: {7: _GRAPH, 25: _FUNCTION},
+    _GRAPH: {1: _NODE, 5: _TENSOR, 15: _SPARSE},
+    _NODE: {5: _ATTRIBUTE},
+    _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 10: _TENSOR, 11: _GRAPH, 22: _SPARSE, 23: _SPARSE},
+    _FUNCTION: {7: _NODE, 11: _ATTRIBUTE},
+    _SPARSE: {1: _TENSOR, 2: _TENSOR},
+    _TENSOR: {},
+}
+_GRAPH_FIELD = 7
+_VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5
+
+
+class NoModel(ValueError):
+    """It is no message of this kind, or is cut."""
+
+
+class TooMany(ValueError):
+    """It holds more entries than a model has."""
+
+
+def check_skeleton(data: mmap | bytes) -> None:
+    """Nothing; raises ``NoModel`` where ``data`` is no serialised model or is cut, ``TooMany`` where it is a bomb."""
+    left = MOST_ENTRIES
+    seen_graph = False
+    waiting = [(_MODEL, 0, len(data))]
+    while waiting:
+        kind, start, end = waiting.pop()
+        counts: dict[int, int] = {}
+        for field, where, stop in _fields(data, start, end):
+            counts[field] = counts.get(field, 0) + 1
+            left -= 1
+            if counts[field] > MOST_OF_A_KIND or left < 0:
+                raise TooMany
+            seen_graph |= kind == _MODEL and field == _GRAPH_FIELD
+            inner = _MESSAGES[kind].get(field)
+            if inner is not None and (stop - where > _SMALL or kind == _MODEL):
+                waiting.append((inner, where, stop))
+    if not seen_graph:
+        raise NoModel
+
+
+def _fields(data: mmap | bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(number, where its value begins, where it ends) of every field of the message from ``start`` to ``end``."""
+    at = start
+    while at < end:
+        tag, at = _number(data, at, end)
+        field, wire = tag >> 3, tag & 7
+        if field == 0:
+            raise NoModel
+        if wire == _LENGTH:
+            size, at = _number(data, at, end)
+            stop = at + size
+        elif wire == _VARINT:
+            _, stop = _number(data, at, end)
+        elif wire in (_EIGHT, _FOUR):
+            stop = at + (8 if wire == _EIGHT else 4)
+        else:
+            raise NoModel  # groups, which no version of ONNX has
+        if stop > end:
+            raise NoModel
+        yield field, at, stop
+        at = stop
+
+
+def _number(data: mmap | bytes, at: int, end: int) -> tuple[int, int]:
+    """(value, where it ends) of the number of variable length at ``at``."""
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise NoModel

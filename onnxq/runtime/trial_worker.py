@@ -1,0 +1,84 @@
+"""The process in which a model is tried: a script with the arguments ``MODEL FEEDS.npz FIRST SECONDS BYTES``.
+
+It runs the feeds from number ``FIRST`` on, in order, until the model has run on one. Behind each it prints one line of
+JSON: ``ran`` with its number, or ``failed`` with the reason ``why``. It may use ``BYTES`` more than it has when
+onnxruntime is imported and, for each feed, ``SECONDS`` of the processor besides what loading the model took many times
+over. Beyond that it is ended by the system, as it is where an operator divides by zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np  # noqa: F401 - before memory is limited
+import onnxruntime  # noqa: F401
+
+from onnxq.errors import OnnxqError, one_line
+from onnxq.runtime.session import open_to_look, run
+from onnxq.runtime.stored_feeds import load_feeds
+
+# To load a model may take long, and is over at some time.
+_LOADING_S = 300
+# A run takes no more than so many times what loading took, where that was long.
+_LOADS = 20
+
+
+def main(model: Path, feeds: Path, first: int, seconds: float, memory: int) -> None:
+    _limit("RLIMIT_CORE", 0)
+    _limit("RLIMIT_DATA", _used_data() + memory)
+    _limit_processor(_LOADING_S)
+    given = load_feeds(feeds)
+    start = time.process_time()
+    try:
+        session = open_to_look(model, threads=1)
+    except OnnxqError as error:
+        for number in range(first, len(given)):
+            tell(failed=number, why=one_line(error.what))
+        return
+    loading = time.process_time() - start
+    for number in range(first, len(given)):
+        _limit_processor(seconds + _LOADS * loading)
+        try:
+            run(session, given[number])
+        except OnnxqError as error:
+            tell(failed=number, why=one_line(error.what))
+            continue
+        tell(ran=number)
+        return
+
+
+def tell(**what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def _limit_processor(seconds: float) -> None:
+    _limit("RLIMIT_CPU", int(time.process_time() + seconds) + 1)
+
+
+def _limit(name: str, most: int) -> None:
+    """Sets the limit ``name`` of this process to ``most``, or to less where it has less; not on Windows."""
+    with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):
+        import resource
+
+        limit = getattr(resource, name)
+        _, hard = resource.getrlimit(limit)
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (soft, hard))
+
+
+def _used_data() -> int:
+    """Bytes of this process that ``RLIMIT_DATA`` counts (Linux)."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 1 << 32
+    return int(next((line.split()[1] for line in lines if line.startswith("VmData:")), 4 << 20)) * 1024
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))
