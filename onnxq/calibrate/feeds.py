@@ -31,7 +31,7 @@ from onnxq.calibrate.callables import SizedStream, StreamSource, load_reference,
 from onnxq.calibrate.casting import Array
 from onnxq.calibrate.dicts import DictSource, to_array
 from onnxq.calibrate.grouping import groups
-from onnxq.calibrate.layout import OVERRIDE, Layout
+from onnxq.calibrate.layout import OVERRIDE, Layout, require_inputs
 from onnxq.calibrate.options import FeedOptions, ImageOptions
 from onnxq.calibrate.pinned import pinned
 from onnxq.calibrate.random_data import RandomSource
@@ -220,8 +220,7 @@ def open_feed(source: FeedSource, inputs: Sequence[TensorSpec], *, options: Feed
     """
     if isinstance(source, Feed):
         return source
-    if not inputs:
-        raise DataError("the model has no inputs: there is nothing to feed")
+    require_inputs(inputs)
     options = FeedOptions() if options is None else options
     layout = Layout.of(pinned(inputs, options.dims), options.batch_size, options.batch_axes)
     found = _from_text(source, layout, options) if isinstance(source, (str, Path)) else _from_value(source, layout)

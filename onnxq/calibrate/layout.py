@@ -84,6 +84,18 @@ class Layout:
         return all(self.axes.get(s.name) == 0 for s in self.inputs if s.shape != ())
 
 
+def require_inputs(inputs: Sequence[TensorSpec]) -> None:
+    """Nothing; raises ``DataError`` where a model takes nothing, or something that arrays are not."""
+    if not inputs:
+        raise DataError("the model has no inputs: there is nothing to feed")
+    for spec in inputs:
+        if spec.kind != "tensor":
+            raise DataError(
+                f"input {spec.name!r} takes a {spec.kind}, which no calibration data can hold",
+                hint="quantize without data: ranges are then measured at run time",
+            )
+
+
 def _rows(inputs: Sequence[TensorSpec], axes: Mapping[str, int], batch_size: int) -> tuple[int, bool]:
     """(rows in a feed, whether the model takes no fewer) by the first table above."""
     arrays = [s for s in inputs if s.shape != ()]

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.graph.copying import all_graphs
+from onnxq.graph.foreign import TYPES
 from onnxq.graph.passes.order import sort_nodes
 from onnxq.graph.tensors import obstacle
 from onnxq.runtime.schemas import Schema, schema
@@ -76,7 +77,8 @@ def _problems(model: ir.Model) -> Iterator[str]:
         yield from _graph_problems(graph)
         yield from _node_problems(graph, model.opset_imports, model)
     for value in model.graph.inputs:
-        if value.type is None and value.name not in model.graph.initializers:
+        known = (*model.graph.initializers, *model.meta.get(TYPES, ()))
+        if value.type is None and value.name not in known:
             yield f"input {value.name!r} has no type"
     for function in model.functions.values():
         yield from _node_problems(function.all_nodes(), function.opset_imports, model)

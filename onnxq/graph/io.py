@@ -18,6 +18,7 @@ from onnxq.files.atomic import staged, write_bytes, write_file
 from onnxq.graph.copying import FILES, INFERRED, all_graphs, copy_model
 from onnxq.graph.door import DAMAGED, check_model
 from onnxq.graph.external import embed_external, relocated, resolve_external
+from onnxq.graph.foreign import TYPES, make_dense, proto_graphs, put_types_back, set_types_aside
 from onnxq.runtime.proto import read_model
 
 # A protobuf message ends at 2^31 - 1 bytes; the rest of the model (nodes, names, shapes) needs room below that.
@@ -154,8 +155,8 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     if not proto.HasField("graph") or not proto.opset_import:
         # Any short file of zeros parses as an empty protobuf message; a cut one may lack its last fields.
         raise ModelError(f"{name} is not an ONNX model, or is truncated; export or copy it again")
-    if any(graph.sparse_initializer for graph in _proto_graphs(proto.graph)):
-        raise ModelError(f"{name} has sparse initializers, which are not supported; export dense weights")
+    make_dense(proto, name)
+    types = set_types_aside(proto)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
@@ -163,6 +164,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
     if "ai.onnx" in model.opset_imports:  # the default domain's other spelling
         version = model.opset_imports.pop("ai.onnx")
         model.opset_imports.setdefault("", version)
+    model.meta[TYPES] = types
     files = resolve_external(model, path)
     model.meta[FILES] = files if path is None else (Path(os.path.realpath(path)), *files)
     check_model(model, name)
@@ -174,14 +176,6 @@ def _root(error: BaseException) -> BaseException:
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return error
-
-
-def _proto_graphs(graph: onnx.GraphProto) -> Iterable[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
-                yield from _proto_graphs(body)
 
 
 def _weight_bytes(model: ir.Model) -> int:
@@ -221,7 +215,8 @@ def _to_bytes(model: ir.Model) -> bytes:
     proto = ir.to_proto(model)
     values = (value for graph in all_graphs(model) for node in graph for value in node.outputs)
     inferred = {value.name for value in values if value.meta.get(INFERRED)}
-    for graph in _proto_graphs(proto.graph):
+    put_types_back(proto, model)
+    for graph in proto_graphs(proto.graph):
         # onnx_ir repeats every initializer's type in value_info; dropping that makes files smaller and loses nothing.
         names = inferred | {tensor.name for tensor in graph.initializer}
         infos = [info for info in graph.value_info if info.name not in names]

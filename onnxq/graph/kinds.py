@@ -31,6 +31,21 @@ def require_not_quantized(model: ir.Model) -> None:
         raise ModelError(f"the model is already quantized ({found}); give the float model that it was made from")
 
 
+# Where onnxruntime's optimizers put operators over layouts of this machine's kernels, which no other file has.
+_LAYOUTS = ("com.microsoft.nchwc", "com.ms.internal.nhwc")
+
+
+def require_plain_layouts(model: ir.Model) -> None:
+    """Nothing; raises ModelError where onnxruntime saved ``model`` in the layouts of its kernels."""
+    for node in all_nodes(model):
+        if node.domain in _LAYOUTS:
+            raise ModelError(
+                "the model was saved by onnxruntime after it optimized it for this kind of machine: "
+                f"{node.domain}:{node.op_type} {node.name!r} reads layouts of onnxruntime's own",
+                hint="give the model as it was before onnxruntime optimized it",
+            )
+
+
 def narrow_throughout(model: ir.Model) -> ir.DataType | None:
     """The half-precision type that all large float constants of ``model`` are stored in; None where they are not."""
     kinds = {

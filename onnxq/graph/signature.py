@@ -8,19 +8,23 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.graph.foreign import TYPES
+
 
 @dataclass(frozen=True)
 class TensorSpec:
     """An input or output. A dimension is a number, a name (symbolic) or None (unknown); ``shape`` None: unknown rank.
 
     ``dtype`` is None where numpy has no such type (strings are ``object``). ``bfloat16``: whether the model's is that,
-    which numpy has not: it is fed and read as float32 (``runtime.session.run``).
+    which numpy has not: it is fed and read as float32 (``runtime.session.run``). ``kind``: "tensor", "sequence"
+    or "map"; the other fields are those of what it holds.
     """
 
     name: str
     dtype: npt.DTypeLike | None
     shape: tuple[int | str | None, ...] | None
     bfloat16: bool = False
+    kind: str = "tensor"
 
     def __str__(self) -> str:
         dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
@@ -45,7 +49,8 @@ class Signature:
 def signature(model: ir.Model) -> Signature:
     """The ``Signature`` of ``model``."""
     inputs, outputs = _ends(model)
-    return Signature(tuple(map(_spec, inputs)), tuple(map(_spec, outputs)))
+    maps = model.meta.get(TYPES, {})
+    return Signature(*(tuple(_spec(v, holds_map=v.name in maps) for v in values) for values in (inputs, outputs)))
 
 
 def keep_signature(model: ir.Model, source: ir.Model) -> None:
@@ -73,15 +78,23 @@ def _ends(model: ir.Model) -> tuple[list[ir.Value], list[ir.Value]]:
     return [v for v in model.graph.inputs if v.name not in initializers], list(model.graph.outputs)
 
 
-def _spec(value: ir.Value) -> TensorSpec:
+def _kind(found: ir.TypeProtocol | None) -> str:
+    """What a value is; an optional tensor may be fed a tensor."""
+    if isinstance(found, ir.OptionalType):
+        return _kind(found.elem_type)
+    return "sequence" if isinstance(found, ir.SequenceType) else "tensor"
+
+
+def _spec(value: ir.Value, *, holds_map: bool) -> TensorSpec:
     dtype: npt.DTypeLike | None = None
     if value.dtype is not None:
         dtype = np.dtype(object) if value.dtype == ir.DataType.STRING else value.dtype.numpy()
     bfloat16 = value.dtype == ir.DataType.BFLOAT16
+    kind = "map" if holds_map else _kind(value.type)
     shape: tuple[int | str | None, ...] | None = None
     if value.shape is not None:
         shape = tuple(_dim(d if isinstance(d, int) else d.value) for d in value.shape)
-    return TensorSpec(value.name or "", np.dtype(np.float32) if bfloat16 else dtype, shape, bfloat16)
+    return TensorSpec(value.name or "", np.dtype(np.float32) if bfloat16 else dtype, shape, bfloat16, kind)
 
 
 def _dim(dim: int | str | None) -> int | str | None:

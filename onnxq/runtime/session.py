@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import DataError, OnnxqError, RunFailure, RuntimeFailure, one_line
+from onnxq.runtime.contents import contents
 from onnxq.runtime.proto import Model, label, load_proto
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _ort_value(array: npt.NDArray[Any], wanted: str | None) -> OrtValue:
 
 def _array(value: Any) -> npt.NDArray[Any]:
     if not hasattr(value, "data_ptr"):
-        return np.asarray(value)
+        return contents(value)
     if value.data_type() != _BFLOAT16:
         return np.asarray(value.numpy())
     shape = value.shape()
@@ -136,13 +137,13 @@ def _array(value: Any) -> npt.NDArray[Any]:
     return array
 
 
-def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[Any]:
-    """The ``outputs`` (all, in order, if None) of one run: arrays, but for sequences, maps and optionals.
+def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> list[npt.NDArray[Any]]:
+    """The ``outputs`` (all, in order, if None) of one run; of sequences, maps and optionals their ``contents``.
 
     Raises ``DataError`` where ``feed`` does not fit the inputs, ``RunFailure`` where the run itself fails.
     """
     try:
-        return [_unharmed(value) for value in call(session, feed, outputs=outputs)()]
+        return [_array(value) for value in call(session, feed, outputs=outputs)()]
     except Exception as error:
         text, fed = one_line(error), ", ".join(f"{name}: {a.dtype}{list(a.shape)}" for name, a in feed.items())
         if any(sign in text for sign in _BAD_FEED):
@@ -151,11 +152,6 @@ def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None 
             raise DataError(f"the data does not fit the model ({reason}); it takes {wanted}") from error
         reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
         raise RunFailure(f"onnxruntime failed while running the model on {fed}: {reason}") from error
-
-
-def _unharmed(value: Any) -> Any:
-    """An array of what is one; sequences and maps as onnxruntime gives them, parts of unequal shape and all."""
-    return value if value is None or isinstance(value, list | dict) else _array(value)
 
 
 _BAD_FEED = (

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from equivalence import equivalent
 from graph_helpers import make, node, rand
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from onnxq.errors import ModelError, OutputError
 from onnxq.files import atomic
@@ -287,12 +287,3 @@ def test_quantized_models_are_told_from_float_ones():
     with pytest.raises(ModelError, match="already quantized"):
         require_not_quantized(model)
     require_not_quantized(load(small()))
-
-
-def test_sparse_initializers_are_refused():
-    proto = small()
-    values = numpy_helper.from_array(np.ones(1, np.float32), "sp")
-    indices = numpy_helper.from_array(np.zeros(1, np.int64), "i")
-    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
-    with pytest.raises(ModelError, match="sparse"):
-        load(proto)

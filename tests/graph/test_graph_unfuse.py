@@ -101,7 +101,7 @@ def test_convolutions(activation: str, parameters: list[float], summed: bool) ->
 
 
 def test_an_activation_that_is_not_known_stays() -> None:
-    how = {"kernel_shape": [1, 1], "activation": "Softplus"}
+    how = {"kernel_shape": [1, 1], "activation": "Wiggle"}
     node = helper.make_node("FusedConv", ["x", "w"], ["y"], "conv", domain=MS, **how)
     proto = model([node], {"x": (TensorProto.FLOAT, [1, 4, 7, 7])}, {"y": [1, 4, 7, 7]}, {"w": floats(4, 4, 1, 1)})
     assert [n.op_type for n in nodes(prepare(onnx_ir(proto), target=USUAL).model)] == ["FusedConv"]

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.graph.copying import INFERRED, all_graphs
+from onnxq.graph.foreign import put_types_back
 
 _log = logging.getLogger(__name__)
 # Data propagation reads small tensors (shapes, axes, indices); larger ones are weights, whose values say nothing.
@@ -84,7 +85,9 @@ def _light(model: ir.Model) -> onnx.ModelProto:
                     model.graph.inputs.append(value)
             elif isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.Tensor(tensor.numpy(), name=value.name)
-        return ir.serde.serialize_model(model)
+        proto = ir.serde.serialize_model(model)
+        put_types_back(proto, model)  # onnx follows the types of inputs, and dies where one has none
+        return proto
     finally:
         model.graph.inputs.clear()
         model.graph.inputs.extend(inputs)

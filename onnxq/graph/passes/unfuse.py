@@ -46,6 +46,12 @@ _ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "LeakyRelu": ("alpha",),
     "HardSigmoid": ("alpha", "beta"),
     "Clip": ("min", "max"),
+    "Elu": ("alpha",),
+    "Selu": ("alpha", "gamma"),
+    "ThresholdedRelu": ("alpha",),
+    "Softplus": (),
+    "Softsign": (),
+    "HardSwish": (),
 }
 
 
