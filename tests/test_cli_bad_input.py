@@ -92,14 +92,6 @@ def newer_opset(place: Place) -> None:
     toys.write(model, place.model)
 
 
-def half(place: Place) -> None:
-    toys.write(toys.classifier(dtype=np.float16), place.model)
-
-
-def double(place: Place) -> None:
-    toys.write(toys.classifier(dtype=np.float64), place.model)
-
-
 def missing_external_data(place: Place) -> None:
     onnx.save_model(toys.classifier(), place.model, save_as_external_data=True, location="w.bin", size_threshold=0)
     (place.folder / "w.bin").unlink()
@@ -113,8 +105,6 @@ MODELS: dict[Callable[[Place], None], str] = {
     nothing_to_quantize: "nothing to quantize",
     already_quantized: "already quantized",
     newer_opset: "opset",
-    half: "float16",
-    double: "double",
     missing_external_data: "w.bin",
 }
 
