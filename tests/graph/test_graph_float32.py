@@ -12,7 +12,7 @@ from graph_helpers import make, node, ops, rand
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
-from onnxq.graph.kinds import computed_in_float32
+from onnxq.graph.passes.float_islands import computed_in_float32
 from onnxq.graph.prepare import in_float32, prepare
 from onnxq.graph.widened import Widened, narrowed, to_float32
 from onnxq.kernels.targets import USUAL

@@ -1,7 +1,7 @@
 """A model of half or double precision computes in float32 inside: that is what integer kernels are quantized from.
 
 Its inputs and outputs keep their types, with a Cast behind and in front of them. Which models these are is a question
-of what they multiply (``kinds.computed_in_float32``): one block of another type in a float32 model stays as it is.
+of what they multiply (``computed_in_float32``): one block of another type in a float32 model stays as it is.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import bypass, integer, is_constant, is_op, redirect_output
-from onnxq.graph.kinds import computed_in_float32, narrow_throughout
+from onnxq.graph.kinds import narrow_throughout
 from onnxq.graph.nodes import NodeBuilder, behind
-from onnxq.graph.passes.float_islands import bodies, islands
+from onnxq.graph.passes.float_islands import bodies, computed_in_float32, islands
 from onnxq.graph.widened import OTHER, STORED_IN, Widened
 from onnxq.kernels.record import BOTH
 

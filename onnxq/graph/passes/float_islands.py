@@ -1,7 +1,9 @@
-"""The nodes of a model of half or double precision that need their type, whatever the rest computes in."""
+"""What a model computes in, and which of its nodes need another type of floats than float32."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
@@ -44,6 +46,42 @@ def islands(model: ir.Model, *, known: Collection[str]) -> set[ir.Node]:
         if not kept.intersection(group) and _only_counts(group):
             kept.update(group)
     return kept
+
+
+def computed_in_float32(model: ir.Model) -> bool:
+    """Whether at least half of the multiply-accumulates of ``model`` are of float32; of nodes, if nothing multiplies.
+
+    As far as shapes are known, which have to be inferred: a dimension that is not counts once.
+    """
+    work: Counter[ir.DataType] = Counter()
+    count: Counter[ir.DataType] = Counter()
+    for graph in all_graphs(model):
+        for node in graph:
+            kind = _computed_in(node)
+            if kind is not None:
+                work[kind] += _work(node)
+                count[kind] += 1
+    decides = work if work.total() else count
+    return 2 * decides[ir.DataType.FLOAT] >= decides.total()
+
+
+def _computed_in(node: ir.Node) -> ir.DataType | None:
+    """The float type that ``node`` computes in: that of its result; None for a Cast, and for what is not of floats."""
+    if node.op_type in ("Cast", "CastLike", "Constant"):
+        return None
+    kinds = [v.dtype for v in (*node.outputs, *node.inputs) if v is not None and v.dtype in FLOATS]
+    return kinds[0] if kinds else None
+
+
+def _work(node: ir.Node) -> int:
+    """The multiply-accumulates of a layer for one sample: elements of the weight, times positions of the result."""
+    record = operator(node)
+    if not record.computes:
+        return 0
+    sizes = [math.prod(v.const_value.shape.numpy()) for v in node.inputs if v is not None and v.const_value is not None]
+    shape = node.outputs[0].shape
+    inner = [] if shape is None else list(shape)[2:] if record.name.startswith("Conv") else list(shape)[1:-1]
+    return max(sizes, default=0) * math.prod(dim for dim in inner if isinstance(dim, int))
 
 
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:
