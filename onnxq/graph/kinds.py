@@ -30,15 +30,15 @@ def require_not_quantized(model: ir.Model) -> None:
         raise ModelError(f"the model is already quantized ({found}); give the float model that it was made from")
 
 
-def narrow_throughout(model: ir.Model) -> ir.DataType | None:
-    """The half-precision type that all large float constants of ``model`` are stored in; None where they are not."""
-    kinds = {
-        v.const_value.dtype
-        for graph in all_graphs(model)
-        for v in graph.initializers.values()
-        if v.const_value is not None and v.const_value.dtype.is_floating_point() and v.const_value.nbytes >= LARGE
-    }
-    return next(iter(kinds)) if len(kinds) == 1 and kinds <= set(NARROW) else None
+def mostly_stored_in(model: ir.Model) -> ir.DataType | None:
+    """The half-precision type of more than half of what ``model`` has in large float constants; None: there is none."""
+    count: Counter[ir.DataType] = Counter()
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype.is_floating_point() and tensor.nbytes >= LARGE:
+                count[tensor.dtype] += tensor.size
+    return next((kind for kind in NARROW if 2 * count[kind] > count.total()), None)
 
 
 def other_floats(model: ir.Model) -> frozenset[ir.DataType]:
