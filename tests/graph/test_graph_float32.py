@@ -358,3 +358,23 @@ def test_trees_and_scalers_get_their_numbers_as_they_are():
         extra_opsets={"ai.onnx.ml": 1},
     )
     agree(proto, {"x": 1e6 + rand(4, 16).astype(np.float64)}, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "scale", "divides", "kept"),
+    [
+        (1e8, 2.0, "Div", ["Sub", "Div"]),  # milliseconds, say
+        (20.0, 1e-3, "Div", ["Sub", "Div"]),
+        (20.0, 1e3, "Mul", ["Sub", "Mul"]),
+        (20.0, 2.0, "Div", []),
+        (1023.0, 1.0, "Div", []),
+    ],
+)
+def test_a_large_mean_is_taken_off_in_double(mean, scale, divides, kept):
+    """As pipelines of scikit-learn begin. The results agree to what float32 knows of standardized numbers."""
+    nodes = [node("Sub", "x mean", "a"), node(divides, "a scale", "b"), node("MatMul", "b w", "y")]
+    constants = {"mean": np.full(16, mean), "scale": np.full(16, scale), "w": W.astype(np.float64)}
+    proto = make(nodes, {"x": ("N", 16)}, ["y"], constants, opset=17, types={"x": T.DOUBLE, "y": T.DOUBLE})
+    deviation = scale if divides == "Div" else 1 / scale
+    feeds = {"x": mean + deviation * np.random.default_rng(0).standard_normal((4, 16))}
+    assert others(agree(proto, feeds, tolerance=1e-6 if kept else 1e-4)) == kept
