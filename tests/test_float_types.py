@@ -227,6 +227,21 @@ def test_what_stays_float_is_stored_as_in_the_source(kind: int, kept: str) -> No
     assert (held[gather.input[0]].data_type == kind) == (kept == "e")
 
 
+def test_what_the_source_has_in_float32_is_not_rounded() -> None:
+    """Positions in float32 beside weights in half precision, as converters leave what they are told to."""
+    proto, data = table(T.FLOAT16)
+    positions = np.random.default_rng(2).standard_normal((400, 256)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(positions, "positions"))
+    last = proto.graph.node.pop()
+    last.input[0] = "h"
+    more = [node("Cast", "s", "f", to=T.FLOAT), node("Gather", "positions i", "p"), node("Add", "f p", "a")]
+    proto.graph.node.extend([*more, node("Cast", "a", "h", to=T.FLOAT16), last])
+    config = Config(placement="all", latency_seconds=0.0, rules=(Rule("p", "float"), Rule("m", "float")))
+    held = {t.name: t for t in quantize(proto, data, config=config).proto().graph.initializer}
+    np.testing.assert_array_equal(numpy_helper.to_array(held["positions"]), positions)
+    assert next(t for n, t in held.items() if n.startswith("w_")).data_type == T.FLOAT16
+
+
 # -- feeding and looking ----------------------------------------------------------------------------------------------
 
 
