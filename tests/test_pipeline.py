@@ -347,18 +347,6 @@ def test_an_already_quantized_model() -> None:
         quantize(once, rows())
 
 
-def test_half_precision() -> None:
-    from onnx import numpy_helper
-
-    proto = gemm()
-    for tensor in proto.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    with pytest.raises(ModelError, match="float16; export it in float32"):
-        quantize(proto, rows())
-
-
 def test_nothing_to_quantize() -> None:
     n = Net()
     n("Relu", "x", name="relu", out="y")

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxq.emit.pieces import Pieces
 from onnxq.graph.nodes import After, Before
-from onnxq.graph.widened import LARGE, STORED_IN, narrowed
+from onnxq.graph.widened import LARGE, OWN_FLOAT32, STORED_IN, narrowed
 from onnxq.kernels.operators import operator
 
 
@@ -36,7 +36,7 @@ def _float(value: ir.Value) -> bool:
 
 def _store_half(pieces: Pieces, graph: ir.Graph, value: ir.Value, kind: ir.DataType | None) -> None:
     assert value.const_value is not None
-    tensor = narrowed(value.const_value, kind)
+    tensor = narrowed(value.const_value, None if value.meta.get(OWN_FLOAT32) else kind)
     if tensor is None:
         return
     name = value.name or ""

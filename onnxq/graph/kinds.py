@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.graph.copying import all_graphs, all_nodes
-from onnxq.graph.widened import FLOATS, LARGE, NARROW
-from onnxq.kernels.operators import named, operator
+from onnxq.graph.widened import LARGE, NARROW, OTHER
+from onnxq.kernels.operators import named
 
 # Where onnxq writes into a file what it made of the model: JSON with versions, choices, ``float``, nodes by reason, and
 # ``equalized``, factors of channels by tensor (``equalize.Equalized.steps``).
@@ -46,48 +45,25 @@ def require_plain_layouts(model: ir.Model) -> None:
             )
 
 
-def narrow_throughout(model: ir.Model) -> ir.DataType | None:
-    """The half-precision type that all large float constants of ``model`` are stored in; None where they are not."""
-    kinds = {
-        v.const_value.dtype
-        for graph in all_graphs(model)
-        for v in graph.initializers.values()
-        if v.const_value is not None and v.const_value.dtype.is_floating_point() and v.const_value.nbytes >= LARGE
-    }
-    return next(iter(kinds)) if len(kinds) == 1 and kinds <= set(NARROW) else None
-
-
-def computed_in_float32(model: ir.Model) -> bool:
-    """Whether at least half of the multiply-accumulates of ``model`` are of float32; of nodes, if nothing multiplies.
-
-    As far as shapes are known, which have to be inferred: a dimension that is not counts once.
-    """
-    work: Counter[ir.DataType] = Counter()
+def mostly_stored_in(model: ir.Model) -> ir.DataType | None:
+    """The half-precision type of more than half of what ``model`` has in large float constants; None: there is none."""
     count: Counter[ir.DataType] = Counter()
     for graph in all_graphs(model):
-        for node in graph:
-            kind = _computed_in(node)
-            if kind is not None:
-                work[kind] += _work(node)
-                count[kind] += 1
-    decides = work if work.total() else count
-    return 2 * decides[ir.DataType.FLOAT] >= decides.total()
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype.is_floating_point() and tensor.nbytes >= LARGE:
+                count[tensor.dtype] += tensor.size
+    return next((kind for kind in NARROW if 2 * count[kind] > count.total()), None)
 
 
-def _computed_in(node: ir.Node) -> ir.DataType | None:
-    """The float type that ``node`` computes in: that of its result; None for a Cast, and for what is not of floats."""
-    if node.op_type in ("Cast", "CastLike", "Constant"):
-        return None
-    kinds = [v.dtype for v in (*node.outputs, *node.inputs) if v is not None and v.dtype in FLOATS]
-    return kinds[0] if kinds else None
-
-
-def _work(node: ir.Node) -> int:
-    """The multiply-accumulates of a layer for one sample: elements of the weight, times positions of the result."""
-    record = operator(node)
-    if not record.computes:
-        return 0
-    sizes = [math.prod(v.const_value.shape.numpy()) for v in node.inputs if v is not None and v.const_value is not None]
-    shape = node.outputs[0].shape
-    inner = [] if shape is None else list(shape)[2:] if record.name.startswith("Conv") else list(shape)[1:-1]
-    return max(sizes, default=0) * math.prod(dim for dim in inner if isinstance(dim, int))
+def other_floats(model: ir.Model) -> frozenset[ir.DataType]:
+    """The types of floats, float32 aside, of the constants, inputs and outputs of ``model``."""
+    kinds: set[ir.DataType | None] = set()
+    for graph in all_graphs(model):
+        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+            kinds.add(value.dtype if value.const_value is None else value.const_value.dtype)
+    for node in all_nodes(model):
+        attribute = node.attributes.get("value") if node.op_type == "Constant" else None
+        if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
+            kinds.add(attribute.value.dtype)
+    return frozenset(kind for kind in kinds if kind in OTHER)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxq.errors import RuntimeFailure
-from onnxq.graph.copying import all_graphs
 from onnxq.graph.io import save
+from onnxq.graph.kinds import other_floats
 from onnxq.graph.prepare import in_float32
-from onnxq.graph.widened import OTHER
 from onnxq.kernels.targets import USUAL
 from onnxq.runtime.session import open_to_look
 
@@ -32,7 +30,7 @@ def reference(model: ir.Model, given: bytes | Path, folder: Path) -> Reference:
     onnxruntime on the CPU convolves neither double nor bfloat16: there even one block of these cannot stay. A model
     that it refuses in float32 too is its own reference.
     """
-    kinds = sorted({kind.name.lower() for kind in _other_types(model)})
+    kinds = sorted(kind.name.lower() for kind in other_floats(model))
     if not kinds or _loads(given):
         return Reference(model, given)
     stem = given.stem if isinstance(given, Path) else "model"
@@ -50,16 +48,3 @@ def _loads(model: bytes | Path) -> bool:
     except RuntimeFailure:
         return False
     return True
-
-
-def _other_types(model: ir.Model) -> Iterator[ir.DataType]:
-    """The other types of floats among the constants and the inputs and outputs of ``model``."""
-    for graph in all_graphs(model):
-        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
-            kind = value.dtype if value.const_value is None else value.const_value.dtype
-            if kind in OTHER:
-                yield kind
-        for node in graph:
-            tensor = node.attributes.get("value") if node.op_type == "Constant" else None
-            if tensor is not None and tensor.type == ir.AttributeType.TENSOR and tensor.value.dtype in OTHER:
-                yield tensor.value.dtype

@@ -16,9 +16,11 @@ FLOATS = (ir.DataType.FLOAT, *OTHER)
 # Bytes from which on it matters in which type a constant is stored: below that, saying so takes as many.
 LARGE = 1024
 
-# Key of ``model.meta``: the half-precision type that all large float constants of its file are of. What has become of
+# Key of ``model.meta``: the half-precision type that most large float constants of its file are of. What has become of
 # them may be rounded to it: that is no more noise than they came with.
 STORED_IN = "onnxq.stored_in"
+# Key of ``value.meta``: the constant is float32 in the file, and is not rounded.
+OWN_FLOAT32 = "onnxq.own_float32"
 # The largest error, relative to the largest number, of what is rounded to a half-precision type: of bfloat16, 2^-9.
 _MOST_ROUNDING = 2.0**-8
 

@@ -52,15 +52,10 @@ def test_rules_show_in_the_outlook() -> None:
     assert any("nosuch" in note for note in outlook.notes)
 
 
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [(toys.adder(), "nothing to quantize"), (toys.classifier(dtype=np.float16), "float16")],
-    ids=["no weights", "half"],
-)
-def test_a_model_that_cannot_be_quantized_is_described_all_the_same(model: object, says: str) -> None:
-    found = onnxq.inspect(model)  # type: ignore[arg-type]
+def test_a_model_that_cannot_be_quantized_is_described_all_the_same() -> None:
+    found = onnxq.inspect(toys.adder())
     assert found.outlook is None
-    assert says in (found.refusal or "")
+    assert "nothing to quantize" in (found.refusal or "")
 
 
 def test_quantized_model_shows_the_kernels_that_run() -> None:

@@ -289,7 +289,7 @@ def test_held_out_samples_decide_whether_ranges_look_ahead(tmp_path: Path, loude
     held_out, reference = open_feed(judges, inputs), to_runtime(graph, tmp_path)
     b = bench(graph, Config(), TARGETS["x86-vnni"], quiet, tmp_path)
     first = b.build()
-    job = Job(graph, graph, reference, tmp_path, Config(), lambda *_: None, Scratch())
+    job = Job(graph, graph, reference, reference, tmp_path, Config(), lambda *_: None, Scratch())
     samples = Samples(open_feed(quiet, inputs), None, held_out)
     search = Search(job, samples, None, "", CandidateJudge(reference, Config(), held_out, None))
     start = Attempt(b.candidate, b.context, Equalized(graph), first)

@@ -1,7 +1,7 @@
 """A model of half or double precision computes in float32 inside: that is what integer kernels are quantized from.
 
 Its inputs and outputs keep their types, with a Cast behind and in front of them. Which models these are is a question
-of what they multiply (``kinds.computed_in_float32``): one block of another type in a float32 model stays as it is.
+of what they multiply (``computed_in_float32``): one block of another type in a float32 model stays as it is.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import bypass, integer, is_constant, is_op, redirect_output
-from onnxq.graph.kinds import computed_in_float32, narrow_throughout
+from onnxq.graph.kinds import mostly_stored_in
 from onnxq.graph.nodes import NodeBuilder, behind
-from onnxq.graph.passes.float_islands import bodies, islands
-from onnxq.graph.widened import OTHER, STORED_IN, Widened
+from onnxq.graph.passes.float_islands import bodies, computed_in_float32, islands
+from onnxq.graph.widened import OTHER, OWN_FLOAT32, STORED_IN, Widened
 from onnxq.kernels.record import BOTH
 
 _FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -35,9 +35,13 @@ def widen_stored(model: ir.Model) -> int:
     They remember how their file stores them (``Widened``). A Cast behind a row of operators that pick elements of a
     constant, an embedding's Gather say, is moved to the front of them.
     """
-    stored_in = narrow_throughout(model)
+    stored_in = mostly_stored_in(model)
     if stored_in is not None:
         model.meta[STORED_IN] = stored_in
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+                value.meta[OWN_FLOAT32] = True
     count = 0
     made: dict[ir.Value, ir.Value] = {}
     for graph in all_graphs(model):
