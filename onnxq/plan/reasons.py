@@ -16,6 +16,7 @@ class ReasonCode(Enum):
     NEVER_REACHED = "never_reached"
     RANGE_UNKNOWN = "range_unknown"
     RUNTIME_KERNEL = "runtime_kernel"
+    UNRUNNABLE = "unrunnable"
     EQUALIZES = "equalizes"
     ACCURACY = "accuracy"
     FILE_NOT_SMALLER = "file_not_smaller"
@@ -39,6 +40,7 @@ TEXTS = {
     ReasonCode.NEVER_REACHED: "the calibration data never reached it (a branch that did not run)",
     ReasonCode.RANGE_UNKNOWN: "without calibration data the range of its input is unknown",
     ReasonCode.RUNTIME_KERNEL: "the runtime keeps it in a float kernel ({why})",
+    ReasonCode.UNRUNNABLE: "onnxruntime cannot run it on integers: {why}",
     ReasonCode.EQUALIZES: "{why}",
     ReasonCode.ACCURACY: "float fallback: on integers it cost too much accuracy",
     ReasonCode.FILE_NOT_SMALLER: "storing its weight as integers does not make the file smaller",
