@@ -107,7 +107,8 @@ def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None 
             wanted = ", ".join(f"{i.name}: {i.type}{i.shape}" for i in session.get_inputs())
             reason = text.partition("INVALID_ARGUMENT : ")[2] or text
             raise DataError(f"the data does not fit the model ({reason}); it takes {wanted}") from error
-        raise RuntimeFailure(f"onnxruntime failed while running the model: {text}; report it with the model") from error
+        what = f"onnxruntime failed while running the model: {text}"
+        raise RuntimeFailure(what, hint="report it with the model") from error
 
 
 _BAD_FEED = (
@@ -155,6 +156,5 @@ def _refuse_load(model: Model, error: Exception) -> NoReturn:
             f"{name} keeps weights in {missing}, which cannot be read; put that file beside the model"
         ) from error
     reason = one_line(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text))
-    raise RuntimeFailure(
-        f"{runtime} cannot load {name} (opset {opset}): {reason}; check the model with onnx.checker"
-    ) from error
+    what = f"{runtime} cannot load {name} (opset {opset}): {reason}"
+    raise RuntimeFailure(what, hint="check the model with onnx.checker") from error

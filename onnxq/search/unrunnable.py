@@ -202,4 +202,4 @@ def _summary(names: Sequence[str]) -> str:
 def _words(error: RuntimeFailure) -> str:
     """What onnxruntime itself said, in one line."""
     text = re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\(opset \d+\): ", error.what)[-1]
-    return one_line(text.partition("; ")[0], limit=_WORDS)
+    return one_line(text, limit=_WORDS)
