@@ -274,6 +274,33 @@ def test_a_strategy_that_fails_is_left_out(
     assert result.comparison is not None
 
 
+def test_a_trial_of_tuning_that_fails_is_one_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.search.tune.benchmark", failing)
+    result = quantize(residual(), images(), config=Config(placement="all", tune_seconds=1.0))
+    assert result.report.tuning == ()
+    assert not [note for note in result.report.notes if note.startswith("left out")]
+    assert set(result.plan.anchors) == set(ANCHORS)
+
+
+def test_a_harder_try_that_fails_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repair goes on from where it would have without."""
+    config = Config(placement="all", guard_sqnr=45.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(strategies, "equalized_more_and_rounded_together", lambda *_: None)
+        plain = quantize(residual(), images(64), config=config)
+    monkeypatch.setattr(strategies, "equalized_more_and_rounded_together", failing)
+    result = quantize(residual(), images(64), config=config)
+    assert result.plan.anchors == plain.plan.anchors
+    assert set(result.plan.anchors) < set(ANCHORS)
+
+
+def test_channels_are_left_as_they_are_where_equalizing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.search.search.equalized_for", failing)
+    result = quantize(residual(), images(), config=Config(placement="all"))
+    assert any(note.startswith("channels were not equalized: onnxruntime failed") for note in result.report.notes)
+    assert set(result.plan.anchors) == set(ANCHORS)
+
+
 def test_a_repair_whose_candidates_fail_keeps_the_best_that_runs(machine: Machine) -> None:
     """Layers fall back for accuracy; some of the candidates with fewer layers on integers do not run."""
     machine.loading = lambda proto: on_integers(proto, "conv2") and not on_integers(proto, "fc")
