@@ -76,7 +76,7 @@ class Adapter:
     def run(self, level: str) -> Adaptation:
         """Does all that belongs to ``level``, within the time that the configuration gives.
 
-        Raises ``RuntimeFailure`` where the level needs the training runtime and there is none to be had.
+        Raises ``NoTrainingRuntime`` where the level needs the training runtime and there is none to be had.
         """
         chosen = level_called(level, labelled=self.labels is not None)
         trainer = None

@@ -42,15 +42,19 @@ _TIMEOUT_S = 600
 _BESIDE = frozenset({f"{PACKAGE.replace('-', '_')}-{VERSION}.dist-info", "bin"})
 
 
+class NoTrainingRuntime(RuntimeFailure):
+    """The level of adapting that was asked for needs the training runtime, and there is none to be had."""
+
+
 def training_runtime(tell: Callable[[str], None] | None = None) -> Path:
     """The folder of the training runtime, installed now if need be; ``tell`` is given one line before that.
 
-    Raises ``RuntimeFailure`` where there is none and none can be had, with what to do.
+    Raises ``NoTrainingRuntime`` where there is none and none can be had, with what to do.
     """
     chosen = os.environ.get(VARIABLE)
     if chosen:
         if not _is_runtime(Path(chosen)):
-            raise RuntimeFailure(f"{VARIABLE} is {chosen}, which holds no {PACKAGE}: {_by_hand(chosen)}")
+            raise NoTrainingRuntime(f"{VARIABLE} is {chosen}, which holds no {PACKAGE}: {_by_hand(chosen)}")
         return Path(chosen)
     folder = default_folder()
     if not is_genuine(folder):
@@ -116,12 +120,12 @@ def _by_hand(folder: str) -> str:
 def _install(folder: Path) -> None:
     digest = HASHES.get(_interpreter())
     if digest is None or platform.system() != "Linux" or platform.machine() not in ("x86_64", "AMD64"):
-        raise RuntimeFailure(
+        raise NoTrainingRuntime(
             f"{PACKAGE} {VERSION} exists for Python 3.10 to 3.12 on Linux x86-64 only, this is Python "
             f"{platform.python_version()} on {platform.system()} {platform.machine()}; --adapt fast needs no training"
         )
     if importlib.util.find_spec("pip") is None:
-        raise RuntimeFailure(
+        raise NoTrainingRuntime(
             f"cannot install {PACKAGE}: this Python has no pip; {_by_hand('DIR')} elsewhere and set {VARIABLE}=DIR"
         )
     try:
@@ -138,14 +142,14 @@ def _install(folder: Path) -> None:
             if done.returncode or not is_genuine(made):
                 lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()
                 reason = lines[-1].strip()[-200:] if lines else "pip said nothing"
-                raise RuntimeFailure(
+                raise NoTrainingRuntime(
                     f"cannot install {PACKAGE} {VERSION} ({reason}); {_by_hand('DIR')} where that works and set "
                     f"{VARIABLE}=DIR, or use --adapt fast, which needs no training"
                 )
             _remove(folder)
             made.replace(folder)  # in one stroke: never half a runtime
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise RuntimeFailure(
+        raise NoTrainingRuntime(
             f"cannot install {PACKAGE} into {folder} ({error}); set {VARIABLE} to a folder that holds it"
         ) from error
 

@@ -118,6 +118,11 @@ def draft(candidate: Candidate, context: Context) -> Draft:
     return _drafted(candidate, context, plan)
 
 
+def planned(candidate: Candidate, context: Context) -> Plan:
+    """What is meant to become of ``candidate``, before anything is observed and the runtime asked."""
+    return _plan(candidate, context, candidate.keep_float)
+
+
 def statistics(candidate: Candidate, context: Context, plan: Plan) -> Statistics:
     """What is seen of the tensors and layers of ``plan``, which is run for what is new in it."""
     tensors = [t for t in wanted_tensors(candidate.graph, plan) if candidate.watch.believes(t)]

@@ -42,7 +42,8 @@ class Candidate:
     | `graph`        | the prepared float model                                                                    |
     | `config`       | the choices it is built with: not always those that the user made (see ``search``)          |
     | `placement`    | what costs decided                                                                          |
-    | `fixed`        | nodes that stay float whatever costs and accuracy say: they prepare what is rounded         |
+    | `fixed`        | nodes that stay float whatever costs and accuracy say: they prepare what is rounded, or the |
+    |                | runtime cannot run them                                                                     |
     | `kept`         | nodes that stay float beside these: what an earlier candidate showed to be too noisy, slow  |
     | `extrapolated` | whether ranges are made for samples that are yet to come                                    |
     | `learned`      | parameters that adaptation found; they hold whatever the configuration says                 |
@@ -67,6 +68,11 @@ class Candidate:
     def watched(self) -> ir.Model:
         """The model that is run to see tensors."""
         return self.graph if self.watch.model is None else self.watch.model
+
+    @property
+    def unrunnable(self) -> dict[str, KeptFloat]:
+        """The nodes among ``fixed`` that onnxruntime was seen to be unable to run on integers."""
+        return {name: kept for name, kept in self.fixed.items() if kept.code is ReasonCode.UNRUNNABLE}
 
     def keeping(self, more: Mapping[str, KeptFloat]) -> Candidate:
         """The same with these nodes kept float instead of ``kept``."""

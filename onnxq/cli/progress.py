@@ -20,6 +20,7 @@ _WORDS = {
     "adapt": "Adapting layers",
     "gradients": "Weighing errors",
     "repair": "Finding noisy layers",
+    "unrunnable": "Finding what cannot run on integers",
     "measure": "Measuring latency",
     "latency": "Measuring latency",
     "compare": "Comparing outputs",

@@ -17,6 +17,7 @@ class ReasonCode(Enum):
     RANGE_UNKNOWN = "range_unknown"
     MASK = "mask"
     RUNTIME_KERNEL = "runtime_kernel"
+    UNRUNNABLE = "unrunnable"
     EQUALIZES = "equalizes"
     ACCURACY = "accuracy"
     FILE_NOT_SMALLER = "file_not_smaller"
@@ -42,6 +43,7 @@ TEXTS = {
     ReasonCode.RANGE_UNKNOWN: "without calibration data the range of its input is unknown",
     ReasonCode.MASK: "what it reads or writes holds infinity, or numbers that stand for it: a mask has no range",
     ReasonCode.RUNTIME_KERNEL: "the runtime keeps it in a float kernel ({why})",
+    ReasonCode.UNRUNNABLE: "onnxruntime cannot run it on integers: {why}",
     ReasonCode.EQUALIZES: "{why}",
     ReasonCode.ACCURACY: "float fallback: on integers it cost too much accuracy",
     ReasonCode.FILE_NOT_SMALLER: "storing its weight as integers does not make the file smaller",

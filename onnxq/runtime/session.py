@@ -199,6 +199,5 @@ def _refuse_load(model: Model, error: Exception) -> NoReturn:
             f"{name} keeps weights in {missing}, which cannot be read; put that file beside the model"
         ) from error
     reason = one_line(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text))
-    raise RuntimeFailure(
-        f"{runtime} cannot load {name} (opset {opset}): {reason}; check the model with onnx.checker"
-    ) from error
+    what = f"{runtime} cannot load {name} (opset {opset}): {reason}"
+    raise RuntimeFailure(what, hint="check the model with onnx.checker") from error

@@ -141,10 +141,3 @@ class Attempt:
 
 
 Strategy: TypeAlias = "Callable[[Search, Attempt], Attempt | None]"
-
-
-def improved(search: Search, attempt: Attempt, strategies: tuple[Strategy, ...]) -> Attempt:
-    """``attempt`` after all ``strategies``, one after another; each gives None where it has nothing better."""
-    for strategy in strategies:
-        attempt = strategy(search, attempt) or attempt
-    return attempt

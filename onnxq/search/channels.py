@@ -70,7 +70,7 @@ def equalized_more_and_rounded_together(search: Search, attempt: Attempt) -> Att
         equal.model,
         replace(config, rounding=rounding),
         candidate.placement,
-        fixed=stays_float(equal),
+        fixed={**candidate.unrunnable, **stays_float(equal)},
         extrapolated=candidate.extrapolated,
         watch=candidate.watch,
     )

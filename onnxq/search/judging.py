@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from onnxq.build.build import Context, build, draft
 from onnxq.build.candidate import Built, Candidate
 from onnxq.calibrate.feeds import Feed
 from onnxq.config import Config
+from onnxq.errors import RuntimeFailure
 from onnxq.measure.compare import compare
 from onnxq.measure.references import References, references
 from onnxq.plan import KeptFloat
@@ -104,9 +106,12 @@ class OutputNoise:
     judge: CandidateJudge
 
     def noise(self, kept: Mapping[str, KeptFloat]) -> float:
-        """Relative noise energy with ``kept`` float."""
+        """Relative noise energy with ``kept`` float; infinite where that does not run."""
         seen = self.judge.ranked_by(elements(self.candidate, self.context))
-        return seen.noise_once(draft(self.candidate.keeping(kept), self.context).runtime_model)
+        try:
+            return seen.noise_once(draft(self.candidate.keeping(kept), self.context).runtime_model)
+        except RuntimeFailure:
+            return math.inf
 
 
 def elements(candidate: Candidate, context: Context) -> float:

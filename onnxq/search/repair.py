@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from onnxq.build.candidate import Built
+from onnxq.errors import RuntimeFailure
 from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
 from onnxq.search.acceptance import Verdict
 
@@ -78,14 +79,14 @@ def repair(
 class _Attempts:
     """Candidates with the first so many layers of ``ranking`` float, built at most once each.
 
-    ``tried``: by the number of layers and what becomes of their weights (None: float).
+    ``tried``: by the number of layers and what becomes of their weights (None: float); None where it does not run.
     """
 
     first: Built
     evaluator: Evaluator
     depends_on: Mapping[str, str]
     ranking: Sequence[str]
-    tried: dict[tuple[int, Storage | None], tuple[Built, Verdict]] = field(default_factory=dict)
+    tried: dict[tuple[int, Storage | None], tuple[Built, Verdict] | None] = field(default_factory=dict)
 
     def with_more(self, names: Sequence[str]) -> _Attempts:
         """The same with ``names`` behind all others."""
@@ -93,24 +94,33 @@ class _Attempts:
 
     def fewest(self, weight: Storage | None, least: int = 0) -> Repaired | None:
         """The good one with the fewest layers above ``least``; None where none is."""
-        count = fewest(least, len(self.ranking), lambda count: self._attempt(count, weight).good)
-        return None if count is None else self._repaired(count, weight)
+        count = fewest(least, len(self.ranking), lambda count: self._good(count, weight))
+        found = None if count is None else self.tried[count, weight]
+        return None if count is None or found is None else self._repaired(count, *found)
 
     def best(self) -> Repaired:
         """The best of all that were tried, where none is good."""
-        return self._repaired(*max(self.tried, key=lambda key: self.tried[key][1].standing))
+        ends = [(count, *found) for (count, _), found in self.tried.items() if found is not None]
+        return self._repaired(*max(ends, key=lambda end: end[2].standing))
 
-    def _attempt(self, count: int, weight: Storage | None) -> Verdict:
+    def _good(self, count: int, weight: Storage | None) -> bool:
         if (count, weight) not in self.tried:
             given = set(self.ranking[:count])
             given.update(layer for layer, other in self.depends_on.items() if other in given)
             back = KeptFloat.of(ReasonCode.ACCURACY, weight)
-            built = self.evaluator.build({**self.first.kept_float, **dict.fromkeys(sorted(given), back)})
-            self.tried[count, weight] = (built, self.evaluator.verdict(built))
-        return self.tried[count, weight][1]
+            self.tried[count, weight] = self._judged({**self.first.kept_float, **dict.fromkeys(sorted(given), back)})
+        found = self.tried[count, weight]
+        return found is not None and found[1].good
 
-    def _repaired(self, count: int, weight: Storage | None) -> Repaired:
-        return Repaired(*self.tried[count, weight], tuple(self.ranking[:count]))
+    def _judged(self, kept: Mapping[str, KeptFloat]) -> tuple[Built, Verdict] | None:
+        try:
+            built = self.evaluator.build(kept)
+            return built, self.evaluator.verdict(built)
+        except RuntimeFailure:
+            return None
+
+    def _repaired(self, count: int, built: Built, verdict: Verdict) -> Repaired:
+        return Repaired(built, verdict, tuple(self.ranking[:count]))
 
 
 def fewest(least: int, limit: int, good: Callable[[int], bool]) -> int | None:

@@ -17,12 +17,12 @@ from onnxq.errors import ConfigError, DataError, RuntimeFailure
 from onnxq.kernels.targets import target_of
 from onnxq.plan import ReasonCode
 from onnxq.plan.place import place
-from onnxq.runtime.session import open_session, run
 from onnxq.search.acceptance import TIMED_FEEDS
-from onnxq.search.attempt import Attempt, Job, Samples, Search, improved, split
+from onnxq.search.attempt import Attempt, Job, Samples, Search, split
 from onnxq.search.channels import equalized_for, stays_float
 from onnxq.search.judging import CandidateJudge, second_check
 from onnxq.search.strategies import AT_THE_END, BEFORE_JUDGING, JUDGED, WITHOUT_DATA
+from onnxq.search.unrunnable import improved
 
 NO_DATA = "no real data was seen: ranges come from the model alone, and accuracy was not checked"
 
@@ -62,7 +62,11 @@ def _first(job: Job, samples: Samples) -> Attempt:
     placement = place(job.prepared, config, target, calibration.limit(1), job.folder)
     # Where kernels are simulated or weights adapted, accuracy is what is asked for.
     costly = config.equalize == "all" or (config.equalize == "auto" and (config.simulated or samples.check is not None))
-    equal = equalized_for(job, placement, calibration, costly=costly)
+    notes = samples.notes
+    try:
+        equal = equalized_for(job, placement, calibration, costly=costly)
+    except RuntimeFailure as error:  # if the model itself does not run, building says so
+        equal, notes = Equalized(job.prepared), (*notes, f"channels were not equalized: {error.what}")
     candidate = Candidate(equal.model, config, placement, fixed=stays_float(equal))
     context = Context.of(
         target,
@@ -71,7 +75,7 @@ def _first(job: Job, samples: Samples) -> Attempt:
         scratch=job.scratch,
         progress=lambda done: job.tell("observe", done, total),
     )
-    return Attempt(candidate, context, equal, notes=samples.notes)
+    return Attempt(candidate, context, equal, notes=notes)
 
 
 def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
@@ -114,12 +118,6 @@ def _on_made_up(job: Job, made: MadeUp) -> Outcome:
     timed = None if feed is None else feed.limit(TIMED_FEEDS)
     search = Search(job, None, timed, "none")
     attempt = improved(search, Attempt(candidate, context, Equalized(job.prepared)), WITHOUT_DATA)
-    if timed is not None:
-        session = open_session(attempt.built.runtime_model)
-        for one in timed:
-            run(session, one)
-        shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in one.items())
-        attempt = attempt.noting(f"loaded and run on random inputs: {shapes}")
     if made.note:
         attempt = attempt.noting(made.note)
     return Outcome(improved(search, attempt, AT_THE_END), "none", (NO_DATA,))

@@ -9,10 +9,12 @@ from onnxq.adapt.adapter import Adapter
 from onnxq.adapt.labels import Labels
 from onnxq.build.build import statistics
 from onnxq.calibrate.feeds import Feed
+from onnxq.errors import RuntimeFailure
 from onnxq.measure.latency import benchmark
 from onnxq.parameters.choose import Parameters
 from onnxq.ranges.registry import find_method
-from onnxq.search.acceptance import TIMED_SECONDS, faster, good_enough, promising
+from onnxq.runtime.session import open_session, run
+from onnxq.search.acceptance import TIMED_SECONDS, Verdict, faster, good_enough, promising
 from onnxq.search.attempt import Attempt, Search, Strategy
 from onnxq.search.bits import summary as summary_of_bits
 from onnxq.search.bits import with_bits
@@ -77,6 +79,17 @@ def first_built(search: Search, attempt: Attempt) -> Attempt | None:
     return attempt.of(attempt.candidate)
 
 
+def loaded_and_run(search: Search, attempt: Attempt) -> Attempt | None:
+    """The candidate as it stands: without data all that can be asked of it is that it loads, and runs at all."""
+    session = open_session(attempt.built.runtime_model)
+    if search.timed is None:
+        return None
+    for feed in search.timed:
+        run(session, feed)
+    shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in feed.items())
+    return attempt.noting(f"loaded and run on random inputs: {shapes}")
+
+
 def extrapolated_ranges(search: Search, attempt: Attempt) -> Attempt | None:
     """Ranges for samples that are yet to come, where that loses less on held-out samples.
 
@@ -139,14 +152,21 @@ def float_fallback(search: Search, attempt: Attempt) -> Attempt | None:
     search.job.tell("verify", 0, None)
     ways, verdict = [attempt], judge.verdict(attempt.built)
     if not verdict.good and samples.check is None:
-        harder = equalized_more_and_rounded_together(search, attempt)
-        if harder is not None:
-            found = judge.verdict(harder.built)
-            if promising(found, verdict):
-                ways = [harder, *([] if found.good else [attempt])]
+        harder = _judged_harder(search, attempt, judge)
+        if harder is not None and promising(harder[1], verdict):
+            ways = [harder[0], *([] if harder[1].good else [attempt])]
     best, fallback = _best_repaired(search, judge, ways)
     best = best.noting(*best.equalized.notes)
     return best.noting(summary(best.built.plan, fallback)) if fallback else best
+
+
+def _judged_harder(search: Search, attempt: Attempt, judge: CandidateJudge) -> tuple[Attempt, Verdict] | None:
+    """A harder try at integers and what is said of it; None where there is none that runs."""
+    try:
+        harder = equalized_more_and_rounded_together(search, attempt)
+        return None if harder is None else (harder, judge.verdict(harder.built))
+    except RuntimeFailure:
+        return None
 
 
 def _best_repaired(search: Search, judge: CandidateJudge, ways: list[Attempt]) -> tuple[Attempt, tuple[str, ...]]:
@@ -183,5 +203,5 @@ def _better(ends: list[tuple[Attempt, tuple[str, ...]]], timed: Feed | None) -> 
 # What is tried with data, without any, and in both cases at the end.
 BEFORE_JUDGING: tuple[Strategy, ...] = (tuned_placement, bits_by_sensitivity, first_built)
 JUDGED: tuple[Strategy, ...] = (extrapolated_ranges, adapted_weights, float_fallback)
-WITHOUT_DATA: tuple[Strategy, ...] = (tuned_placement, first_built)
+WITHOUT_DATA: tuple[Strategy, ...] = (tuned_placement, first_built, loaded_and_run)
 AT_THE_END: tuple[Strategy, ...] = (never_larger, never_slower)

@@ -16,6 +16,7 @@ below 1 for none of them beyond doubt the other way. So the result is never know
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import defaultdict
@@ -29,6 +30,7 @@ import numpy.typing as npt
 
 from onnxq.build.build import Context, build
 from onnxq.build.candidate import Built, Candidate
+from onnxq.errors import RuntimeFailure
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.kernels.costs import conversion_table
 from onnxq.kernels.operators import operator
@@ -42,6 +44,8 @@ from onnxq.plan.placement import Costs, table_costs, uneconomic
 from onnxq.query import nodes
 from onnxq.report.report import Trial
 from onnxq.search.acceptance import faster_with_all
+
+_log = logging.getLogger("onnxq.search")
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -155,10 +159,14 @@ class _Search:
         if candidate.choice in self.tried:
             return
         self.tried.add(candidate.choice)
-        built = self.build(candidate)
-        if built.runtime_model == self.fastest.runtime_model:
+        try:
+            built = self.build(candidate)
+            if built.runtime_model == self.fastest.runtime_model:
+                return
+            trial = self._trial(candidate.what, self.fastest, built, self.seconds * _ONE_CANDIDATE)
+        except RuntimeFailure as error:  # one of many
+            _log.debug("%s: %s", candidate.what, error)
             return
-        trial = self._trial(candidate.what, self.fastest, built, self.seconds * _ONE_CANDIDATE)
         self.trials.append(trial)
         if trial.kept:
             self.best, self.fastest = candidate, built

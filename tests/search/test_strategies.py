@@ -23,7 +23,8 @@ from onnxq.parameters.choose import Parameters
 from onnxq.plan import Plan
 from onnxq.search import strategies
 from onnxq.search.acceptance import Verdict
-from onnxq.search.attempt import Attempt, Search, improved
+from onnxq.search.attempt import Attempt, Search
+from onnxq.search.unrunnable import improved
 
 GRAPH = prepared(gemm())
 
