@@ -11,6 +11,7 @@ import numpy.typing as npt
 from onnxq.numerics import QType
 from onnxq.ranges.layer import MANY_BITS, MATRIX_INPUTS, with_gain
 from onnxq.ranges.moments import Moments
+from onnxq.ranges.reach import in_reach
 from onnxq.ranges.rounding import Blocks, Floats, Grid, Levels, Metric, coupled
 from onnxq.ranges.samples import F64, channel_parts
 
@@ -107,7 +108,7 @@ def fitted(
         how = replace(how, objective="diagonal")
     metric, second = None, None
     if moments is not None and (together or "gain" in how.restore):
-        seen = moments.matrix(centred=how.centred) if moments.full else moments.squares(centred=how.centred)
+        seen = in_reach(moments.matrix(centred=how.centred) if moments.full else moments.squares(centred=how.centred))
         metric = Metric.of(seen, moments.count) if together else None
         second = seen.astype(np.float32) if "gain" in how.restore else None
         del seen  # the largest there is

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.numerics import round_half_even
+from onnxq.ranges.reach import in_reach
 from onnxq.ranges.samples import F64, Index, channel_parts
 
 # Columns worked off before what they changed is multiplied out for the rest: one matrix product instead of many rows.
@@ -134,7 +135,7 @@ class Metric:
     @classmethod
     def of(cls, second: F64, rows: int) -> Metric:
         """That of ``second: [g, n, n]``, taken over ``rows`` inputs."""
-        n = second.shape[1]
+        n, second = second.shape[1], in_reach(second)
         energy = np.diagonal(second, axis1=1, axis2=2)
         mean = energy.mean(axis=1)
         # Where a layer's inputs are all 0, any damping will do.

@@ -201,6 +201,7 @@ def _other_tensor(tensor: TensorProto, rng: random.Random) -> None:
 
 
 def _other_array(array: np.ndarray, rng: random.Random) -> np.ndarray:
+    array = np.asarray(array)
     how = rng.randrange(8)
     if how == 0:
         return array.ravel()
@@ -209,7 +210,7 @@ def _other_array(array: np.ndarray, rng: random.Random) -> np.ndarray:
     if how == 2:
         return array.reshape(-1)[:1].reshape(())
     if how == 3:
-        return array[..., :0]
+        return np.atleast_1d(array)[..., :0]
     if how == 4:
         return np.concatenate([array.ravel(), array.ravel()])
     if how == 5:

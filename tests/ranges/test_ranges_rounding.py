@@ -203,3 +203,18 @@ def test_one_channel_a_group_has_nobody_to_make_up_for_it() -> None:
     metric, grid = Metric.of(h, MANY), uniform_grid(np.full((8, 1), 0.5), INT3)
     first = metric.rounded(weight, grid)
     assert coupled(weight, metric, grid, np.ones((8, 1, 1)), first) is first
+
+
+@pytest.mark.parametrize("size", [1e-120, 1e-40, 1e-16, 1e16, 1e40, 1e120])
+def test_inputs_of_any_size_are_rounded_for_as_those_near_one(size: float) -> None:
+    """Second moments beyond float32, from deep networks whose values vanish or weights of 1e20; numpy must not warn."""
+    weight, h = RNG.normal(0, 0.5, (2, 8, 20)), correlated(2, 20)
+    grid = Grid(np.full((2, 8), 0.4), np.arange(-3.0, 4.0))
+    power = 2.0 ** round(np.log2(size))
+    assert np.array_equal(compensated(weight, h * power, MANY, grid), compensated(weight, h, MANY, grid))
+
+
+def test_what_float64_has_lost_counts_as_no_inputs_at_all() -> None:
+    weight, h = RNG.normal(0, 0.5, (1, 8, 20)), correlated(1, 20) * 1e-318
+    grid = Grid(np.full((1, 8), 0.4), np.arange(-3.0, 4.0))
+    assert np.array_equal(compensated(weight, h, MANY, grid), grid.nearest(weight))
