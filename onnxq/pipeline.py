@@ -17,6 +17,7 @@ from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.io import load, save, serialize
 from onnxq.graph.kinds import METADATA_KEY, require_float32
+from onnxq.graph.passes.naming import tell_apart
 from onnxq.graph.prepare import prepare
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.graph.signature import keep_signature, signature
@@ -110,6 +111,7 @@ def quantize(
     tell("prepare", 0, None)
     original = load(model)
     require_float32(original)
+    tell_apart(original)
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
     target = target_of(config)

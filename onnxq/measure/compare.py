@@ -9,6 +9,7 @@ Rules, all decided by type and shape alone:
 | float, rank >= 2, last axis 1            | yes  | no                   | values on the same side of a threshold    |
 | other float (maps, vectors, scalars)     | yes  | no                   | none                                      |
 | integer, bool, string                    | no   | no                   | equal elements                            |
+| sequence, map, optional                  | as a vector of all that it holds                                         |
 
 The threshold of a single column is 0.5 if all values of the float model lie in [0, 1] (a probability), else 0 (a
 logit). Independent scores are values in [0, 1] whose rows do not sum to 1, as detectors give for thousands of places: a
@@ -27,6 +28,7 @@ import numpy.typing as npt
 
 from onnxq.errors import DataError, ModelError
 from onnxq.measure.accuracy import Accuracy, Scorer
+from onnxq.measure.contents import contents
 from onnxq.numerics import Noise, agreement, centred, noise
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model, label
@@ -126,7 +128,7 @@ def compare(
     for feed in feeds:
         references, tests = run(a, feed), run(b, feed, outputs=names)
         for name, reference, test in zip(names, references, tests, strict=True):
-            sums[name].add(reference, test, feed=count)
+            sums[name].add(contents(reference), contents(test), feed=count)
         if scorer is not None:
             scorer.add(names, references, tests)
         count += 1

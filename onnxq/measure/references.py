@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.files.scratch import discard
+from onnxq.measure.contents import contents
 from onnxq.numerics import Noise, centred, noise
 from onnxq.runtime.session import open_session, open_to_look, run
 
@@ -70,7 +71,8 @@ class References:
         """By output and feed, what the float model answers and what ``model`` does, wide rows less their means."""
         session = open_session(model)
         for feed, references in zip(self.feeds, self.outputs, strict=True):
-            for index, (reference, test) in enumerate(zip(references, run(session, feed), strict=True)):
+            tests = [contents(value) for value in run(session, feed)]
+            for index, (reference, test) in enumerate(zip(references, tests, strict=True)):
                 if np.issubdtype(reference.dtype, np.floating) and reference.shape == test.shape and reference.size:
                     wide = reference.ndim > 1 and reference.shape[-1] > 1
                     yield (index, centred(reference), centred(test)) if wide else (index, reference, test)
@@ -80,4 +82,4 @@ def references(float_model: bytes | Path, feeds: Feeds) -> References:
     """The ``References`` of ``float_model`` on ``feeds``, which should be few."""
     session = open_to_look(float_model)
     kept = tuple(feeds)
-    return References(kept, tuple(run(session, feed) for feed in kept))
+    return References(kept, tuple([contents(value) for value in run(session, feed)] for feed in kept))
