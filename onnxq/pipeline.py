@@ -17,6 +17,7 @@ from onnxq.files.scratch import Scratch
 from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load, save, serialize
 from onnxq.graph.kinds import METADATA_KEY, require_not_quantized, require_plain_layouts
+from onnxq.graph.passes.naming import tell_apart
 from onnxq.graph.prepare import prepare
 from onnxq.graph.reference import reference
 from onnxq.graph.runtime_model import or_refused, to_runtime
@@ -112,6 +113,7 @@ def quantize(
     original = load(model)
     require_not_quantized(original)
     require_plain_layouts(original)
+    tell_apart(original)
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
     with or_refused(original):

@@ -23,6 +23,9 @@ from onnxq.query import attribute, constant, held, is_float, turned
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+# How many nodes in front of a weight are looked at.
+_MOST_MAKERS = 16
+
 
 def _conv_slot(_: ir.Node) -> WeightSlot:
     return WeightSlot(1, 0, 2)
@@ -49,8 +52,24 @@ def _weight_obstacle(node: ir.Node) -> str | None:
     if weight is None:
         if constant(x) is not None:
             return "its constant is on the left, where no integer kernel takes weights"
+        if _is_made_of_constants(node.inputs[1]):
+            return "its weight is computed, from constants alone, and not folded: it would be much larger than those"
         return "it multiplies two activations: that integer kernel is no faster than float on x86"
     return "all its inputs are constants" if constant(x) is not None else None
+
+
+def _is_made_of_constants(value: ir.Value | None) -> bool:
+    """Whether ``value`` hangs on no input of the model, as far as a few nodes tell: exporters need no more for that."""
+    pending, seen = [value], 0
+    while pending:
+        one = pending.pop()
+        if one is None or constant(one) is not None:
+            continue
+        maker, seen = one.producer(), seen + 1
+        if maker is None or seen > _MOST_MAKERS:
+            return False
+        pending += maker.inputs
+    return True
 
 
 def _no_matrix(weight: ir.TensorProtocol) -> str | None:

@@ -183,7 +183,7 @@ class _Graph:
 
     def compute(self) -> Iterator[_Original]:
         for node in self.graph.node:
-            if computes(node.op_type):
+            if computes(node):
                 output = next((name for name in node.output if name), "")
                 weights = tuple(sorted(w for name in node.input for w in self._weights(name)))
                 reached = self._reached(node)
@@ -194,7 +194,7 @@ class _Graph:
         pending = deque(order)
         while pending:
             for user in self.users[pending.popleft()]:
-                if not computes(user.op_type):
+                if not computes(user):
                     new = [name for name in user.output if name and name not in order]
                     order.update(dict.fromkeys(new))
                     pending.extend(new)

@@ -46,7 +46,7 @@ def _nearest_compute(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto])
     pending, seen = deque([node]), {node.output[0]}
     while pending:
         current = pending.popleft()
-        if computes(current.op_type):
+        if computes(current):
             return current
         for name in current.input:
             maker = makers.get(name)
@@ -77,7 +77,7 @@ def attribute(model: Model, profile: Profile) -> Attribution:
             owner = None
         while owner is not None and named(owner.op_type).converts:  # an integer kernel ends in a QuantizeLinear
             owner = makers.get(owner.input[0])
-        if owner is not None and computes(kernel.op):  # it may end in an activation, a bias or a sum
+        if owner is not None and kernel.computes:  # it may end in an activation, a bias or a sum
             owner = _nearest_compute(owner, makers)
         if owner is None or not owner.name:
             others[kernel.op] += time

@@ -9,6 +9,7 @@ Rules, all decided by type and shape alone:
 | float, rank >= 2, last axis 1            | yes  | no                   | values on the same side of a threshold    |
 | other float (maps, vectors, scalars)     | yes  | no                   | none                                      |
 | integer, bool, string                    | no   | no                   | equal elements                            |
+| sequence, map, optional                  | as a vector of all that it holds                                         |
 
 The threshold of a single column is 0.5 if all values of the float model lie in [0, 1] (a probability), else 0 (a
 logit). Independent scores are values in [0, 1] whose rows do not sum to 1, as detectors give for thousands of places: a

@@ -37,6 +37,11 @@ class Kernel:
     weights: tuple[str, ...] = ()
     waste: int = 0
 
+    @property
+    def computes(self) -> bool:
+        """Whether it is a convolution, a matrix product or the like, on floats or integers."""
+        return self.kind in ("integer compute", "float compute")
+
 
 @dataclass(frozen=True)
 class KernelMap:
@@ -149,9 +154,10 @@ def _stays_8_bit(node: onnx.NodeProto) -> bool:
     return record.stays_8_bit and (given is None or (len(node.input) > given and bool(node.input[given])))
 
 
-def computes(op: str) -> bool:
-    """Whether ``op`` is a convolution, a matrix product or the like, on floats or integers."""
-    return named(op).computes
+def computes(node: onnx.NodeProto) -> bool:
+    """Whether ``node`` is a convolution, a matrix product or the like, on floats or integers."""
+    record = named(node.op_type)
+    return record.computes and len(node.input) >= record.operands
 
 
 def classify(op: str, *, on_codes: bool = False, operands: int | None = None) -> Kind:

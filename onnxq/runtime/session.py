@@ -6,7 +6,7 @@ import ctypes
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
@@ -96,6 +96,29 @@ def open_to_look(
     """
     mapped = {} if isinstance(model, bytes) else {"session.disable_prepacking": "1"}
     return open_session(model, threads=threads, optimize=optimize, profile=profile, config={**mapped, **(config or {})})
+
+
+@cache
+def has_codes(opset: int) -> bool:
+    """Whether onnxruntime goes to 8-bit codes and back with the operators of this opset."""
+    from onnx import TensorProto, helper
+
+    scale, zero = (
+        helper.make_tensor("s", TensorProto.FLOAT, [], [1.0]),
+        helper.make_tensor("z", TensorProto.UINT8, [], [0]),
+    )
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph, imports = helper.make_graph(nodes, "codes", [x], [y], [scale, zero]), [helper.make_opsetid("", opset)]
+    version = helper.find_min_ir_version_for(imports)
+    try:
+        open_session(helper.make_model(graph, opset_imports=imports, ir_version=version).SerializeToString(), threads=1)
+    except RuntimeFailure:
+        return False
+    return True
 
 
 def call(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None = None) -> Callable[[], list[Any]]:

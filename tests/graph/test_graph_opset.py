@@ -16,6 +16,7 @@ from onnxq.graph.passes.opset import raise_opset
 from onnxq.graph.passes.shapes import infer_shapes
 from onnxq.graph.prepare import prepare
 from onnxq.kernels.targets import USUAL
+from onnxq.runtime.session import has_codes
 
 X = rand(2, 3, 4, 6)
 
@@ -215,3 +216,61 @@ def test_a_new_attribute_or_type_keeps_the_opset():
     )
     half.graph.input.append(helper.make_tensor_value_info("w", TensorProto.BFLOAT16, (1, 1, 3)))
     assert prepare(ir.from_proto(half), target=USUAL).model.opset_imports[""] == 22
+
+
+def pooled(op: str, **how: object) -> onnx.ModelProto:
+    """One pool of opset 22 over maps of 14 x 14, with kernels of 2 unless ``how`` says otherwise."""
+    how = {"kernel_shape": [2, 2], **how}
+    return make([node(op, "x", "y", **how)], {"x": (1, 2, 14, 14)}, ["y"], opset=22, ir_version=10)
+
+
+@pytest.mark.parametrize("op", ["AveragePool", "MaxPool", "LpPool"])
+@pytest.mark.parametrize(
+    ("how", "opset"),
+    [
+        ({"strides": [3, 3]}, 20),
+        ({"strides": [3, 3], "ceil_mode": 1}, 20),  # the last window begins inside
+        ({"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "pads": [1, 1, 1, 1]}, 20),
+        ({"strides": [3, 3], "ceil_mode": 1, "pads": [0, 0, 1, 1]}, 22),  # in the padding, at 15
+        ({"kernel_shape": [1, 1], "strides": [2, 2], "ceil_mode": 1}, 22),
+        ({"strides": [5, 5], "ceil_mode": 1, "pads": [1, 1, 1, 1]}, 22),  # it would begin at 15, in the padding
+        ({"strides": [3, 3], "ceil_mode": 1, "auto_pad": "VALID"}, 22),  # not worked out
+    ],
+)
+def test_pools_that_round_up_are_lowered_only_where_they_mean_the_same(op, how, opset):
+    prepared = check(pooled(op, **how), {"x": np.abs(rand(1, 2, 14, 14))})
+    assert prepared.model.opset_imports[""] == opset
+
+
+@pytest.mark.parametrize(
+    ("op", "opset", "fitted"),
+    [
+        ("LayerNormalization", 9, 13),
+        ("LayerNormalization", 12, 13),
+        ("LayerNormalization", 13, 13),
+        ("SimplifiedLayerNormalization", 11, 13),
+        ("SimplifiedLayerNormalization", 21, 20),
+    ],
+)
+def test_normalisations_of_the_runtime_are_taken_at_every_opset(op, opset, fitted):
+    inputs = "x scale bias" if op.startswith("Layer") else "x scale"
+    constants = {name: rand(6, seed=i) for i, name in enumerate(inputs.split()[1:])}
+    proto = make([node(op, inputs, "y", axis=-1)], {"x": X.shape}, ["y"], constants, opset=opset, ir_version=8)
+    assert check(proto, {"x": X}).model.opset_imports[""] == fitted
+
+
+def test_an_opset_without_kernels_for_codes_is_lowered_as_far_as_it_goes(monkeypatch):
+    monkeypatch.setattr("onnxq.graph.passes.opset.has_codes", lambda opset: opset < 23)
+    kept = make([node("Swish", "x", "y")], {"x": X.shape}, ["y"], opset=24, ir_version=10)
+    with pytest.raises(ModelError, match=r"needs opset 24.*no QuantizeLinear") as caught:
+        prepare(ir.from_proto(kept), target=USUAL)
+    assert "export the model again" in caught.value.hint
+    round_up = pooled("MaxPool", strides=[5, 5], ceil_mode=1, pads=[1, 1, 1, 1])
+    round_up.opset_import[0].version = 24
+    assert prepare(ir.from_proto(round_up), target=USUAL).model.opset_imports[""] == 22
+
+
+def test_the_runtime_has_kernels_for_codes_at_usual_opsets():
+    assert has_codes(13)
+    assert has_codes(21)
+    assert not has_codes(9)

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from zoo import ZOO, Net, attention, concat, gemm, if_body, loop_body, mobilenet, prepared, residual, silu
 
 from onnxq.config import Config, Rule
@@ -428,3 +429,21 @@ def test_max_pool_on_integers_only_in_the_layout_of_convolutions(
         y = n(op, y, *shape, name=f"after{i}")
     n.conv(y, 4, 4, k=1, name="two", out="y")
     assert ("pool" in plan_of(n.model({"x": [1, 4, 4, 4]}, {"y": [1, 4, "h", "w"]})).integer) == taken
+
+
+def test_a_weight_made_of_constants_is_no_activation():
+    one = numpy_helper.from_array(np.array([0.5], np.float32))
+    made = {
+        "computed, from constants alone": helper.make_node("ConstantOfShape", ["shape"], ["w"], value=one),
+        "multiplies two activations": helper.make_node("Transpose", ["x"], ["w"]),
+    }
+    for reason, weight in made.items():
+        graph = helper.make_graph(
+            [weight, helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 512])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(np.array([512, 512]), "shape")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        assert reason in nothing_to_quantize(plan_of(model))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx_ir as ir
 
+from onnxq.errors import ModelError
 from onnxq.graph.copying import all_graphs
 
 
@@ -38,6 +41,31 @@ def unique_names(model: ir.Model) -> int:
             if name != node.name:
                 node.name = name
                 count += 1
+    return count
+
+
+def tell_apart(model: ir.Model) -> int:
+    """Renames nodes that have the name of another one, which onnxruntime refuses though it means nothing.
+
+    Returns how many. Raises ``ModelError`` where two inputs have one name.
+    """
+    inputs = Counter(value.name for value in model.graph.inputs)
+    if twice := [name for name, count in inputs.items() if count > 1]:
+        raise ModelError(
+            f"the model has two inputs called {twice[0]!r}, so that one could not be fed",
+            hint="rename one of them, and what reads it, or export the model again",
+        )
+    graphs = tuple(all_graphs(model))
+    existing = {node.name for graph in graphs for node in graph if node.name}
+    taken: set[str] = set()
+    suffix: dict[str, int] = {}
+    count = 0
+    for graph in graphs:
+        for node in graph:
+            if node.name:
+                name = _free(node.name, "", taken, existing, suffix)
+                count += name != node.name
+                node.name = name
     return count
 
 

@@ -9,6 +9,7 @@ from onnxq.errors import ModelError
 from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import is_op, label
 from onnxq.graph.passes.adapters import ADAPTERS, CHANGED, refuse
+from onnxq.runtime.session import has_codes
 
 LOWEST = 13
 HIGHEST = 20
@@ -26,7 +27,7 @@ def fit_opset(model: ir.Model, lowest: int, notes: list[str]) -> int:
     Needs shapes (Softmax before 13 depends on the rank) and inlined functions.
 
     Raises:
-        ModelError: a node has no equivalent at the lowest opset.
+        ModelError: a node has no equivalent at the lowest opset, or needs one without kernels for quantization.
     """
     opset = model.opset_imports.get("")
     if opset is None or lowest <= opset <= max(HIGHEST, lowest):
@@ -41,8 +42,18 @@ def fit_opset(model: ir.Model, lowest: int, notes: list[str]) -> int:
     if obstacle is None:
         notes.append(f"opset {opset} lowered to {HIGHEST}")
         return opset - HIGHEST
-    notes.append(f"opset {opset} kept ({obstacle}); the result needs a runtime that reads it")
-    return 0
+    if has_codes(opset):
+        notes.append(f"opset {opset} kept ({obstacle}); the result needs a runtime that reads it")
+        return 0
+    for target in range(opset - 1, HIGHEST, -1):
+        if has_codes(target) and lower_opset(model, target) is None:
+            notes.append(f"opset {opset} lowered to {target}, not to {HIGHEST} ({obstacle})")
+            return opset - target
+    raise ModelError(
+        f"the model needs opset {opset} ({obstacle}), at which this onnxruntime has no QuantizeLinear for the codes "
+        "that integer kernels read",
+        hint=f"export the model again with opset {HIGHEST} or older, or update onnxruntime",
+    )
 
 
 def raise_opset(model: ir.Model, target: int) -> None:

@@ -66,7 +66,8 @@ def _spell_resize(node: ir.Node) -> bool:
     sizes = node.inputs[_SIZES] if len(node.inputs) > _SIZES else None
     policy = text(node, "keep_aspect_ratio_policy", "stretch")
     if sizes is not None and policy != "stretch":
-        stretched = _stretched(node.inputs[0], constant(sizes), where, policy)
+        # onnxruntime overlooks the policy for axes that are counted from the end.
+        stretched = None if min(axes, default=0) < 0 else _stretched(node.inputs[0], constant(sizes), where, policy)
         if stretched is None:
             return False  # what all sides share is known at run time only, or rounds
         node.attributes.pop("keep_aspect_ratio_policy")
