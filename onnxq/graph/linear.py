@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -207,6 +209,19 @@ def products(node: ir.Node) -> dict[int, tuple[ir.Value, Product]]:
             shape = tuple(weight.const_value.shape.numpy())  # type: ignore[union-attr]
             found[index] = (source, Recurrence(shape, states=index == 2))  # type: ignore[assignment]
     return found
+
+
+def multiply_accumulates(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How often ``node`` multiplies by a constant weight where tensors have these ``shapes``; 0 where it does not."""
+    total = 0
+    out = shapes.get(node.outputs[0].name or "", ())
+    for _, layer in products(node).values():
+        if isinstance(layer, Recurrence):
+            # Each step of each sample: [T, directions, N, hidden].
+            total += math.prod(out) // max(layer.groups * (out[-1] if out else 1), 1) * math.prod(layer.weight_shape)
+        else:
+            total += math.prod(out) * layer.inputs if out else 0
+    return total
 
 
 def _convolution(node: ir.Node, shape: tuple[int, ...]) -> Geometry | None:

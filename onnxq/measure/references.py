@@ -71,7 +71,9 @@ class References:
         session = open_session(model)
         for feed, references in zip(self.feeds, self.outputs, strict=True):
             for index, (reference, test) in enumerate(zip(references, run(session, feed), strict=True)):
-                if np.issubdtype(reference.dtype, np.floating) and reference.shape == test.shape and reference.size:
+                if np.issubdtype(reference.dtype, np.floating) and reference.size:
+                    if reference.shape != test.shape:
+                        test = np.zeros_like(reference)  # of another length: as far off as nothing at all
                     wide = reference.ndim > 1 and reference.shape[-1] > 1
                     yield (index, centred(reference), centred(test)) if wide else (index, reference, test)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from onnxq.build.candidate import Built
 from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
-from onnxq.search.acceptance import Verdict
+from onnxq.search.acceptance import Shortfall, Verdict
 
 Progress = Callable[[int, int], None]
 
@@ -49,6 +49,7 @@ def repair(
     ranker: Ranker,
     *,
     depends_on: Mapping[str, str] | None = None,
+    deciding: Callable[[Built], Sequence[str]] | None = None,
     progress: Progress | None = None,
 ) -> Repaired:
     """The candidate with the fewest float layers that is good.
@@ -56,13 +57,19 @@ def repair(
     A layer that falls back first keeps its weights as int8, since it is mostly activations that 8 bits are too few for;
     if that is good for no number of layers, they get their float weights back too, and then the nodes that compute in
     float with stored weights. Where nothing is good, the best one by (agreement, SQNR). ``depends_on``: by layer that
-    has no other use than another one, the name of that, with which it falls back.
+    has no other use than another one, the name of that, with which it falls back. ``deciding``: the layers that can go
+    back where lengths differ, those nearest to the decision first; what else is float decides no lengths.
     """
     depends_on = depends_on or {}
     layers = [name for name in first.plan.layers if name not in depends_on]
     stored = list(dict.fromkeys(w.node for w in first.plan.weights if w.node not in first.plan.layers))
     verdict = evaluator.verdict(first)
-    if verdict.good or not (layers or stored):
+    if not verdict.good and deciding is not None and Shortfall.LENGTHS in verdict.shortfalls:
+        lengths = _Attempts(first, evaluator, depends_on, [n for n in deciding(first) if n in layers])
+        found = lengths.of_equal_lengths(Storage.PACKED) or lengths.of_equal_lengths(None)
+        if found:
+            return found
+    if verdict.good_but_for_lengths or not (layers or stored):
         return Repaired(first, verdict)
     attempts = _Attempts(first, evaluator, depends_on, ranked(first, layers, ranker, progress=progress))
     attempts.tried[0, Storage.PACKED] = (first, verdict)
@@ -93,7 +100,12 @@ class _Attempts:
 
     def fewest(self, weight: Storage | None, least: int = 0) -> Repaired | None:
         """The good one with the fewest layers above ``least``; None where none is."""
-        count = fewest(least, len(self.ranking), lambda count: self._attempt(count, weight).good)
+        count = fewest(least, len(self.ranking), lambda count: self._attempt(count, weight).good_but_for_lengths)
+        return None if count is None else self._repaired(count, weight)
+
+    def of_equal_lengths(self, weight: Storage | None) -> Repaired | None:
+        """The good one with the fewest layers, lengths included; None where none is."""
+        count = fewest(0, len(self.ranking), lambda count: self._attempt(count, weight).good)
         return None if count is None else self._repaired(count, weight)
 
     def best(self) -> Repaired:

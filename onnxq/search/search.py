@@ -12,6 +12,7 @@ from onnxq.calibrate.synthetic import impose_moments, runnable_feed
 from onnxq.config import AUTO
 from onnxq.equalize import Equalized
 from onnxq.errors import ConfigError
+from onnxq.graph.lengths import value_lengths
 from onnxq.kernels.targets import target_of
 from onnxq.plan import ReasonCode
 from onnxq.plan.place import place
@@ -76,7 +77,7 @@ def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
     seen = None
     if samples.calibration is not samples.held_out:
         seen = second_check(attempt.candidate, attempt.context, samples.calibration)
-    return CandidateJudge(job.reference, job.asked, samples.held_out, seen)
+    return CandidateJudge(job.reference, job.asked, samples.held_out, seen, value_lengths(job.prepared))
 
 
 def without_data(job: Job, options: FeedOptions | None) -> Outcome:

@@ -18,6 +18,7 @@ from onnxq.search.attempt import Attempt, Search, Strategy
 from onnxq.search.bits import summary as summary_of_bits
 from onnxq.search.bits import with_bits
 from onnxq.search.channels import equalized_more_and_rounded_together
+from onnxq.search.deciding import cheap_deciding
 from onnxq.search.gains import never_larger, never_slower
 from onnxq.search.judging import CandidateEvaluator, CandidateJudge, OutputNoise
 from onnxq.search.remember import recall, remember, tuning_key
@@ -92,7 +93,7 @@ def extrapolated_ranges(search: Search, attempt: Attempt) -> Attempt | None:
     if judge is None or samples is None or second is None:
         return None
     if samples.check is not None:  # the held-out samples have their say when weights are adapted
-        judge = CandidateJudge(judge.reference, judge.config, samples.check, None)
+        judge = CandidateJudge(judge.reference, judge.config, samples.check, None, judge.lengths)
     return second if judge.loses_less(second.built, attempt.built) else None
 
 
@@ -166,6 +167,7 @@ def _best_repaired(search: Search, judge: CandidateJudge, ways: list[Attempt]) -
             CandidateEvaluator(way.candidate, way.context, judge),
             OutputNoise(way.candidate, way.context, judge),
             depends_on=way.equalized.gates,
+            deciding=partial(cheap_deciding, lengths=judge.lengths, search=search),
             progress=partial(search.job.tell, "repair"),
         )
         candidate = way.candidate.keeping(found.built.kept_float)
