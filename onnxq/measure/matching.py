@@ -81,7 +81,7 @@ def _boxes_at(array: Array) -> int | None:
     best: tuple[int, int] | None = None
     for start in range(width - 3):
         others = np.delete(flat, range(start, start + 4), axis=1)
-        whole = (others == np.rint(others)).all(axis=0)
+        whole = (others == np.floor(others)).all(axis=0)
         score = ((others >= 0) & (others <= 1)).all(axis=0)
         if (whole | score).all() and (best is None or int(whole.sum()) > best[0]):
             best = (int(whole.sum()), start)
@@ -106,7 +106,7 @@ class _Form:
         flat = array.reshape(-1, array.shape[-1])
         box, others = flat[:, at : at + 4], np.delete(flat, range(at, at + 4), axis=1)
         corners = not box.size or float(((box[:, 2] >= box[:, 0]) & (box[:, 3] >= box[:, 1])).mean()) >= _CORNERS
-        whole = np.flatnonzero((others == np.rint(others)).all(axis=0))
+        whole = np.flatnonzero((others == np.floor(others)).all(axis=0))
         return cls(boxes, at, tuple(int(i) for i in whole), not corners)
 
 
@@ -127,7 +127,7 @@ def _images(side: Mapping[str, Array], form: _Form) -> list[_Boxes]:
         )
         classes = [r for n, r in rows.items() if r.dtype.kind in "iu" and r.shape[1] == 1]
         table = np.delete(rows[boxes], range(at, at + 4), axis=1)
-        alike = np.concatenate([np.rint(table[:, list(form.classes)]), *classes], axis=1)
+        alike = np.concatenate([table[:, list(form.classes)], *classes], axis=1)
         found.append(_Boxes(corners[used], alike[used], {n: r[used] for n, r in rows.items()}))
     return found
 

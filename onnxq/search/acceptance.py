@@ -56,6 +56,8 @@ FEW_FALLBACKS = 0.05
 # Held-out feeds that are timed, and the seconds for which two ways to be good are timed against each other.
 TIMED_FEEDS = 4
 TIMED_SECONDS = 2.0
+# Samples of which the one of middle size decides where integers pay.
+SIZED_FEEDS = 9
 
 
 class Shortfall(Enum):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
 
 from onnxq.build.build import Context
 from onnxq.build.candidate import Candidate, Watch
@@ -17,7 +20,7 @@ from onnxq.kernels.targets import target_of
 from onnxq.plan import ReasonCode
 from onnxq.plan.place import place
 from onnxq.runtime.session import open_session, run
-from onnxq.search.acceptance import TIMED_FEEDS
+from onnxq.search.acceptance import SIZED_FEEDS, TIMED_FEEDS
 from onnxq.search.attempt import Attempt, Job, Samples, Search, improved, split
 from onnxq.search.channels import equalized_for, stays_float
 from onnxq.search.judging import CandidateJudge, second_check
@@ -57,7 +60,7 @@ def _first(job: Job, samples: Samples) -> Attempt:
     """Where a search with data begins: the placement of least cost, channels equalized, nothing built."""
     config, calibration = job.asked, samples.calibration
     target, total = target_of(config), calibration.len_hint
-    placement = place(job.prepared, config, target, calibration.limit(1), job.folder)
+    placement = place(job.prepared, config, target, [typical(calibration)], job.folder)
     # Where kernels are simulated or weights adapted, accuracy is what is asked for.
     costly = config.equalize == "all" or (config.equalize == "auto" and (config.simulated or samples.check is not None))
     equal = equalized_for(job, placement, calibration, costly=costly)
@@ -70,6 +73,13 @@ def _first(job: Job, samples: Samples) -> Attempt:
         progress=lambda done: job.tell("observe", done, total),
     )
     return Attempt(candidate, context, equal, notes=samples.notes)
+
+
+def typical(feed: Feed) -> dict[str, npt.NDArray[Any]]:
+    """The one of middle size of a few samples: what a layer costs hangs on how long the sentence is."""
+    few = list(feed.limit(SIZED_FEEDS))
+    sizes = [sum(array.size for array in arrays.values()) for arrays in few]
+    return few[sizes.index(sorted(sizes)[len(sizes) // 2])]
 
 
 def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
