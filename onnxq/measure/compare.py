@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnxq.errors import DataError, ModelError
 from onnxq.graph.length import Length
 from onnxq.measure.accuracy import Accuracy, Scorer
-from onnxq.measure.matching import match_detections
+from onnxq.measure.matching import Matched, match_detections
 from onnxq.measure.outputs import OutputComparison, OutputSums
 from onnxq.measure.places import place_of, require_defined
 from onnxq.runtime.plain import plain
@@ -96,7 +96,7 @@ def compare(
             "compare a model with its own quantized version"
         )
     lengths = lengths or {}
-    detected = {name for name in names if any(how is Length.DETECTED for how in lengths.values())}
+    detected = {name for name, how in lengths.items() if how is Length.DETECTED}
     sums = {name: OutputSums(name, lengths.get(name)) for name in names}
     scorer = None if labels is None else Scorer(labels, None)
     count = 0
@@ -106,8 +106,10 @@ def compare(
 
     for feed in feeds:
         references, tests = run(a, feed), run(b, feed, outputs=names)
-        both = [{n: a for n, a in zip(names, of, strict=True) if n in detected} for of in (references, tests)]
-        matched = match_detections(both[0], both[1]) if detected else {}
+        matched: dict[str, Matched] = {}
+        if detected:
+            both = [dict(zip(names, of, strict=True)) for of in (references, tests)]
+            matched = match_detections(both[0], both[1], among=detected)
         for name, reference, test in zip(names, references, tests, strict=True):
             require_defined(name, reference, feed, place=place)
             sums[name].add(reference, test, place=place, matched=matched.get(name))

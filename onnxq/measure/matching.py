@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,15 +46,20 @@ class _Boxes:
     rows: Mapping[str, Array]
 
 
-def match_detections(reference: Mapping[str, Array], test: Mapping[str, Array]) -> dict[str, Matched]:
-    """By output that describes detections, the ``Matched`` rows of it; empty where no output holds boxes."""
-    boxes = next((n for n, a in reference.items() if _boxes_at(a) is not None), None)
+def match_detections(
+    reference: Mapping[str, Array], test: Mapping[str, Array], *, among: Collection[str]
+) -> dict[str, Matched]:
+    """By output ``among`` those given that describes detections, its ``Matched`` rows; empty where none holds boxes.
+
+    Another output may say how many there are.
+    """
+    boxes = next((n for n, a in reference.items() if n in among and _boxes_at(a) is not None), None)
     if boxes is None:
         return {}
     at = _boxes_at(reference[boxes])
     assert at is not None
     form = _Form.of(boxes, reference[boxes], at)
-    sides = [_images(side, form) for side in (reference, test)]
+    sides = [_images(side, form, among) for side in (reference, test)]
     if len(sides[0]) != len(sides[1]):
         return {}
     parts: dict[str, list[tuple[Array, Array, int]]] = {}
@@ -110,10 +115,11 @@ class _Form:
         return cls(boxes, at, tuple(int(i) for i in whole), not corners)
 
 
-def _images(side: Mapping[str, Array], form: _Form) -> list[_Boxes]:
+def _images(side: Mapping[str, Array], form: _Form, among: Collection[str]) -> list[_Boxes]:
     """The detections of each image in the outputs of one model."""
     boxes, at, lead = form.boxes, form.at, side[form.boxes].shape[:-1]
-    own = {n: a for n, a in side.items() if a.shape[: len(lead)] == lead and a.ndim in (len(lead), len(lead) + 1)}
+    described = {n: a for n, a in side.items() if n in among and a.ndim in (len(lead), len(lead) + 1)}
+    own = {n: a for n, a in described.items() if a.shape[: len(lead)] == lead}
     images = lead[0] if len(lead) == 2 else 1
     counts = [a for n, a in side.items() if n not in own and a.dtype.kind in "iu" and a.size == images]
     found = []

@@ -67,7 +67,7 @@ class Shortfall(Enum):
     AGREEMENT = "more decisions change than were promised, beyond chance"
     FEATURES = "an output without decisions has too much noise"
     SQNR = "an output has too much noise"
-    LENGTHS = "more samples have another length than were promised, beyond chance"
+    LENGTHS = "more lengths, or more of what is picked, change than were promised, beyond chance"
     SECOND_CHECK = "the second check set contradicts the promise"
 
 
@@ -111,16 +111,29 @@ def accepts(comparison: Comparison, config: Config) -> Verdict:
         if config.min_agreement != 0.0 and not level >= CLEAN_SQNR[3]:
             shortfalls.append(Shortfall.FEATURES)
     else:
-        scores = primary.probability or primary.agreement_rule == COUNTERPARTS
-        counts = level is None or level < CLEAN_SQNR[min(primary.rank, 3)] or scores
-        if counts and contradicts(agreement, primary.rows, promised(primary, config)):
+        counts = level is None or level < CLEAN_SQNR[min(primary.rank, 3)] or primary.probability
+        # How many counterparts there are is a question of what decides on them.
+        if (
+            counts
+            and primary.agreement_rule != COUNTERPARTS
+            and contradicts(agreement, primary.rows, promised(primary, config))
+        ):
             shortfalls.append(Shortfall.AGREEMENT)
     sqnr = min((o.level_db for o in comparison.outputs if o.level_db is not None), default=math.inf)
     if not sqnr >= config.guard_sqnr:
         shortfalls.append(Shortfall.SQNR)
-    if any(contradicts(o.same_length, o.samples, share(config, LENGTHS_A_DECISION)) for o in comparison.outputs):
+    if other_lengths(comparison, config):
         shortfalls.append(Shortfall.LENGTHS)
     return Verdict(comparison, agreement, sqnr, not shortfalls, tuple(shortfalls))
+
+
+def other_lengths(comparison: Comparison, config: Config) -> bool:
+    """Whether outputs that are as long as values say contradict the promise: by counterparts, or by lengths alone."""
+    picked = next((o for o in comparison.outputs if o.agreement_rule == COUNTERPARTS and o.agreement is not None), None)
+    if picked is not None and contradicts(picked.agreement or 0.0, picked.rows, share(config, PICKED_ROWS_A_DECISION)):
+        return True
+    series = [o for o in comparison.outputs if o.agreement_rule != COUNTERPARTS]
+    return any(contradicts(o.same_length, o.samples, share(config, LENGTHS_A_DECISION)) for o in series)
 
 
 def promised(output: OutputComparison, config: Config) -> float:
@@ -129,8 +142,6 @@ def promised(output: OutputComparison, config: Config) -> float:
     Where a sample has one row, that row is the decision. In a sequence many rows decide nothing by themselves (blanks
     between characters, the inside of a word): more of them may change for one decision that may.
     """
-    if output.agreement_rule == COUNTERPARTS:
-        return share(config, PICKED_ROWS_A_DECISION)
     return share(config, ROWS_A_DECISION if output.rank <= 2 else ROWS_A_DECISION_IN_SEQUENCES)
 
 

@@ -13,7 +13,7 @@ from onnxq.measure.latency import benchmark
 from onnxq.parameters.choose import Parameters
 from onnxq.ranges.registry import find_method
 from onnxq.report.provenance import metadata
-from onnxq.search.acceptance import TIMED_SECONDS, faster, good_enough, promising
+from onnxq.search.acceptance import TIMED_SECONDS, Shortfall, faster, good_enough, promising
 from onnxq.search.attempt import Attempt, Search, Strategy
 from onnxq.search.bits import summary as summary_of_bits
 from onnxq.search.bits import with_bits
@@ -152,6 +152,8 @@ def float_fallback(search: Search, attempt: Attempt) -> Attempt | None:
                 ways = [harder, *([] if found.good else [attempt])]
     best, fallback = _best_repaired(search, judge, ways)
     best = best.noting(*best.equalized.notes)
+    if best.verdict is not None and Shortfall.LENGTHS in best.verdict.shortfalls:
+        best = best.noting(f"not good: {Shortfall.LENGTHS.value}; other layers in float would not decide otherwise")
     return best.noting(summary(best.built.plan, fallback)) if fallback else best
 
 
