@@ -7,6 +7,7 @@ are picked by their values are matched by nearness, whole numbers by equality.
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ APART = 0.5
 # Up to so many rows each is compared with each; beyond, in order, and looking this far ahead.
 ALL_PAIRS = 1024
 AHEAD = 64
-# Columns of a table `[.., box, score, class, ..]`; boxes have four.
-_TABLES = (5, 6, 7)
+# By the width of a table, where its boxes may begin: box, score (and class); class, score, box; image, box, class,
+# score; image, class, score, box.
+_TABLES = {5: (0, 1), 6: (0, 2), 7: (1, 3)}
 _CORNERS = 0.9  # share of rows in which the second corner lies behind the first
 
 
@@ -82,14 +84,15 @@ def _boxes_at(array: Array) -> int | None:
     if width == 4:
         return 0
     flat = array.reshape(-1, width).astype(np.float64)
-    # Beside a box stand its score, in [0, 1], and whole numbers: the more of these, the surer.
-    best: tuple[int, int] | None = None
-    for start in range(width - 3):
+    # Beside a box stand its score, in [0, 1] and seldom whole, and whole numbers: the more of these, the surer.
+    best: tuple[tuple[bool, int], int] | None = None
+    for start in _TABLES[width]:
         others = np.delete(flat, range(start, start + 4), axis=1)
         whole = (others == np.floor(others)).all(axis=0)
         score = ((others >= 0) & (others <= 1)).all(axis=0)
-        if (whole | score).all() and (best is None or int(whole.sum()) > best[0]):
-            best = (int(whole.sum()), start)
+        sure = (bool((score & ~whole).any()), int(whole.sum()))
+        if (whole | score).all() and (best is None or sure > best[0]):
+            best = (sure, start)
     return None if best is None else best[1]
 
 
@@ -124,7 +127,8 @@ def _images(side: Mapping[str, Array], form: _Form, among: Collection[str]) -> l
     counts = [a for n, a in side.items() if n not in own and a.dtype.kind in "iu" and a.size == images]
     found = []
     for image in range(images):
-        rows = {n: (a[image] if len(lead) == 2 else a).reshape(lead[-1], -1) for n, a in own.items()}
+        widths = {n: math.prod(a.shape[len(lead) :]) for n, a in own.items()}
+        rows = {n: (a[image] if len(lead) == 2 else a).reshape(lead[-1], widths[n]) for n, a in own.items()}
         box = rows[boxes][:, at : at + 4].astype(np.float64)
         # Padded outputs: as many as are counted, or those that are any.
         used = np.arange(lead[-1]) < counts[0].reshape(-1)[image] if counts and len(lead) == 2 else box.any(axis=1)
