@@ -63,7 +63,7 @@ def detector(*, table: bool = False) -> onnx.ModelProto:
     centres = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(1, BOXES, 2) * 4.0 + 2.0
     n.const("box_shape", [1, 4, BOXES], np.int64), n.const("score_shape", [1, 3, BOXES], np.int64)
     n.const("centres", centres), n.const("limit", 0.55), n.const("shared", 0.45), n.const("most", [50], np.int64)
-    n.const("two", [2, 2], np.int64), n.const("bias", 2.0)
+    n.const("two", [2, 2], np.int64), n.const("bias", 2.0), n.const("shift", 0.7)
     d = n("Reshape", n.conv(y, 48, 4, k=1, name="box"), "box_shape", name="box_rows")
     d = n("Transpose", d, name="box_columns", perm=[0, 2, 1])
     offset, size = n.many("Split", d, "two", name="halves", count=2, axis=2)
@@ -72,7 +72,7 @@ def detector(*, table: bool = False) -> onnx.ModelProto:
     low, high = n("Sub", middle, half, name="low_corner"), n("Add", middle, half, name="high_corner")
     boxes = n("Concat", low, high, name="boxes_all", axis=2)
     s = n("Reshape", n.conv(y, 48, 3, k=1, name="score"), "score_shape", name="score_rows")
-    s = n("Sigmoid", n("Sub", s, "bias", name="seldom"), name="scores_all")
+    s = n("Sigmoid", n("Sub", s, "shift", name="seldom"), name="scores_all")
     picked = n("NonMaxSuppression", boxes, s, "most", "limit", "shared", name="nms")
     n.const("class_at", 1, np.int64), n.const("place_at", 2, np.int64), n.const("first", [0], np.int64)
     n.const("second", [1], np.int64)
