@@ -12,37 +12,10 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnxq.graph.length import Length
+from onnxq.kernels.lengths import Length, Sizing, sizing
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Role
 from onnxq.query import attribute
-
-# By operator, the inputs that decide the shape of its output by their values, and how.
-_DECIDING: dict[str, tuple[tuple[int, ...], Length]] = {
-    "NonMaxSuppression": ((0, 1, 2, 3, 4), Length.DETECTED),
-    "NonZero": ((0,), Length.PICKED),
-    "Compress": ((1,), Length.PICKED),
-    "Unique": ((0,), Length.PICKED),
-    "TopK": ((1,), Length.PICKED),
-    "Range": ((0, 1, 2), Length.STRETCHED),
-    "ConstantOfShape": ((0,), Length.STRETCHED),
-    "Expand": ((1,), Length.STRETCHED),
-    "Tile": ((1,), Length.STRETCHED),
-    "Reshape": ((1,), Length.STRETCHED),
-    "Slice": ((1, 2, 3, 4), Length.STRETCHED),
-    "Resize": ((1, 2, 3), Length.STRETCHED),
-    "Upsample": ((1,), Length.STRETCHED),
-    "Pad": ((1, 3), Length.STRETCHED),
-    "OneHot": ((1,), Length.STRETCHED),
-    "CenterCropPad": ((1,), Length.STRETCHED),
-    "Split": ((1,), Length.STRETCHED),
-    "SequenceAt": ((1,), Length.STRETCHED),
-    "Loop": ((0, 1), Length.STRETCHED),
-    "If": ((0,), Length.STRETCHED),
-}
-_SHAPES = ("Shape", "Size")
-# Their output is as long as their first input, whatever the others are.
-_AS_FIRST = ("ScatterND", "ScatterElements", "Scatter")
 
 
 @dataclass(frozen=True)
@@ -104,23 +77,22 @@ class _Trace:
             self._node(node)
 
     def _node(self, node: ir.Node) -> None:
-        inputs = [v for v in node.inputs if v is not None]
+        inputs, how = [v for v in node.inputs if v is not None], sizing(node.op_type)
         bodies = list(bodies_of(node))
         if bodies:
-            self._bodies(node, bodies)
+            self._bodies(node, bodies, how)
             inputs += [v for body in bodies for v in body.outputs]
-        if node.op_type in _SHAPES:
+        if how.counts:
             found = self._of(self.longs, inputs)
             if found:
                 self._mark(node, frozenset(), found)
             return
-        indices, own = _DECIDING.get(node.op_type, ((), Length.STRETCHED))
-        values = [
-            v for i in indices if i < len(node.inputs) and (v := node.inputs[i]) is not None and v in self.rounded
-        ]
-        longs = self._of(self.longs, inputs[:1] if node.op_type in _AS_FIRST else inputs)
-        if values and (node.op_type != "If" or _uneven(bodies)):
-            longs |= self._of(self.numbers, values) or {own}
+        given = [node.inputs[i] for i in how.inputs if i < len(node.inputs)]
+        given += [v for body in bodies for v in body.outputs[: -(how.returns or 0)]]  # whether there is another round
+        values = [v for v in given if v is not None and v in self.rounded]
+        longs = self._of(self.longs, inputs[:1] if how.first else inputs)
+        if values and not _same_either_way(bodies):
+            longs |= self._of(self.numbers, values) or {how.length}
             if node not in self._noted:
                 self._noted.add(node)
                 self.decisions.append((node, values))
@@ -138,15 +110,15 @@ class _Trace:
     def _of(known: dict[ir.Value, frozenset[Length]], values: Iterable[ir.Value]) -> frozenset[Length]:
         return frozenset(how for value in values for how in known.get(value, ()))
 
-    def _bodies(self, node: ir.Node, bodies: list[ir.Graph]) -> None:
+    def _bodies(self, node: ir.Node, bodies: list[ir.Graph], how: Sizing) -> None:
         """Goes through the bodies of ``node``; twice where what they compute comes back."""
-        outer = list(node.inputs)
-        for _ in range(2):
+        for _ in range(1 if how.returns is None else 2):
             for body in bodies:
-                given = outer if node.op_type == "Loop" else outer[len(outer) - len(body.inputs) :]
-                for inside, outside in zip(body.inputs, given, strict=False):
-                    back = _returned(node, body, inside)
-                    self._link(inside, [v for v in (outside, back) if v is not None])
+                states = len(body.inputs) - attribute(node, "num_scan_inputs", 0)
+                for at, (inside, outside) in enumerate(zip(body.inputs, node.inputs, strict=False)):
+                    back = -1 if how.returns is None or at >= states else at + how.returns
+                    returned = [body.outputs[back]] if 0 <= back < len(body.outputs) else []
+                    self._link(inside, [*([] if outside is None else [outside]), *returned])
                 self.follow(body)
         for value in node.outputs:
             self.sources[value] = [v for body in bodies for v in body.outputs]
@@ -166,20 +138,12 @@ def bodies_of(node: ir.Node) -> Iterator[ir.Graph]:
             yield attr.as_graph()
 
 
-def _returned(node: ir.Node, body: ir.Graph, inside: ir.Value) -> ir.Value | None:
-    """The value of a body that comes back to it as ``inside`` in the next round."""
-    at = list(body.inputs).index(inside)
-    if node.op_type == "Loop":
-        at -= 1  # the body takes number and condition, and gives the condition
-    elif node.op_type != "Scan" or at >= len(body.inputs) - attribute(node, "num_scan_inputs", 0):
-        return None
-    return body.outputs[at] if 0 <= at < len(body.outputs) else None
-
-
-def _uneven(bodies: list[ir.Graph]) -> bool:
-    """Whether the outputs of bodies are not known to be of one shape."""
+def _same_either_way(bodies: list[ir.Graph]) -> bool:
+    """Whether one of ``bodies`` runs, and their outputs are known to be of one shape."""
+    if not bodies or bodies[0].inputs:
+        return False
     shapes = [[v.shape for v in body.outputs] for body in bodies]
-    return any(shape is None for of in shapes for shape in of) or any(of != shapes[0] for of in shapes)
+    return all(shape is not None for of in shapes for shape in of) and all(of == shapes[0] for of in shapes)
 
 
 def _upstream(values: Iterable[ir.Value], trace: _Trace, *, through_decisions: bool) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from onnxq.errors import DataError, ModelError
-from onnxq.graph.length import Length
+from onnxq.kernels.lengths import Length
 from onnxq.measure.accuracy import Accuracy, Scorer
 from onnxq.measure.matching import Matched, match_detections
 from onnxq.measure.outputs import OutputComparison, OutputSums

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.graph.length import Length
+from onnxq.kernels.lengths import Length
 from onnxq.measure.matching import APART, Matched, match_rows
 from onnxq.numerics import Noise, agreement, centred, noise
 

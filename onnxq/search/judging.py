@@ -13,8 +13,8 @@ from onnxq.build.build import Context, build, draft
 from onnxq.build.candidate import Built, Candidate
 from onnxq.calibrate.feeds import Feed
 from onnxq.config import Config
-from onnxq.graph.length import Length
 from onnxq.graph.lengths import ValueLengths
+from onnxq.kernels.lengths import Length
 from onnxq.measure.compare import compare
 from onnxq.measure.references import References, references
 from onnxq.plan import KeptFloat

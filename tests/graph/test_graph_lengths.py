@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -9,8 +10,8 @@ from lengths_zoo import detector, picker, speech
 from onnx import TensorProto
 from zoo import ZOO, Net
 
-from onnxq.graph.length import Length
 from onnxq.graph.lengths import ValueLengths, value_lengths
+from onnxq.kernels.lengths import Length
 
 I64 = TensorProto.INT64
 
@@ -134,3 +135,26 @@ def test_the_number_of_rounds_of_a_loop_decides() -> None:
     lengths = found(outer.model({"x": [8, 4]}, {"y": (I64, ["K"])}))
     assert lengths.outputs == {"y": Length.STRETCHED}
     assert "fc" in lengths.deciding
+
+
+def test_a_condition_that_a_body_computes_decides() -> None:
+    """A body multiplies its state, and says from that whether to go on."""
+    outer, body = Net(), Net()
+    body.const("limit", 0.5)
+    state = body("MatMul", "h", body.weight("wh", 4, 4), name="state", out="h_out")
+    said = body("ReduceMax", state, name="most", keepdims=0)
+    body("Less", said, "limit", name="on", out="go_out")
+    body("Identity", "h_out", name="say", out="said")
+    info = onnx.helper.make_tensor_value_info
+    graph = body.body(
+        "body",
+        [info("i", I64, []), info("go", TensorProto.BOOL, []), info("h", 1, [1, 4])],
+        {"go_out": (TensorProto.BOOL, []), "h_out": [1, 4], "said": [1, 4]},
+    )
+    outer.const("most_rounds", 9, np.int64), outer.const("always", True, bool)
+    outer.nodes.append(
+        onnx.helper.make_node("Loop", ["most_rounds", "always", "x"], ["last", "y"], name="loop", body=graph)
+    )
+    lengths = found(outer.model({"x": [1, 4]}, {"y": ["K", 1, 4]}))
+    assert lengths.outputs == {"y": Length.STRETCHED}
+    assert "state" in lengths.deciding

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from zoo import Net
 
-from onnxq.graph.length import Length
+from onnxq.kernels.lengths import Length
 from onnxq.measure.compare import Comparison, compare
 from onnxq.measure.references import references
 from onnxq.report.tables import show

@@ -15,7 +15,7 @@ from lengths_zoo import detector, picker, pictures, sentences, speech
 
 from onnxq import Config, quantize
 from onnxq.build.candidate import Built
-from onnxq.graph.length import Length
+from onnxq.kernels.lengths import Length
 from onnxq.measure.compare import OutputComparison
 from onnxq.measure.kernels import KernelMap
 from onnxq.parameters.choose import Parameters
