@@ -17,6 +17,7 @@ from onnxq.equalize import equalized_as
 from onnxq.errors import ConfigError, RuntimeFailure, one_line
 from onnxq.files.temporary import temporary_folder
 from onnxq.graph.kinds import METADATA_KEY
+from onnxq.graph.lengths import value_lengths
 from onnxq.graph.prepare import prepare
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.kernels.targets import TARGETS, resolve_target
@@ -102,6 +103,7 @@ def evaluate(
                 test.runnable,
                 told(feed, progress, "compare"),
                 labels=None if targets is None else np.asarray(targets),
+                lengths=value_lengths(reference.model).outputs,
                 threads=threads,
             )
         layers: tuple[LayerNoise, ...] = ()

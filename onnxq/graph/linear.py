@@ -12,6 +12,8 @@ What is multiplied by the transpose of a matrix has the matrix as its weight: ``
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -216,6 +218,19 @@ def products(node: ir.Node) -> dict[int, tuple[ir.Value, Product]]:
             shape = tuple(weight.const_value.shape.numpy())  # type: ignore[union-attr]
             found[index] = (source, Recurrence(shape, states=index == 2))  # type: ignore[assignment]
     return found
+
+
+def multiply_accumulates(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How often ``node`` multiplies by a constant weight where tensors have these ``shapes``; 0 where it does not."""
+    total = 0
+    out = shapes.get(node.outputs[0].name or "", ())
+    for _, layer in products(node).values():
+        if isinstance(layer, Recurrence):
+            # Each step of each sample: [T, directions, N, hidden].
+            total += math.prod(out) // max(layer.groups * (out[-1] if out else 1), 1) * math.prod(layer.weight_shape)
+        else:
+            total += math.prod(out) * layer.inputs if out else 0
+    return total
 
 
 def _convolution(node: ir.Node, shape: tuple[int, ...]) -> Geometry | None:

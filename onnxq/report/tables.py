@@ -136,7 +136,7 @@ def layer_table(layers: Sequence[LayerNoise]) -> Table:
 
 
 def _show_comparison(comparison: Comparison, console: Console) -> None:
-    console.print(outputs_table(comparison))
+    _show_outputs(comparison, console)
     if comparison.accuracy is not None:
         table = _table(f"Accuracy over {comparison.accuracy.rows} labels", ["", "float", "quantized", "change"], left=1)
         for row in _accuracy_rows(comparison.accuracy):
@@ -146,13 +146,19 @@ def _show_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"Problem: {problem}", style="red", markup=False)
 
 
+def _show_outputs(comparison: Comparison, console: Console) -> None:
+    console.print(outputs_table(comparison))
+    for line in comparison.differences:
+        console.print(line, markup=False)
+
+
 def _show_report(report: Report, console: Console) -> None:
     table = _table(report.result.name, ["", "float", "quantized", "gain"], left=1)
     for row in _summary_rows(report):
         _add(table, row)
     console.print(table)
     if report.comparison is not None:
-        console.print(outputs_table(report.comparison))
+        _show_outputs(report.comparison, console)
     if report.left_float:
         console.print(_left_table(report.left_float))
     if report.layers:

@@ -13,6 +13,7 @@ from enum import Enum
 from onnxq.config import Config
 from onnxq.measure.compare import Comparison, OutputComparison
 from onnxq.measure.latency import LatencyReport
+from onnxq.measure.outputs import COUNTERPARTS
 
 # Above this many dB an entry that is no longer the largest of its row was as good as tied: such rows are no evidence,
 # and for outputs that are features rather than scores the largest entry means nothing anyway. (Probabilities are
@@ -24,6 +25,13 @@ CLEAN_SQNR = {0: 30.0, 1: 30.0, 2: 30.0, 3: 20.0}
 # sequences the text recognition of PP-OCRv5 had 2.6 points more wrong characters than in float, with two 0.4.)
 ROWS_A_DECISION = 1
 ROWS_A_DECISION_IN_SEQUENCES = 2
+# The same of detections, and of all that is picked by its value: what lies near the threshold comes and goes.
+PICKED_ROWS_A_DECISION = 10
+# Samples of another length for each decision that may change: a length adds up dozens of rounded numbers (predicted
+# durations), so that with the default promise a quarter of the samples may have another one.
+LENGTHS_A_DECISION = 25
+# The largest share of multiply-accumulates that goes back to float to decide lengths as the float model does.
+DECIDING_WORK = 0.2
 
 # With fewer disagreements than chance explains at this level, the held-out data does not contradict the promise.
 SIGNIFICANCE = 0.05
@@ -48,6 +56,8 @@ FEW_FALLBACKS = 0.05
 # Held-out feeds that are timed, and the seconds for which two ways to be good are timed against each other.
 TIMED_FEEDS = 4
 TIMED_SECONDS = 2.0
+# Samples of which the one of middle size decides where integers pay.
+SIZED_FEEDS = 9
 
 
 class Shortfall(Enum):
@@ -57,6 +67,7 @@ class Shortfall(Enum):
     AGREEMENT = "more decisions change than were promised, beyond chance"
     FEATURES = "an output without decisions has too much noise"
     SQNR = "an output has too much noise"
+    LENGTHS = "more lengths, or more of what is picked, change than were promised, beyond chance"
     SECOND_CHECK = "the second check set contradicts the promise"
 
 
@@ -79,9 +90,14 @@ class Verdict:
         """What the better of two has more of, the first difference counts."""
         return self.good, self.agreement, self.sqnr_db
 
-    def contradicted(self) -> Verdict:
+    @property
+    def good_but_for_lengths(self) -> bool:
+        """Whether no other layers in float than those that decide lengths would make it better."""
+        return self.good or self.shortfalls == (Shortfall.LENGTHS,)
+
+    def contradicted(self, why: Shortfall = Shortfall.SECOND_CHECK) -> Verdict:
         """The same where the second check set says no; the figures stay those of the held-out samples."""
-        return replace(self, good=False, shortfalls=(*self.shortfalls, Shortfall.SECOND_CHECK))
+        return replace(self, good=False, shortfalls=(*self.shortfalls, why))
 
 
 def accepts(comparison: Comparison, config: Config) -> Verdict:
@@ -96,12 +112,28 @@ def accepts(comparison: Comparison, config: Config) -> Verdict:
             shortfalls.append(Shortfall.FEATURES)
     else:
         counts = level is None or level < CLEAN_SQNR[min(primary.rank, 3)] or primary.probability
-        if counts and contradicts(agreement, primary.rows, promised(primary, config)):
+        # How many counterparts there are is a question of what decides on them.
+        if (
+            counts
+            and primary.agreement_rule != COUNTERPARTS
+            and contradicts(agreement, primary.rows, promised(primary, config))
+        ):
             shortfalls.append(Shortfall.AGREEMENT)
     sqnr = min((o.level_db for o in comparison.outputs if o.level_db is not None), default=math.inf)
     if not sqnr >= config.guard_sqnr:
         shortfalls.append(Shortfall.SQNR)
+    if other_lengths(comparison, config):
+        shortfalls.append(Shortfall.LENGTHS)
     return Verdict(comparison, agreement, sqnr, not shortfalls, tuple(shortfalls))
+
+
+def other_lengths(comparison: Comparison, config: Config) -> bool:
+    """Whether outputs that are as long as values say contradict the promise: by counterparts, or by lengths alone."""
+    picked = next((o for o in comparison.outputs if o.agreement_rule == COUNTERPARTS and o.agreement is not None), None)
+    if picked is not None and contradicts(picked.agreement or 0.0, picked.rows, share(config, PICKED_ROWS_A_DECISION)):
+        return True
+    series = [o for o in comparison.outputs if o.agreement_rule != COUNTERPARTS]
+    return any(contradicts(o.same_length, o.samples, share(config, LENGTHS_A_DECISION)) for o in series)
 
 
 def promised(output: OutputComparison, config: Config) -> float:
@@ -110,7 +142,11 @@ def promised(output: OutputComparison, config: Config) -> float:
     Where a sample has one row, that row is the decision. In a sequence many rows decide nothing by themselves (blanks
     between characters, the inside of a word): more of them may change for one decision that may.
     """
-    rows = ROWS_A_DECISION if output.rank <= 2 else ROWS_A_DECISION_IN_SEQUENCES
+    return share(config, ROWS_A_DECISION if output.rank <= 2 else ROWS_A_DECISION_IN_SEQUENCES)
+
+
+def share(config: Config, rows: int) -> float:
+    """The share that must agree of what may change ``rows`` times for each decision that may."""
     return 1.0 - rows * (1.0 - config.min_agreement)
 
 

@@ -15,11 +15,14 @@ from onnxq.build.candidate import Built, Candidate
 from onnxq.calibrate.feeds import Feed
 from onnxq.config import Config
 from onnxq.errors import RuntimeFailure
+from onnxq.graph.lengths import ValueLengths
+from onnxq.kernels.lengths import Length
 from onnxq.measure.compare import compare
 from onnxq.measure.references import References, references
 from onnxq.plan import KeptFloat
 from onnxq.search.acceptance import (
     JUDGED_FEEDS,
+    Shortfall,
     Verdict,
     accepts,
     as_asked,
@@ -31,9 +34,19 @@ from onnxq.search.acceptance import (
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 
 
-def judge(float_model: bytes | Path, quantized: bytes | Path, held_out: Feeds, config: Config) -> Verdict:
-    """The ``Verdict`` on ``quantized`` over ``held_out``, data that calibration never saw."""
-    return accepts(compare(float_model, quantized, held_out, few=True), config)
+def judge(
+    float_model: bytes | Path,
+    quantized: bytes | Path,
+    held_out: Feeds,
+    config: Config,
+    *,
+    lengths: Mapping[str, Length] | None = None,
+) -> Verdict:
+    """The ``Verdict`` on ``quantized`` over ``held_out``, data that calibration never saw.
+
+    ``lengths``: how those outputs are as long as values say that are.
+    """
+    return accepts(compare(float_model, quantized, held_out, lengths=lengths, few=True), config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +55,16 @@ class CandidateJudge:
 
     ``second_check``: calibration samples that may object to what is good, for a few held-out samples show wrong
     decisions too seldom. (Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good.)
-    None where the held-out samples are the calibration samples.
+    None where the held-out samples are the calibration samples. ``lengths``: how outputs are as long as values say.
     """
 
     reference: bytes | Path
     config: Config
     held_out: Feed
     second_check: Feed | None
+    lengths: ValueLengths = field(default_factory=ValueLengths)
     _verdicts: dict[Built, Verdict] = field(default_factory=dict)
-    _confirmed: dict[Built, bool] = field(default_factory=dict)
+    _confirmed: dict[Built, Verdict] = field(default_factory=dict)
     _ranked: list[References] = field(default_factory=list)  # one at most: the same for all candidates
 
     def verdict(self, built: Built) -> Verdict:
@@ -59,15 +73,20 @@ class CandidateJudge:
         if not verdict.good or self.second_check is None:
             return verdict
         if built not in self._confirmed:
-            self._confirmed[built] = judge(self.reference, built.runtime_model, self.second_check, self.config).good
-        return verdict if self._confirmed[built] else verdict.contradicted()
+            self._confirmed[built] = self._on(self.second_check, built)
+        second = self._confirmed[built]
+        if second.good:
+            return verdict
+        return verdict.contradicted(Shortfall.LENGTHS) if second.good_but_for_lengths else verdict.contradicted()
 
     def on_held_out(self, built: Built) -> Verdict:
         """What the held-out samples say of ``built``."""
         if built not in self._verdicts:
-            held_out = self.held_out.limit(JUDGED_FEEDS)
-            self._verdicts[built] = judge(self.reference, built.runtime_model, held_out, self.config)
+            self._verdicts[built] = self._on(self.held_out.limit(JUDGED_FEEDS), built)
         return self._verdicts[built]
+
+    def _on(self, feed: Feed, built: Built) -> Verdict:
+        return judge(self.reference, built.runtime_model, feed, self.config, lengths=self.lengths.outputs)
 
     def loses_less(self, second: Built, first: Built) -> bool:
         """Whether ``second`` loses less than ``first`` on the held-out samples; not where they are equal."""

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from onnxq.build.candidate import Built
 from onnxq.errors import RuntimeFailure
 from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
-from onnxq.search.acceptance import Verdict
+from onnxq.search.acceptance import Shortfall, Verdict
 
 Progress = Callable[[int, int], None]
 
@@ -50,6 +50,7 @@ def repair(
     ranker: Ranker,
     *,
     depends_on: Mapping[str, str] | None = None,
+    deciding: Callable[[Built], Sequence[str]] | None = None,
     progress: Progress | None = None,
 ) -> Repaired:
     """The candidate with the fewest float layers that is good.
@@ -57,13 +58,19 @@ def repair(
     A layer that falls back first keeps its weights as int8, since it is mostly activations that 8 bits are too few for;
     if that is good for no number of layers, they get their float weights back too, and then the nodes that compute in
     float with stored weights. Where nothing is good, the best one by (agreement, SQNR). ``depends_on``: by layer that
-    has no other use than another one, the name of that, with which it falls back.
+    has no other use than another one, the name of that, with which it falls back. ``deciding``: the layers that can go
+    back where lengths differ, those nearest to the decision first; what else is float decides no lengths.
     """
     depends_on = depends_on or {}
     layers = [name for name in first.plan.layers if name not in depends_on]
     stored = list(dict.fromkeys(w.node for w in first.plan.weights if w.node not in first.plan.layers))
     verdict = evaluator.verdict(first)
-    if verdict.good or not (layers or stored):
+    if not verdict.good and deciding is not None and Shortfall.LENGTHS in verdict.shortfalls:
+        lengths = _Attempts(first, evaluator, depends_on, [n for n in deciding(first) if n in layers])
+        found = lengths.of_equal_lengths(Storage.PACKED) or lengths.of_equal_lengths(None)
+        if found:
+            return found
+    if verdict.good_but_for_lengths or not (layers or stored):
         return Repaired(first, verdict)
     attempts = _Attempts(first, evaluator, depends_on, ranked(first, layers, ranker, progress=progress))
     attempts.tried[0, Storage.PACKED] = (first, verdict)
@@ -94,7 +101,14 @@ class _Attempts:
 
     def fewest(self, weight: Storage | None, least: int = 0) -> Repaired | None:
         """The good one with the fewest layers above ``least``; None where none is."""
-        count = fewest(least, len(self.ranking), lambda count: self._good(count, weight))
+        return self._fewest(weight, least, lambda verdict: verdict.good_but_for_lengths)
+
+    def of_equal_lengths(self, weight: Storage | None) -> Repaired | None:
+        """The good one with the fewest layers, lengths included; None where none is."""
+        return self._fewest(weight, 0, lambda verdict: verdict.good)
+
+    def _fewest(self, weight: Storage | None, least: int, good: Callable[[Verdict], bool]) -> Repaired | None:
+        count = fewest(least, len(self.ranking), lambda count: self._is(good, count, weight))
         found = None if count is None else self.tried[count, weight]
         return None if count is None or found is None else self._repaired(count, *found)
 
@@ -103,14 +117,14 @@ class _Attempts:
         ends = [(count, *found) for (count, _), found in self.tried.items() if found is not None]
         return self._repaired(*max(ends, key=lambda end: end[2].standing))
 
-    def _good(self, count: int, weight: Storage | None) -> bool:
+    def _is(self, good: Callable[[Verdict], bool], count: int, weight: Storage | None) -> bool:
         if (count, weight) not in self.tried:
             given = set(self.ranking[:count])
             given.update(layer for layer, other in self.depends_on.items() if other in given)
             back = KeptFloat.of(ReasonCode.ACCURACY, weight)
             self.tried[count, weight] = self._judged({**self.first.kept_float, **dict.fromkeys(sorted(given), back)})
         found = self.tried[count, weight]
-        return found is not None and found[1].good
+        return found is not None and good(found[1])
 
     def _judged(self, kept: Mapping[str, KeptFloat]) -> tuple[Built, Verdict] | None:
         try:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
 
 from onnxq.build.build import Context
 from onnxq.build.candidate import Candidate, Watch
@@ -14,10 +17,11 @@ from onnxq.calibrate.synthetic import impose_moments
 from onnxq.config import AUTO
 from onnxq.equalize import Equalized
 from onnxq.errors import ConfigError, DataError, RuntimeFailure
+from onnxq.graph.lengths import value_lengths
 from onnxq.kernels.targets import target_of
 from onnxq.plan import ReasonCode
 from onnxq.plan.place import place
-from onnxq.search.acceptance import TIMED_FEEDS
+from onnxq.search.acceptance import SIZED_FEEDS, TIMED_FEEDS
 from onnxq.search.attempt import Attempt, Job, Samples, Search, split
 from onnxq.search.channels import equalized_for, stays_float
 from onnxq.search.judging import CandidateJudge, second_check
@@ -59,7 +63,7 @@ def _first(job: Job, samples: Samples) -> Attempt:
     """Where a search with data begins: the placement of least cost, channels equalized, nothing built."""
     config, calibration = job.asked, samples.calibration
     target, total = target_of(config), calibration.len_hint
-    placement = place(job.prepared, config, target, calibration.limit(1), job.folder)
+    placement = place(job.prepared, config, target, [typical(calibration)], job.folder)
     # Where kernels are simulated or weights adapted, accuracy is what is asked for.
     costly = config.equalize == "all" or (config.equalize == "auto" and (config.simulated or samples.check is not None))
     notes = samples.notes
@@ -78,12 +82,19 @@ def _first(job: Job, samples: Samples) -> Attempt:
     return Attempt(candidate, context, equal, notes=notes)
 
 
+def typical(feed: Feed) -> dict[str, npt.NDArray[Any]]:
+    """The one of middle size of a few samples: what a layer costs hangs on how long the sentence is."""
+    few = list(feed.limit(SIZED_FEEDS))
+    sizes = [sum(array.size for array in arrays.values()) for arrays in few]
+    return few[sizes.index(sorted(sizes)[len(sizes) // 2])]
+
+
 def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
     """The judge by the held-out samples and, where they are others, by calibration samples as the second check set."""
     seen = None
     if samples.calibration is not samples.held_out:
         seen = second_check(attempt.candidate, attempt.context, samples.calibration)
-    return CandidateJudge(job.reference, job.asked, samples.held_out, seen)
+    return CandidateJudge(job.reference, job.asked, samples.held_out, seen, value_lengths(job.prepared))
 
 
 def without_data(job: Job, options: FeedOptions | None) -> Outcome:

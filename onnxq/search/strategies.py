@@ -14,11 +14,12 @@ from onnxq.measure.latency import benchmark
 from onnxq.parameters.choose import Parameters
 from onnxq.ranges.registry import find_method
 from onnxq.runtime.session import open_session, run
-from onnxq.search.acceptance import TIMED_SECONDS, Verdict, faster, good_enough, promising
+from onnxq.search.acceptance import TIMED_SECONDS, Shortfall, Verdict, faster, good_enough, promising
 from onnxq.search.attempt import Attempt, Search, Strategy
 from onnxq.search.bits import summary as summary_of_bits
 from onnxq.search.bits import with_bits
 from onnxq.search.channels import equalized_more_and_rounded_together
+from onnxq.search.deciding import cheap_deciding
 from onnxq.search.gains import described_bytes, never_larger, never_slower
 from onnxq.search.judging import CandidateEvaluator, CandidateJudge, OutputNoise
 from onnxq.search.remember import recall, remember, tuning_key
@@ -100,7 +101,7 @@ def extrapolated_ranges(search: Search, attempt: Attempt) -> Attempt | None:
     if judge is None or samples is None or second is None:
         return None
     if samples.check is not None:  # the held-out samples have their say when weights are adapted
-        judge = CandidateJudge(judge.reference, judge.config, samples.check, None)
+        judge = CandidateJudge(judge.reference, judge.config, samples.check, None, judge.lengths)
     return second if judge.loses_less(second.built, attempt.built) else None
 
 
@@ -157,6 +158,8 @@ def float_fallback(search: Search, attempt: Attempt) -> Attempt | None:
             ways = [harder[0], *([] if harder[1].good else [attempt])]
     best, fallback = _best_repaired(search, judge, ways)
     best = best.noting(*best.equalized.notes)
+    if best.verdict is not None and Shortfall.LENGTHS in best.verdict.shortfalls:
+        best = best.noting(f"not good: {Shortfall.LENGTHS.value}; other layers in float would not decide otherwise")
     return best.noting(summary(best.built.plan, fallback)) if fallback else best
 
 
@@ -181,6 +184,7 @@ def _best_repaired(search: Search, judge: CandidateJudge, ways: list[Attempt]) -
             CandidateEvaluator(way.candidate, way.context, judge),
             OutputNoise(way.candidate, way.context, judge),
             depends_on=way.equalized.gates,
+            deciding=partial(cheap_deciding, lengths=judge.lengths, search=search),
             progress=partial(search.job.tell, "repair"),
         )
         candidate = way.candidate.keeping(found.built.kept_float)
