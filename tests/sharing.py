@@ -60,7 +60,8 @@ def table_in_float() -> Network:
     n = Net(5)
     table = n.const("table", n.rng.standard_normal((VOCABULARY, WIDTH)))
     x = n("Gather", table, "ids", name="embed")
-    mean = n("ReduceMean", n("Mul", table, n.vector("gate", WIDTH), name="gated"), name="mean", axes=[0], keepdims=1)
+    gate = n("ReduceMean", x, name="gate", axes=[0, 1], keepdims=0)
+    mean = n("ReduceMean", n("Mul", table, gate, name="gated"), name="mean", axes=[0], keepdims=1)
     x = n.linear(n("Add", x, mean, name="sum"), WIDTH, 192, name="up")
     n.linear(n("Relu", x, name="relu"), 192, 96, name="down", out="y")
     return n.model({"ids": IDS}, {"y": ["n", "t", 96]}), {"ids": ids()}
