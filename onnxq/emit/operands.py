@@ -16,9 +16,10 @@ from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.edit import is_op
 from onnxq.graph.nodes import Before, NodeBuilder
+from onnxq.kernels.held import across
 from onnxq.numerics import PerAxis, QuantParams, bias_params
 from onnxq.plan.types import Bias, Constant, Plan, Storage, Weight
-from onnxq.query import across, array
+from onnxq.query import array
 from onnxq.weights import StoredWeight
 from onnxq.weights.representation import Nibbles
 

@@ -14,9 +14,10 @@ from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.edit import redirect, redirect_output
 from onnxq.graph.nodes import After, Before, NodeBuilder, Place
+from onnxq.kernels.held import turned
 from onnxq.kernels.operators import operator
 from onnxq.numerics import INT32, PerAxis, QuantParams
-from onnxq.query import nodes, turned, values_by_name
+from onnxq.query import nodes, values_by_name
 
 
 @dataclass(frozen=True)

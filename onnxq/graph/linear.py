@@ -35,7 +35,7 @@ from onnxq.graph.edit import (
     text,
 )
 from onnxq.graph.geometry import Geometry, Product, Recurrence
-from onnxq.query import held, turned
+from onnxq.kernels.held import held, turned
 
 _OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -75,7 +75,7 @@ class Linear:
 
     @property
     def weight(self) -> Array:
-        """The constant that it multiplies by, as the graph holds it (see ``query.held``)."""
+        """The constant that it multiplies by, as the graph holds it (see ``kernels.held``)."""
         array = constant(held(self.node.inputs[1]))
         if array is None:
             raise ModelError(f"the weight of '{label(self.node)}' is no constant")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onnxq.kernels.costs import Shapes, Work
+from onnxq.kernels.held import held, turned
 from onnxq.kernels.record import (
     BOTH,
     MICROSOFT,
@@ -18,7 +19,7 @@ from onnxq.kernels.record import (
     WeightSlot,
 )
 from onnxq.kernels.targets import Target
-from onnxq.query import attribute, constant, held, is_float, turned
+from onnxq.query import attribute, constant, is_float
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -76,7 +76,7 @@ class Homogeneous(Enum):
 class WeightSlot:
     """Where an operator with weights keeps them: input ``index``, output-channel axis ``axis``, bias input ``bias``.
 
-    ``axis`` is that of the constant that holds the weight (``query.held``), which may be its transpose.
+    ``axis`` is that of the constant that holds the weight (``kernels.held``), which may be its transpose.
     """
 
     index: int

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from onnxq.kernels import ops
+from onnxq.kernels.held import readers
 from onnxq.kernels.targets import Target
 from onnxq.numerics import Granularity, PerAxis, PerBlock
 from onnxq.plan.types import Storage, Weight
-from onnxq.query import nodes, readers, values_by_name
+from onnxq.query import nodes, values_by_name
 from onnxq.weights import NBits, WeightFormat, weight_format
 
 Place = tuple[str, int]  # node and input

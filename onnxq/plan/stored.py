@@ -9,8 +9,9 @@ import onnx_ir as ir
 from onnxq.config import Config
 from onnxq.graph.flow import downstream, upstream
 from onnxq.kernels import ops
+from onnxq.kernels.held import held
 from onnxq.kernels.operators import operator
-from onnxq.query import constant, held, is_float, nodes
+from onnxq.query import constant, is_float, nodes
 from onnxq.weights import WeightFormat, weight_format
 
 # At and below so many bits the first and the last layers keep a format of their own: the first sees the input, which no

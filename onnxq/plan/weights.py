@@ -8,12 +8,13 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxq.kernels import ops
+from onnxq.kernels.held import held, turned
 from onnxq.kernels.operators import operator
 from onnxq.kernels.targets import Target
 from onnxq.numerics import UINT4, Granularity, PerAxis, PerBlock
 from onnxq.plan.types import Bias, Constant, KeptFloat, Point, Storage, Weight
 from onnxq.plan.units import bias_add, fused_output, maker_of
-from onnxq.query import constant, held, is_float, nodes, turned
+from onnxq.query import constant, is_float, nodes
 from onnxq.weights import NBits, WeightFormat, for_rows, weight_format
 
 # Symmetric codes reach from -127 to 127 at most: one lower they still fit.

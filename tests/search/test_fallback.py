@@ -13,7 +13,7 @@ from claims import Candidate, chain, claim, rows, scores, size_as, time_as
 from zoo import Net
 
 from onnxq import Result, quantize
-from onnxq.config import Config
+from onnxq.config import Config, Rule
 from onnxq.plan import Storage
 
 # What is claimed is about integers; the toy networks are too small for them to pay.
@@ -129,10 +129,15 @@ def stored_only() -> onnx.ModelProto:
 @pytest.mark.parametrize(("of_float", "kept"), [(1001, True), (1000, False), (999, False)])
 def test_a_file_of_the_same_size_stays_float(of_float: int, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     size_as(monkeypatch, of_float=of_float, quantized=1000)
+    monkeypatch.setattr("onnxq.search.gains.described_bytes", lambda *_: 0)
     data = [{"x": np.random.default_rng(i).standard_normal((4, 1, 64)).astype(np.float32)} for i in range(16)]
     result = quantize(stored_only(), data)
     assert bool(result.plan.weights) == kept
     assert any(note.startswith("nothing can be gained") for note in result.report.notes) == (not kept)
+    assert (result.report.sqnr_db > 100) == (not kept)
+    asked = quantize(stored_only(), data, config=Config(rules=(Rule("rnn", "stored"),)))
+    assert len(asked.plan.weights) == 1
+    assert not any(note.startswith("nothing can be gained") for note in asked.report.notes)
 
 
 def test_a_file_with_integer_layers_may_be_larger(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from onnxq.graph.edit import Array, constant, integer, is_constant, is_op, new_c
 from onnxq.graph.passes.arrays import compute
 from onnxq.graph.passes.share_constants import SMALLEST
 from onnxq.graph.passes.share_transposed import only_products
-from onnxq.query import held
+from onnxq.kernels.held import held
 
 # A folded tensor may be this much larger than what it is made from, in bytes, and no larger than this at all.
 _GROWTH = 4096

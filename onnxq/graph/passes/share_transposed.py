@@ -11,7 +11,7 @@ from onnxq.graph.copying import all_graphs
 from onnxq.graph.edit import Array, integer, is_constant, is_op
 from onnxq.graph.nodes import Before, NodeBuilder
 from onnxq.graph.passes.share_constants import SMALLEST, drop, to_main_graph
-from onnxq.query import across
+from onnxq.kernels.held import across
 
 _COMPARED = 64  # entries of the first row and column: what differs there is read no further
 
@@ -20,7 +20,7 @@ def share_transposed(model: ir.Model) -> int:
     """Makes products read the transpose of a constant that others read as it is; returns how many constants went.
 
     The exporter has made a copy for them. The runtime transposes again when it loads the model.
-    A Gemm is told to; in front of a MatMul stands a Transpose, through which its weight is seen (``query.held``).
+    A Gemm is told to; in front of a MatMul stands a Transpose, through which its weight is seen (``kernels.held``).
     """
     by_shape: dict[tuple[int, ...], list[ir.Value]] = {}
     for graph in all_graphs(model):
