@@ -34,10 +34,14 @@ _MANY_TURNS = 10**8
 
 @dataclass(frozen=True)
 class Unknown:
-    """What cannot be told before a model is run: ``sizes`` of tensors that values decide, a loop without an ``end``."""
+    """What cannot be told before a model is run: ``sizes`` of tensors that values decide, a loop without an ``end``.
 
-    sizes: bool = False
-    end: bool = False
+    ``known``: the bytes of all tensors that it makes whose size can be told.
+    """
+
+    sizes: bool
+    end: bool
+    known: int
 
     def __bool__(self) -> bool:
         return self.sizes or self.end
@@ -63,11 +67,12 @@ def check_sizes(model: ir.Model, given: Mapping[str, tuple[int, ...]]) -> Unknow
         if v.const_value is not None and v.const_value.dtype != ir.DataType.STRING
     )
     everything = weights + sum(_bytes(value) or 0 for value in sized.graph.inputs)
-    unknown = False
+    unknown, made = False, 0
     for node in _nodes(sized):
         unknown |= (is_op(node, *_SIZED) or _gathers(node)) and any(_bytes(v) is None for v in node.outputs)
         _check_node(node, everything)
-    return Unknown(unknown, any(_endless(node) for node in sized.graph))
+        made += sum(_bytes(v) or 0 for v in node.outputs)
+    return Unknown(unknown, any(_endless(node) for node in sized.graph), made)
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:

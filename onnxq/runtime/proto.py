@@ -78,6 +78,8 @@ def read_model(path: Path) -> onnx.ModelProto:
             proto: onnx.ModelProto = onnx.ModelProto.FromString(file.read())
     except OSError as error:
         raise _unreadable(path, error) from error
+    except ModelError:
+        raise
     except TooMany as error:
         raise ModelError(
             f"{path} holds more nodes or other entries than onnxq takes ({MOST_OF_A_KIND:,} of a kind)",
