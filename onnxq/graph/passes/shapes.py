@@ -73,16 +73,17 @@ def _longest_vector(model: ir.Model) -> float:
     """An estimate from above of how many numbers a small vector has that onnx would propagate."""
     lengths: dict[ir.Value, float] = {}
 
-    def length(value: ir.Value | None) -> float:
+    def length(value: ir.Value | None, *, joined: bool) -> float:
         tensor = None if value is None else value.const_value
         if tensor is not None:
-            return tensor.size if tensor.nbytes <= _SMALL else 0
+            # Weights are not propagated, but vectors of any length are where they are joined.
+            return tensor.size if tensor.nbytes <= _SMALL or (joined and len(tensor.shape) == 1) else 0
         return 0 if value is None else lengths.get(value, 1)
 
     longest = 0.0
     for graph in all_graphs(model):
         for node in graph:
-            read = [length(value) for value in node.inputs] or [1]
+            read = [length(value, joined=is_op(node, "Concat")) for value in node.inputs] or [1]
             made = max(read)
             if is_op(node, "Concat"):
                 made = sum(read)
