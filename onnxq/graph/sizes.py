@@ -16,6 +16,8 @@ from onnxq.errors import ModelError
 from onnxq.files.opening import size_text
 from onnxq.graph.copying import all_graphs, copy_model
 from onnxq.graph.edit import constant, is_op, label
+from onnxq.graph.passes.functions import inline_functions
+from onnxq.graph.passes.naming import unique_names
 from onnxq.graph.passes.shapes import infer_shapes
 
 # Tensors up to this size are computed, whatever they come from.
@@ -56,6 +58,8 @@ def check_sizes(model: ir.Model, given: Mapping[str, tuple[int, ...]]) -> Unknow
     for value in sized.graph.inputs:
         if (shape := given.get(value.name or "")) is not None:
             value.shape = ir.Shape(shape)
+    inline_functions(sized, [])
+    unique_names(sized)
     for node in _nodes(sized):
         for value in node.outputs:
             value.shape = None

@@ -97,12 +97,12 @@ def _one_process(arguments: Sequence[str], seconds: float, memory: int) -> Tried
             reasons.append(f"it needs more than {size_text(memory)} of memory" if too_much else said["why"])
             died |= too_much
     if done.returncode != 0:
-        reasons.append(_death(done, seconds))
+        reasons.append(death(done, seconds))
     return Tried(None, tuple(reasons), died or done.returncode != 0)
 
 
-def _death(done: subprocess.CompletedProcess[str], seconds: float) -> str:
-    """Why the process ended without a word."""
+def death(done: subprocess.CompletedProcess[str], seconds: float) -> str:
+    """Why a process ended without a word; ``seconds``: of the processor that it might use."""
     if done.returncode == -getattr(signal, "SIGXCPU", 0):
         return f"it did not end within {seconds:g} s of processor time"
     if done.returncode == -signal.SIGFPE:
