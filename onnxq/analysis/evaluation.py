@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.analysis.running import Opened, opened, told
-from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
+from onnxq.analysis.running import Opened, checked_feed, opened, told
+from onnxq.calibrate.feeds import FeedOptions, FeedSource
 from onnxq.equalize import equalized_as
 from onnxq.errors import ConfigError, RuntimeFailure, one_line
 from onnxq.files.temporary import temporary_folder
@@ -95,7 +95,7 @@ def evaluate(
         temporary_folder() as name,
     ):
         folder = Path(name)
-        feed = open_feed(data, reference.signature.inputs, options=feed_options)
+        feed = checked_feed(data, (reference, test), feed_options)
         targets = feed.labels(labels) if isinstance(labels, str) else labels
         with feed.explaining():
             comparison = compare(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.calibrate.feeds import Feed, FeedOptions, FeedSource, open_feed
+from onnxq.calibrate.first_run import before_first_run
 from onnxq.calibrate.made_up import made_up
 from onnxq.errors import ConfigError, DataError, ModelError
 from onnxq.files.atomic import staged, write_file
@@ -72,6 +73,18 @@ def opened(*models: ModelSource) -> Iterator[tuple[Opened, ...]]:
         yield tuple(found)
 
 
+def checked_feed(data: FeedSource, given: Sequence[Opened], options: FeedOptions | None) -> Feed:
+    """The feed of ``data`` for models with the same inputs, each of which can be run on its first sample.
+
+    Raises as ``open_feed`` and ``before_first_run``.
+    """
+    feed = open_feed(data, given[0].signature.inputs, options=options)
+    first = next(iter(feed))
+    for one in given:
+        before_first_run(one.model, one.runnable, first)
+    return feed
+
+
 def told(feeds: Feed, progress: Progress | None, stage: str) -> Iterable[dict[str, Array]]:
     """``feeds``, with ``progress`` told of each one when the next is asked for."""
     if progress is None:
@@ -115,7 +128,7 @@ def run_model(
         RuntimeFailure: onnxruntime cannot load or run the model.
     """
     with opened(model) as (given,):
-        feed = open_feed(data, given.signature.inputs, options=feed_options)
+        feed = checked_feed(data, (given,), feed_options)
         session = open_session(given.runnable, threads=threads)
         names = [output.name for output in session.get_outputs()]
         for output in session.get_outputs():
@@ -203,9 +216,9 @@ def benchmark(
     with opened(*models) as given:
         _require_same_inputs(given)
         if data is None:
-            feed = open_feed("random", given[0].signature.inputs, options=replace(options, limit=options.batch_size))
+            feed = checked_feed("random", given, replace(options, limit=options.batch_size))
         else:
-            feed = open_feed(data, given[0].signature.inputs, options=options)
+            feed = checked_feed(data, given, options)
         given_options = {key: value for key, value in chosen.items() if value is not None}
         with feed.explaining():
             return latency.benchmark([g.runnable for g in given], feed, **given_options)
@@ -221,7 +234,7 @@ def some_feed(given: Opened, data: FeedSource | None, options: FeedOptions | Non
     Raises ``DataError`` where nothing can be made up, or ``data`` does not fit.
     """
     if data is not None:
-        return open_feed(data, given.signature.inputs, options=options).limit(_SOME)
+        return checked_feed(data, (given,), options).limit(_SOME)
     feed = made_up(given.model, given.runnable, given.signature.inputs, options).feed
     if feed is None:
         raise DataError(f"{given.name} runs on no random input; give some with --data, or sizes with --dim NAME=N")

@@ -8,7 +8,7 @@ values is taken that the model runs with, in a child process.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxq.calibrate.casting import Array
 from onnxq.calibrate.feeds import Feed, FeedOptions
-from onnxq.calibrate.first_run import before_first_run
+from onnxq.calibrate.first_run import before_first_run, memory_for
 from onnxq.calibrate.layout import Layout
 from onnxq.calibrate.pinned import pinned
 from onnxq.calibrate.random_data import RandomSource
@@ -57,7 +57,7 @@ def made_up(
     """
     deciding = deciding_inputs(model) & {spec.name for spec in inputs}
     if deciding:
-        return _tried_apart(runnable, inputs, options, deciding)
+        return _tried_apart(model, runnable, random_settings(inputs, options, deciding))
     too_large: ModelError | None = None
     reason = "none can be made up"
     for feed in random_feeds(inputs, options):
@@ -78,16 +78,12 @@ def made_up(
     return MadeUp(None, f"{NOT_RUN}: {reason}")
 
 
-def _tried_apart(
-    runnable: bytes | Path, inputs: Sequence[TensorSpec], options: FeedOptions | None, deciding: frozenset[str]
-) -> MadeUp:
-    """The first inputs that ``runnable`` runs with in a child process; ``deciding`` are set, not drawn."""
-    candidates = islice(
-        (feed for setting in SETTINGS for feed in random_feeds(inputs, options, deciding, setting)), _MOST_TRIED
-    )
+def _tried_apart(model: ir.Model, runnable: bytes | Path, candidates: Iterator[Feed]) -> MadeUp:
+    """The first of ``candidates`` that ``runnable`` runs with in a child process."""
     reason, many = "none can be made up", 1
     while some := tuple(islice(candidates, many)):
-        found = tried(runnable, [next(iter(feed)) for feed in some])
+        firsts = [next(iter(feed)) for feed in some]
+        found = tried(runnable, firsts, memory=max(memory_for(model, one) for one in firsts))
         if found.ran is not None:
             feed = some[found.ran]
             assert isinstance(feed.source, RandomSource)
@@ -96,10 +92,18 @@ def _tried_apart(
     return MadeUp(None, f"{NOT_RUN}: {reason}")
 
 
-def failing(runnable: bytes | Path, feed: Feed) -> str | None:
+def random_settings(
+    inputs: Sequence[TensorSpec], options: FeedOptions | None, deciding: Collection[str]
+) -> Iterator[Feed]:
+    """Random feeds with the inputs ``deciding`` set to what they may have to be, the likeliest first; not too many."""
+    every = (feed for setting in SETTINGS for feed in random_feeds(inputs, options, deciding, setting))
+    return islice(every, _MOST_TRIED)
+
+
+def failing(model: ir.Model, runnable: bytes | Path, feed: Feed) -> str | None:
     """Why ``runnable`` fails on one of ``feed``, in a child process; None where it runs on each."""
     for one in feed:
-        found = tried(runnable, [one])
+        found = tried(runnable, [one], memory=memory_for(model, one))
         if found.ran is None:
             return found.reasons[0]
     return None
@@ -135,6 +139,9 @@ def random_feeds(
             dims = {**dict.fromkeys(open_dims - left_open, size), **options.dims}
             try:
                 layout = Layout.of(pinned(inputs, dims), BATCH, options.batch_axes)
+                # A vector of fixed length that decides is one for all samples, though its length be that of a batch.
+                vectors = {s.name for s in inputs if s.shape is not None and _is_vector(s.shape)} & set(deciding)
+                layout = replace(layout, axes={n: axis for n, axis in layout.axes.items() if n not in vectors})
                 source = RandomSource(layout, SAMPLES, options.seed)
             except ConfigError:
                 raise
@@ -180,6 +187,10 @@ SETTINGS: tuple[Setting, ...] = (
     lambda drawn, _: drawn,
     lambda drawn, _: np.zeros(drawn.shape),
 )
+
+
+def _is_vector(shape: tuple[int | str | None, ...]) -> bool:
+    return len(shape) == 1 and isinstance(shape[0], int)
 
 
 def _first_dims(inputs: Sequence[TensorSpec]) -> set[str]:

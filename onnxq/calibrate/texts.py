@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,21 +14,22 @@ from onnxq.calibrate.casting import Array, fit
 from onnxq.calibrate.layout import Layout
 from onnxq.calibrate.options import FeedOptions
 from onnxq.calibrate.sources import Indexed, Piece
+from onnxq.calibrate.tokenizer_file import find_tokenizer, load_tokenizer, require_tokenizer
 from onnxq.errors import DataError, one_line
-from onnxq.files.opening import Unfit, open_file, read_file, size_text
+from onnxq.files.opening import Unfit, open_file, size_text
 from onnxq.graph.signature import TensorSpec
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Encoding
 
 SUFFIXES = (".txt", ".jsonl")
-NAME = "tokenizer.json"
 DEFAULT_LENGTH = 512
-# Bytes in a line, lines in a file, tokens in a sample, bytes in a tokenizer's file: more is no data for a model.
+# Bytes in a line, lines in a file, tokens in a sample: more is no data for a model.
 LONGEST_LINE = 1 << 20
 MOST_LINES = 10_000_000
 MOST_TOKENS = 1 << 20
-LARGEST_TOKENIZER = 256 << 20
+# The longest lines are tokenized in a process of their own first.
+_TRIED_LINES = 3
 # Input names in use, without the ":0" of models from TensorFlow, and what they hold.
 _ROLES = {
     "input_ids": "ids",
@@ -58,17 +59,30 @@ class TextSource(Indexed):
         self._length = self._fixed or options.max_length or DEFAULT_LENGTH
         if self._length > MOST_TOKENS:
             raise DataError(f"{self.where}: {self._length} tokens a sample are more than the {MOST_TOKENS} of a text")
-        self._tokenizer, found = _load_tokenizer(path, options)
+        found = find_tokenizer(path, options)
+        longest = min(self._length, options.max_length or self._length)
+        require_tokenizer(found, self._longest_texts(), longest)
+        self._tokenizer = load_tokenizer(found)
         # The file may bring padding and truncation of its own; the model's shape decides here.
         pad = self._tokenizer.padding or {}
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length=min(self._length, options.max_length or self._length))
+        self._tokenizer.enable_truncation(max_length=longest)
         known = (self._tokenizer.token_to_id(t) for t in _PAD_TOKENS)
         fallback = next((i for i in known if i is not None), 0)
         self._pad = options.pad_id if options.pad_id is not None else int(pad.get("pad_id", fallback))
         pads = {"ids": self._pad, "mask": 0, "types": int(pad.get("pad_type_id", 0)), "positions": 0}
         self.padding = {name: pads[role] for name, role in self._roles.items()}
         self.description = f"{self.where}, {len(self._lines)} texts of at most {self._length} tokens by {found.name}"
+
+    def _longest_texts(self) -> list[str]:
+        """A few of the longest lines that can be read."""
+        ends = [*self._lines[1:], self._lines[-1] + LONGEST_LINE]
+        order = sorted(range(len(self._lines)), key=lambda i: self._lines[i] - ends[i])
+        texts = []
+        for index in order[:_TRIED_LINES]:
+            with contextlib.suppress(DataError):  # it may never be asked for
+                texts.append(self._text(index))
+        return texts
 
     def _fixed_length(self) -> int | None:
         lengths = {s.shape[-1] for s in self.layout.inputs if s.shape}
@@ -178,27 +192,3 @@ def _line_offsets(path: Path) -> array[int]:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({one_line(error)}): check the path") from error
     return offsets
-
-
-def _load_tokenizer(path: Path, options: FeedOptions) -> tuple[Tokenizer, Path]:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise DataError("reading text needs tokenizers: pip install 'onnxq[text]'") from error
-    if options.tokenizer is not None:
-        given = Path(options.tokenizer)
-        found = given / NAME if os.path.isdir(given) else given
-        if not os.path.exists(found):
-            raise DataError(f"there is no tokenizer {found}: check the path")
-    else:
-        places = [path.parent] + ([Path(options.model).parent] if options.model is not None else [])
-        existing = [p / NAME for p in places if os.path.exists(p / NAME)]
-        if not existing:
-            raise DataError(f"{path} is text, but no {NAME} lies beside it or the model: put one there or name it")
-        found = existing[0]
-    try:
-        return Tokenizer.from_buffer(read_file(found, at_most=LARGEST_TOKENIZER)), found
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # tokenizers raises bare Exception for every bad file, or panics
-        raise DataError(f"{found} cannot be read as a tokenizer ({one_line(error)}): give a {NAME}") from error

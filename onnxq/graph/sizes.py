@@ -16,6 +16,8 @@ from onnxq.errors import ModelError
 from onnxq.files.opening import size_text
 from onnxq.graph.copying import all_graphs, copy_model
 from onnxq.graph.edit import constant, is_op, label
+from onnxq.graph.passes.functions import inline_functions
+from onnxq.graph.passes.naming import unique_names
 from onnxq.graph.passes.shapes import infer_shapes
 
 # Tensors up to this size are computed, whatever they come from.
@@ -34,10 +36,14 @@ _MANY_TURNS = 10**8
 
 @dataclass(frozen=True)
 class Unknown:
-    """What cannot be told before a model is run: ``sizes`` of tensors that values decide, a loop without an ``end``."""
+    """What cannot be told before a model is run: ``sizes`` of tensors that values decide, a loop without an ``end``.
 
-    sizes: bool = False
-    end: bool = False
+    ``known``: the bytes of all tensors that it makes whose size can be told.
+    """
+
+    sizes: bool
+    end: bool
+    known: int
 
     def __bool__(self) -> bool:
         return self.sizes or self.end
@@ -52,6 +58,8 @@ def check_sizes(model: ir.Model, given: Mapping[str, tuple[int, ...]]) -> Unknow
     for value in sized.graph.inputs:
         if (shape := given.get(value.name or "")) is not None:
             value.shape = ir.Shape(shape)
+    inline_functions(sized, [])
+    unique_names(sized)
     for node in _nodes(sized):
         for value in node.outputs:
             value.shape = None
@@ -63,11 +71,12 @@ def check_sizes(model: ir.Model, given: Mapping[str, tuple[int, ...]]) -> Unknow
         if v.const_value is not None and v.const_value.dtype != ir.DataType.STRING
     )
     everything = weights + sum(_bytes(value) or 0 for value in sized.graph.inputs)
-    unknown = False
+    unknown, made = False, 0
     for node in _nodes(sized):
         unknown |= (is_op(node, *_SIZED) or _gathers(node)) and any(_bytes(v) is None for v in node.outputs)
         _check_node(node, everything)
-    return Unknown(unknown, any(_endless(node) for node in sized.graph))
+        made += sum(_bytes(v) or 0 for v in node.outputs)
+    return Unknown(unknown, any(_endless(node) for node in sized.graph), made)
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:

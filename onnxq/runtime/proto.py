@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from onnxq.errors import ModelError, one_line
 from onnxq.files.opening import open_file, read_file
-from onnxq.runtime.skeleton import MOST_OF_A_KIND, TooMany, check_skeleton
+from onnxq.runtime.skeleton import TooMany, check_skeleton
 
 if TYPE_CHECKING:
     import onnx
@@ -78,11 +78,10 @@ def read_model(path: Path) -> onnx.ModelProto:
             proto: onnx.ModelProto = onnx.ModelProto.FromString(file.read())
     except OSError as error:
         raise _unreadable(path, error) from error
+    except ModelError:
+        raise
     except TooMany as error:
-        raise ModelError(
-            f"{path} holds more nodes or other entries than onnxq takes ({MOST_OF_A_KIND:,} of a kind)",
-            hint="check where the file comes from, or split the model",
-        ) from error
+        raise ModelError(f"{path} has {error}", hint="check where the file comes from, or split the model") from error
     except Exception as error:  # protobuf's DecodeError lies in a module that moves between versions
         raise ModelError(f"{path} is not an ONNX model, or is truncated; export or copy it again") from error
     return proto

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from mmap import mmap
 
-# Entries of one kind in one message, and of all kinds in all messages that are looked into.
-MOST_OF_A_KIND = 500_000
+# Entries of one kind in one message (of a node: its inputs, outputs and attributes), and of all kinds in all messages
+# that are looked into.
+MOST_OF_A_KIND, MOST_OF_A_NODE = 500_000, 10_000
 MOST_ENTRIES = 3_000_000
 # Smaller messages are not looked into, but for the graph itself: their entries are few.
 _SMALL = 1 << 14
@@ -26,6 +27,7 @@ _MESSAGES: Mapping[int, Mapping[int, int]] = {
     _SPARSE: {1: _TENSOR, 2: _TENSOR},
     _TENSOR: {},
 }
+_NAMES = ("model", "graph", "node", "attribute", "function", "tensor", "sparse tensor")
 _GRAPH_FIELD = 7
 _VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5
 
@@ -35,7 +37,7 @@ class NoModel(ValueError):
 
 
 class TooMany(ValueError):
-    """It holds more entries than a model has."""
+    """It holds more entries than a model has; the text says of what."""
 
 
 def check_skeleton(data: mmap | bytes) -> None:
@@ -46,11 +48,14 @@ def check_skeleton(data: mmap | bytes) -> None:
     while waiting:
         kind, start, end = waiting.pop()
         counts: dict[int, int] = {}
+        most = MOST_OF_A_NODE if kind == _NODE else MOST_OF_A_KIND
         for field, where, stop in _fields(data, start, end):
             counts[field] = counts.get(field, 0) + 1
             left -= 1
-            if counts[field] > MOST_OF_A_KIND or left < 0:
-                raise TooMany
+            if counts[field] > most:
+                raise TooMany(f"more than {most:,} entries of a kind in a {_NAMES[kind]}")
+            if left < 0:
+                raise TooMany(f"more than {MOST_ENTRIES:,} entries")
             seen_graph |= kind == _MODEL and field == _GRAPH_FIELD
             inner = _MESSAGES[kind].get(field)
             if inner is not None and (stop - where > _SMALL or kind == _MODEL):

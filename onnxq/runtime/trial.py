@@ -21,11 +21,8 @@ from onnxq.runtime.session import Feed
 from onnxq.runtime.stored_feeds import store_feeds
 
 # Processor time of one run, besides many times that of loading the model; for how long a busy machine may take for it.
-SECONDS = 6.0
+SECONDS = 4.0
 _PATIENCE_S = 600.0
-# What the process may hold besides the model, several times over.
-MEMORY_BYTES = 1 << 30
-_COPIES = 6
 WORKER = Path(__file__).resolve().with_name("trial_worker.py")
 
 
@@ -45,16 +42,14 @@ class Died(RuntimeFailure):
     """Running a model ends the process that it is run in, or has no end."""
 
 
-def tried(
-    model: Model, feeds: Sequence[Feed], *, seconds: float = SECONDS, memory: int = MEMORY_BYTES, deaths: int = 2
-) -> Tried:
+def tried(model: Model, feeds: Sequence[Feed], *, memory: int, seconds: float = SECONDS, deaths: int = 2) -> Tried:
     """The first of ``feeds`` that ``model`` runs on in a child process, and why it does not on those before.
 
     Args:
         model: a file, or bytes of one.
         feeds: what it is run on.
         seconds: of processor time that a run may take.
-        memory: bytes that the process may take besides the model.
+        memory: bytes that the process may take, besides files that it maps.
         deaths: after so many processes that did not end by themselves the rest is not tried.
     """
     with temporary_folder() as folder:
@@ -62,12 +57,11 @@ def tried(
         if isinstance(model, bytes):
             path.write_bytes(model)
         store_feeds(folder / "feeds.npz", feeds)
-        allowed = memory + _COPIES * path.stat().st_size  # data beside the model is mapped, which does not count
         reasons: list[str] = []
         died = False
         while len(reasons) < len(feeds):
-            arguments = [str(path.resolve()), str(folder / "feeds.npz"), str(len(reasons)), str(seconds), str(allowed)]
-            found = _one_process(arguments, seconds, allowed)
+            arguments = [str(path.resolve()), str(folder / "feeds.npz"), str(len(reasons)), str(seconds), str(memory)]
+            found = _one_process(arguments, seconds, memory)
             reasons += found.reasons
             died |= found.died
             deaths -= 1
@@ -76,9 +70,9 @@ def tried(
     return Tried(None, tuple(reasons), died)
 
 
-def require_run(model: Model, feed: Feed) -> None:
+def require_run(model: Model, feed: Feed, *, memory: int) -> None:
     """Nothing; raises ``Died`` or another ``RuntimeFailure`` where ``model`` does not run on ``feed`` in a child."""
-    found = tried(model, [feed])
+    found = tried(model, [feed], memory=memory)
     if found.ran is None:
         raise (Died if found.died else RuntimeFailure)(
             f"the model does not run on the first inputs: {found.reasons[0]}",
@@ -102,12 +96,12 @@ def _one_process(arguments: Sequence[str], seconds: float, memory: int) -> Tried
             reasons.append(f"it needs more than {size_text(memory)} of memory" if too_much else said["why"])
             died |= too_much
     if done.returncode != 0:
-        reasons.append(_death(done, seconds))
+        reasons.append(death(done, seconds))
     return Tried(None, tuple(reasons), died or done.returncode != 0)
 
 
-def _death(done: subprocess.CompletedProcess[str], seconds: float) -> str:
-    """Why the process ended without a word."""
+def death(done: subprocess.CompletedProcess[str], seconds: float) -> str:
+    """Why a process ended without a word; ``seconds``: of the processor that it might use."""
     if done.returncode == -getattr(signal, "SIGXCPU", 0):
         return f"it did not end within {seconds:g} s of processor time"
     if done.returncode == -signal.SIGFPE:

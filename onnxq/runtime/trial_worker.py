@@ -8,7 +8,6 @@ over. Beyond that it is ended by the system, as it is where an operator divides 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -19,6 +18,7 @@ import numpy as np  # noqa: F401 - before memory is limited
 import onnxruntime  # noqa: F401
 
 from onnxq.errors import OnnxqError, one_line
+from onnxq.runtime.limits import limit_memory, limit_processor
 from onnxq.runtime.session import open_to_look, run
 from onnxq.runtime.stored_feeds import load_feeds
 
@@ -29,9 +29,8 @@ _LOADS = 20
 
 
 def main(model: Path, feeds: Path, first: int, seconds: float, memory: int) -> None:
-    _limit("RLIMIT_CORE", 0)
-    _limit("RLIMIT_DATA", _used_data() + memory)
-    _limit_processor(_LOADING_S)
+    limit_memory(memory)
+    limit_processor(_LOADING_S)
     given = load_feeds(feeds)
     start = time.process_time()
     try:
@@ -42,7 +41,7 @@ def main(model: Path, feeds: Path, first: int, seconds: float, memory: int) -> N
         return
     loading = time.process_time() - start
     for number in range(first, len(given)):
-        _limit_processor(seconds + _LOADS * loading)
+        limit_processor(seconds + _LOADS * loading)
         try:
             run(session, given[number])
         except OnnxqError as error:
@@ -54,30 +53,6 @@ def main(model: Path, feeds: Path, first: int, seconds: float, memory: int) -> N
 
 def tell(**what: Any) -> None:
     print(json.dumps(what), flush=True)
-
-
-def _limit_processor(seconds: float) -> None:
-    _limit("RLIMIT_CPU", int(time.process_time() + seconds) + 1)
-
-
-def _limit(name: str, most: int) -> None:
-    """Sets the limit ``name`` of this process to ``most``, or to less where it has less; not on Windows."""
-    with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):
-        import resource
-
-        limit = getattr(resource, name)
-        _, hard = resource.getrlimit(limit)
-        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(limit, (soft, hard))
-
-
-def _used_data() -> int:
-    """Bytes of this process that ``RLIMIT_DATA`` counts (Linux)."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 1 << 32
-    return int(next((line.split()[1] for line in lines if line.startswith("VmData:")), 4 << 20)) * 1024
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def without_data(job: Job, options: FeedOptions | None) -> Outcome:
         return _on_made_up(job, found)
     except (DataError, RuntimeFailure):
         # Other samples than the first: where the float model fails on one of them too, it is not the candidate's fault.
-        again = None if found.feed is None else failing(job.reference, found.feed)
+        again = None if found.feed is None else failing(job.prepared, job.reference, found.feed)
         if again is None:
             raise
         return _on_made_up(job, MadeUp(None, f"{NOT_RUN}: {again}"))

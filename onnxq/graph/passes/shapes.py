@@ -8,12 +8,16 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.graph.copying import INFERRED, all_graphs
+from onnxq.graph.edit import Array, constant, is_op
 from onnxq.graph.foreign import put_types_back
 
 _log = logging.getLogger(__name__)
 # Data propagation reads small tensors (shapes, axes, indices); larger ones are weights, whose values say nothing.
 _SMALL = 1024
 
+
+# Numbers in a vector: onnx propagates what Range and Concat make element by element, a thousand million of them too.
+_LONGEST_VECTOR = 1 << 16
 
 # What onnx calls a dimension that it cannot tell: each name stands for one number, wherever it turns up.
 UNKNOWN = "unk__"
@@ -25,7 +29,9 @@ def infer_shapes(model: ir.Model) -> int:
     Needs unique names. What onnx cannot infer stays as it was; an inference that fails changes nothing.
     """
     try:
-        inferred = onnx.shape_inference.infer_shapes(_light(model), check_type=False, strict_mode=False, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(
+            _light(model), check_type=False, strict_mode=False, data_prop=_longest_vector(model) <= _LONGEST_VECTOR
+        )
     except Exception as error:  # any exception: this pass is a help, never a reason to stop
         _log.debug("shape inference failed: %s", error)
         return 0
@@ -62,6 +68,39 @@ def recall_shapes(claims: dict[ir.Value, ir.Shape]) -> int:
     for value in missing:
         value.shape = claims[value]
     return len(missing)
+
+
+def _longest_vector(model: ir.Model) -> float:
+    """An estimate from above of how many numbers a small vector has that onnx would propagate."""
+    lengths: dict[ir.Value, float] = {}
+
+    def length(value: ir.Value | None, *, joined: bool) -> float:
+        tensor = None if value is None else value.const_value
+        if tensor is not None:
+            # Weights are not propagated, but vectors of any length are where they are joined.
+            return tensor.size if tensor.nbytes <= _SMALL or (joined and len(tensor.shape) == 1) else 0
+        return 0 if value is None else lengths.get(value, 1)
+
+    longest = 0.0
+    for graph in all_graphs(model):
+        for node in graph:
+            read = [length(value, joined=is_op(node, "Concat")) for value in node.inputs] or [1]
+            made = max(read)
+            if is_op(node, "Concat"):
+                made = sum(read)
+            elif is_op(node, "Range") and len(node.inputs) == 3:
+                made = _turns(*map(constant, node.inputs))
+            lengths.update(dict.fromkeys(node.outputs, made))
+            longest = max(longest, made)
+    return longest
+
+
+def _turns(start: Array | None, limit: Array | None, delta: Array | None) -> float:
+    """How many numbers Range makes of these constants, 1 where they are none."""
+    if start is None or limit is None or delta is None or not start.size == limit.size == delta.size == 1:
+        return 1
+    first, last, step = (float(one.reshape(-1)[0]) for one in (start, limit, delta))
+    return max(0.0, (last - first) / step) if step else 1
 
 
 def _light(model: ir.Model) -> onnx.ModelProto:
