@@ -25,7 +25,7 @@ from onnxq.graph.signature import keep_signature, signature
 from onnxq.kernels.targets import target_of
 from onnxq.measure.compare import Comparison
 from onnxq.measure.size import model_size
-from onnxq.plan import Plan, ReasonCode, make_plan
+from onnxq.plan import Plan, ReasonCode, Storage, make_plan
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.query import nodes
 from onnxq.ranges.registry import find_method
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 ModelSource: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model"
 
 NOTHING_PAYS = (
-    "no layer of this model is large enough for integers to pay on this CPU: weights are stored as int8, "
+    "no layer of this model is large enough for integers to pay on this CPU: weights are stored as integers, "
     "the computing is float; placement = 'all' in the configuration tries all the same"
 )
 
@@ -175,4 +175,10 @@ def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Resu
 def _nothing_pays(built: Built) -> tuple[str, ...]:
     """The line for the report where only weights are stored, since integers would pay nowhere."""
     costs = any(kept.code is ReasonCode.NOT_WORTH_IT for kept in built.kept_float.values())
-    return (NOTHING_PAYS,) if costs and built.plan.weights and not built.plan.layers else ()
+    return (NOTHING_PAYS,) if costs and _only_stored(built) else ()
+
+
+def _only_stored(built: Built) -> bool:
+    """Whether weights are integers in the file and nothing computes with them: 4-bit kernels do."""
+    weights = built.plan.weights
+    return bool(weights) and not built.plan.layers and all(w.storage is not Storage.BLOCKS for w in weights)

@@ -73,6 +73,7 @@ def pairs(x: F32, t: F32) -> Pairs:
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # weights near the end of the type: such a fit is no better
 def error(weight: F64, seen: Pairs, *, centred: bool) -> F64:
     """``[g, C]`` the mean squared error of ``x weight^T`` (and the best bias, where ``centred``) as ``t``."""
     xx, xt, tt = seen.centred(centred)
@@ -98,6 +99,7 @@ def refitted(weight: F64, fit: Pairs, check: Pairs | None, *, centred: bool) -> 
     return (weight if np.isinf(best) else _ridge(weight, fit + check, best, centred=centred)), best
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _ridge(weight: F64, seen: Pairs, ridge: float, *, centred: bool) -> F64:
     xx, xt, _ = seen.centred(centred)
     n = xx.shape[1]

@@ -20,6 +20,7 @@ from onnxq.calibrate.made_up import made_up
 from onnxq.errors import ConfigError, DataError, ModelError
 from onnxq.files.atomic import staged, write_file
 from onnxq.files.temporary import temporary_folder
+from onnxq.graph.copying import called
 from onnxq.graph.io import load
 from onnxq.graph.reference import Reference, reference
 from onnxq.graph.runtime_model import to_runtime
@@ -68,8 +69,7 @@ def opened(*models: ModelSource) -> Iterator[tuple[Opened, ...]]:
             folder = stack.enter_context(temporary_folder())
             given = Path(model) if isinstance(model, (str, os.PathLike)) else None
             source = to_runtime(graph, folder) if given is None else given
-            name = "the model in memory" if given is None else given.name
-            found.append(Opened(name, graph, source, reference(graph, source, folder)))
+            found.append(Opened(called(graph), graph, source, reference(graph, source, folder)))
         yield tuple(found)
 
 

@@ -12,6 +12,7 @@ from onnxq.calibrate.layer_inputs import LayerInput
 from onnxq.calibrate.runner import Feeds, Statistics
 from onnxq.emit import emit
 from onnxq.files.scratch import Scratch
+from onnxq.graph.copying import NAME, called
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.kernels.targets import Target
 from onnxq.measure.assignment import assignments
@@ -170,6 +171,7 @@ def _drafted(candidate: Candidate, context: Context, plan: Plan) -> Draft:
     tensors = joined(candidate.graph, plan, tensors, histograms)
     parameters = replace(parameters, tensors=tensors)
     model = emit(candidate.graph, plan, **vars(parameters), scratch=context.scratch)
+    model.meta[NAME] = f"the quantized {called(candidate.graph).removeprefix('the ')}"
     return Draft(plan, parameters, model, to_runtime(model, context.folder))
 
 

@@ -7,10 +7,19 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxq.graph.widened import Widened
+from onnxq.runtime.proto import IN_MEMORY
 
 FILES = "onnxq.files"  # key of ``model.meta``: the files that a model was read from, as a tuple of absolute paths
 
+NAME = "onnxq.name"  # key of ``model.meta``: what messages call a model
+
 INFERRED = "onnxq.inferred"  # key of ``value.meta``: type and shape can be inferred again and need not be stored
+
+
+def called(model: ir.Model) -> str:
+    """What messages call ``model``: the name of its file, and what was made of it."""
+    name: str = model.meta.get(NAME, IN_MEMORY)
+    return name
 
 
 def copy_model(model: ir.Model) -> ir.Model:

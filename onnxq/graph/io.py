@@ -15,7 +15,7 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped,u
 
 from onnxq.errors import ModelError, OutputError, one_line
 from onnxq.files.atomic import staged, write_bytes, write_file
-from onnxq.graph.copying import FILES, INFERRED, all_graphs, copy_model
+from onnxq.graph.copying import FILES, INFERRED, NAME, all_graphs, copy_model
 from onnxq.graph.door import DAMAGED, check_model
 from onnxq.graph.external import embed_external, relocated, resolve_external
 from onnxq.graph.foreign import TYPES, make_dense, proto_graphs, put_types_back, set_types_aside
@@ -165,6 +165,8 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
         version = model.opset_imports.pop("ai.onnx")
         model.opset_imports.setdefault("", version)
     model.meta[TYPES] = types
+    if path is not None:
+        model.meta[NAME] = path.name
     files = resolve_external(model, path)
     model.meta[FILES] = files if path is None else (Path(os.path.realpath(path)), *files)
     check_model(model, name)

@@ -7,7 +7,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
-from onnxq.graph.copying import all_graphs, all_nodes
+from onnxq.graph.copying import all_graphs, all_nodes, called
 from onnxq.graph.widened import LARGE, NARROW, OTHER
 from onnxq.kernels.operators import named
 
@@ -27,7 +27,7 @@ def require_not_quantized(model: ir.Model) -> None:
     quantized = quantized_ops(model)
     if quantized:
         found = ", ".join(f"{count} {op}" for op, count in quantized.items())
-        raise ModelError(f"the model is already quantized ({found}); give the float model that it was made from")
+        raise ModelError(f"{called(model)} is already quantized ({found}); give the float model that it was made from")
 
 
 # Where onnxruntime's optimizers put operators over layouts of this machine's kernels, which no other file has.
@@ -39,7 +39,7 @@ def require_plain_layouts(model: ir.Model) -> None:
     for node in all_nodes(model):
         if node.domain in _LAYOUTS:
             raise ModelError(
-                "the model was saved by onnxruntime after it optimized it for this kind of machine: "
+                f"{called(model)} was saved by onnxruntime after it optimized it for this kind of machine: "
                 f"{node.domain}:{node.op_type} {node.name!r} reads layouts of onnxruntime's own",
                 hint="give the model as it was before onnxruntime optimized it",
             )

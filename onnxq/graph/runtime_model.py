@@ -13,7 +13,9 @@ import onnx_ir as ir
 from onnxq.errors import OnnxqError
 from onnxq.files.scratch import SMALL_BYTES, Scratch
 from onnxq.files.temporary import temporary_folder
+from onnxq.graph.copying import called
 from onnxq.graph.io import save, serialize
+from onnxq.runtime.proto import NamedBytes
 from onnxq.runtime.session import open_session
 
 # Weights in a protobuf message are held three times while a session is made of it; those in a file are mapped.
@@ -23,10 +25,15 @@ _numbers = count()
 
 
 def to_runtime(model: ir.Model, folder: Path) -> bytes | Path:
-    """``model`` as the runtime can load it: bytes, or the path of a file with external data in ``folder``."""
+    """``model`` as the runtime can load it: bytes, or the path of a file with external data in ``folder``.
+
+    Both are called as ``model`` is (``copying.called``).
+    """
     if weight_bytes(model) <= IN_MEMORY_BYTES:
-        return serialize(model)
-    path = folder / f"model_{next(_numbers)}.onnx"
+        return NamedBytes(serialize(model), called(model))
+    place = folder / f"model_{next(_numbers)}"
+    place.mkdir()
+    path = place / f"{called(model).removesuffix('.onnx')}.onnx"
     save(model, path, external_above=IN_MEMORY_BYTES, durable=False)
     return path
 

@@ -82,7 +82,8 @@ class QuantParams:
         """Real values of ``q``, float32; equal to DequantizeLinear bit for bit."""
         scale, zero = self._expanded(q.shape)
         difference = q.astype(np.int32) - zero.astype(np.int32)
-        return difference.astype(np.float32) * scale
+        with np.errstate(over="ignore"):  # infinity, as the operator has it
+            return difference.astype(np.float32) * scale
 
     def fake_quantize(self, x: npt.NDArray[np.floating]) -> F32:
         """``dequantize(quantize(x))``."""

@@ -29,9 +29,27 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"()[]{}<>"))
 Model: TypeAlias = "Path | str | bytes"
 
 
+# What messages call a model that came from no file.
+IN_MEMORY = "the model in memory"
+
+
+class NamedBytes(bytes):
+    """A serialised model that knows what messages call it."""
+
+    name: str
+
+    def __new__(cls, content: bytes, name: str) -> NamedBytes:
+        """``content`` under that name."""
+        made = super().__new__(cls, content)
+        made.name = name
+        return made
+
+
 def label(model: Model) -> str:
     """How messages and tables call ``model``: its file name, or a phrase for bytes."""
-    return "the model in memory" if isinstance(model, bytes) else Path(model).name
+    if isinstance(model, NamedBytes):
+        return model.name
+    return IN_MEMORY if isinstance(model, bytes) else Path(model).name
 
 
 def folder(model: Model) -> Path | None:

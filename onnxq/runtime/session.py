@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,8 @@ _LEVELS = {
     "all": "ORT_ENABLE_ALL",
 }
 _FATAL = 4
+# What messages call the model of a session.
+_called: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 # Configuration under which idle threads sleep at once: for sessions that live side by side.
 QUIET = {"session.intra_op.allow_spinning": "0"}
 # Above this size the weights of a saved optimised graph go to a file beside it: its reader wants the graph only.
@@ -77,9 +80,11 @@ def open_session(
         options.add_session_config_entry(key, value)
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no base class but Exception
         _refuse_load(model, error)
+    _called[session] = label(model)
+    return session
 
 
 def open_to_look(
@@ -173,10 +178,15 @@ def run(session: InferenceSession, feed: Feed, *, outputs: Sequence[str] | None 
             wanted = ", ".join(f"{i.name}: {i.type}{i.shape}" for i in session.get_inputs())
             reason = text.partition("INVALID_ARGUMENT : ")[2] or text
             raise DataError(f"the data does not fit the model ({reason}); it takes {wanted}") from error
+        name = _called.get(session, "the model")
+        if any(sign in text for sign in _NO_MEMORY):
+            raise RunFailure(f"the memory does not suffice to run {name} on {fed}", hint=_LESS) from error
         reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-        raise RunFailure(f"onnxruntime failed while running the model on {fed}: {reason}") from error
+        raise RunFailure(f"onnxruntime failed while running {name} on {fed}: {reason}") from error
 
 
+_NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "AllocateRawInternal")
+_LESS = "give fewer or smaller samples, or more memory"
 _BAD_FEED = (
     "missing from input feed",
     "Invalid input name",

@@ -41,6 +41,12 @@ def described_bytes(search: Search, attempt: Attempt, config: Config, plan: Plan
     return _ENTRY + len(metadata(config, search.described, plan, attempt.equalized.steps))
 
 
+_SLOWER = (
+    "integer kernels made this model slower on this machine: weights are stored as integers, and those "
+    "layers compute in float"
+)
+
+
 def never_larger(search: Search, attempt: Attempt) -> Attempt | None:
     """The model in float, or just as it was given, where the file would be no smaller and nothing is faster for it."""
     if _small_enough(search, attempt):
@@ -106,8 +112,7 @@ def never_slower(search: Search, attempt: Attempt) -> Attempt | None:
     reason = KeptFloat.of(ReasonCode.SLOWER_THAN_FLOAT, Storage.PACKED)
     found = _rebuilt(search, attempt, attempt.built.plan.layers, reason)
     found = never_larger(search, found) or found
-    note = "integer kernels made this model slower on this machine: weights are stored as int8, the computing is float"
-    return _timed(search, found.noting(note))
+    return _timed(search, found.noting(_SLOWER))
 
 
 def _rebuilt(search: Search, attempt: Attempt, names: Iterable[str], reason: KeptFloat) -> Attempt:
