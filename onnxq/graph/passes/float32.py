@@ -137,6 +137,9 @@ def compute_in_float32(model: ir.Model, *, everywhere: bool = False) -> int:
     for node in nodes:
         if node not in turn.kept:
             _retype(node)
+            source = node.inputs[0] if _to_float32(node) else None
+            if source is not None and source.dtype == ir.DataType.FLOAT:
+                bypass(node, keep=source)
     return count
 
 
