@@ -354,6 +354,7 @@ def test_what_fails_only_when_it_is_timed_is_judged_anew(machine: Machine, monke
     machine.running = never
     monkeypatch.setattr(gains, "benchmark", late)
     monkeypatch.setattr(gains, "slower", lambda report: False)
+    before = quantize(residual(), images(64), config=INTEGERS).comparison
     result = quantize(residual(), images(64), config=Config(placement="all", latency_seconds=0.1))
     assert left(result) == {"conv1"}
     assert result.report.latency is not None
@@ -361,6 +362,8 @@ def test_what_fails_only_when_it_is_timed_is_judged_anew(machine: Machine, monke
     assert plain.comparison is not None
     assert result.comparison is not None
     assert result.comparison.sqnr_db == pytest.approx(plain.comparison.sqnr_db, abs=0.5)
+    assert before is not None
+    assert result.comparison.sqnr_db != before.sqnr_db
 
 
 def test_a_missing_training_runtime_is_still_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
