@@ -209,5 +209,7 @@ def _summary(names: Sequence[str]) -> str:
 
 def _words(error: RuntimeFailure) -> str:
     """What onnxruntime itself said, in one line."""
-    text = re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\(opset \d+\): ", error.what)[-1]
+    text = re.split(
+        r"\[ONNXRuntimeError\] : \d+ : \w+ : |\(opset \d+\): |running the model(?: on .*\])?: ", error.what
+    )[-1]
     return one_line(text, limit=_WORDS)
