@@ -86,8 +86,9 @@ def if_in_loop() -> onnx.ModelProto:
     """The branch changes from step to step."""
     n, body, then, other = Net(1), Net(2), Net(3), Net(4)
     n.weight("w", WIDTH, WIDTH, fan=2 * WIDTH)
+    n.weight("w2", WIDTH, WIDTH, fan=2 * WIDTH)
     then("Tanh", then("MatMul", "loop_h", "w", name="step"), name="tanh", out="then_y")
-    other("Tanh", other("MatMul", "x", "w", name="outer_step"), name="tanh2", out="else_y")
+    other("Tanh", other("MatMul", "x", "w2", name="outer_step"), name="tanh2", out="else_y")
     early = body("Less", "loop_i", body.const("two", 2, np.int64), name="early")
     branches = {
         "then_branch": then.body("t", [], {"then_y": ["n", WIDTH]}),

@@ -3,7 +3,7 @@
 Internal: what is public is what ``onnxq`` exports.
 """
 
-from onnxq.emit.held import WeightKey, weight_key
+from onnxq.emit.stored import WeightKey, weight_key
 from onnxq.emit.writer import emit
 
 __all__ = ["WeightKey", "emit", "weight_key"]

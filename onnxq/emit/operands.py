@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.emit.held import Held, WeightKey, weight_key
 from onnxq.emit.nbits import block_matmul, gathered_blocks
 from onnxq.emit.pieces import graph_of
 from onnxq.emit.recurrent import Gates, gates, integer_lstm
+from onnxq.emit.stored import Held, WeightKey, weight_key
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.edit import is_op

@@ -18,12 +18,12 @@ from onnxq.emit.fences import fence
 from onnxq.emit.fused import fuse_matmul
 from onnxq.emit.gates import gate_on_codes, read_by_gates
 from onnxq.emit.half import store_half
-from onnxq.emit.held import WeightKey
 from onnxq.emit.operands import Operands
 from onnxq.emit.padded import pad_input
 from onnxq.emit.pieces import graph_of, home_of
 from onnxq.emit.pinned import clipped, float_pooling
 from onnxq.emit.short_names import shorten
+from onnxq.emit.stored import WeightKey
 from onnxq.emit.sums import spell_sums
 from onnxq.files.scratch import Scratch
 from onnxq.graph.copying import copy_model

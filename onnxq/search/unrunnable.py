@@ -45,17 +45,25 @@ def improved(search: Search, attempt: Attempt, strategies: Sequence[Strategy]) -
 
 def _safely(strategy: Strategy, search: Search, attempt: Attempt) -> Attempt:
     """What ``strategy`` makes of ``attempt``, or of what can be run of it; ``attempt`` where it fails all the same."""
-    for _ in range(_MOST_CURES):
+    judged = attempt.verdict is not None
+
+    def tried(attempt: Attempt) -> Attempt:
+        if judged and attempt.verdict is None and search.judge is not None:  # it is another one by now
+            attempt = replace(attempt, verdict=search.judge.verdict(attempt.built))
+        return strategy(search, attempt) or attempt
+
+    for left in reversed(range(_MOST_CURES)):
         try:
-            return strategy(search, attempt) or attempt
+            return tried(attempt)
         except NoTrainingRuntime:
             raise  # what was asked for is not there: nothing is wrong with the model
         except RuntimeFailure as error:
             cured = _cured(search, attempt, error)
             if cured is None:
                 return _left_out(strategy, search, attempt, error)
-            attempt = cured
-    return strategy(search, attempt) or attempt
+            cured = cured if left else _as_given(search, attempt, _words(error))
+            attempt = replace(cured, verdict=None)
+    return tried(attempt)
 
 
 def _left_out(strategy: Strategy, search: Search, attempt: Attempt, error: RuntimeFailure) -> Attempt:
@@ -201,5 +209,7 @@ def _summary(names: Sequence[str]) -> str:
 
 def _words(error: RuntimeFailure) -> str:
     """What onnxruntime itself said, in one line."""
-    text = re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\(opset \d+\): ", error.what)[-1]
+    text = re.split(
+        r"\[ONNXRuntimeError\] : \d+ : \w+ : |\(opset \d+\): |running the model(?: on .*\])?: ", error.what
+    )[-1]
     return one_line(text, limit=_WORDS)

