@@ -252,7 +252,12 @@ def test_tuned_choices_are_written_and_give_the_same_model(
     assert [n["node"] for n in json.loads(done.stdout)["left_float"]] == ["fc"]
     ops = [sorted(n.op_type for n in onnx.load(path).graph.node) for path in (first, again)]
     assert ops[0] == ops[1]
-    assert call(*common, "--save-config", tmp_path / "no" / "c.toml", "-o", first).exit_code == 2
+    (tmp_path / "file").write_text("no folder")
+    assert call(*common, "--save-config", tmp_path / "file" / "c.toml", "-o", first).exit_code == 2
+    there = tmp_path / "new" / "folder" / "q.onnx"
+    assert call(*common, "--save-config", there.with_suffix(".toml"), "-o", there).exit_code in (0, 3)
+    assert there.exists()
+    assert there.with_suffix(".toml").exists()
 
 
 def test_standard_operators_on_request(tmp_path: Path) -> None:

@@ -145,10 +145,12 @@ def check_output(target: Path, model: Path, *, overwrite: bool) -> None:
     """Raises ``OutputError`` at once where saving to ``target`` would fail after all the work."""
     if os.path.isdir(target):
         raise OutputError(f"cannot write {target}: it is a folder; give a file name with -o")
-    if not os.path.isdir(target.parent):
-        raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist; create it first")
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"cannot write {target}: no permission to write in {target.parent}; choose another with -o")
+    # Those that are missing are made.
+    folder = next((path for path in target.absolute().parents if os.path.exists(path)), target.parent)
+    if not os.path.isdir(folder):
+        raise OutputError(f"cannot write {target}: {folder} is no folder", hint="choose another place with -o")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"cannot write {target}: no permission to write in {folder}; choose another with -o")
     if os.path.realpath(target) == os.path.realpath(model):
         raise OutputError(f"{target} is the input model and is not written over; choose another output with -o")
     if os.path.exists(target) and not os.path.isfile(target):

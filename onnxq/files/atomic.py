@@ -25,19 +25,22 @@ _LONGEST_START = 200
 def staged(*targets: Path, then_unneeded: Callable[[], Iterable[Path]] = tuple) -> Iterator[tuple[Path, ...]]:
     """Yields a temporary path beside each target; on a clean exit each replaces its target, in order.
 
-    A target may come twice: it is what it was, then the first, then the second, and nothing else, whenever the process
-    ends. Of two processes that replace files in one folder the second waits; then the files ``then_unneeded`` go. After
-    any exception, KeyboardInterrupt included, no temporary file is left and a target not yet replaced is as it was;
-    what a killed process left is removed by the next one that writes the same target.
+    Folders that are missing are made. A target may come twice: it is what it was, then the first, then the second, and
+    nothing else, whenever the process ends. Of two processes that replace files in one folder the second waits; then
+    the files ``then_unneeded`` go. After any exception, KeyboardInterrupt included, no temporary file is left and a
+    target not yet replaced is as it was; what a killed process left is removed by the next one that writes the same
+    target.
 
     Raises:
-        OutputError: the folder is missing or not writable, the disk is full, the target is not a plain file.
+        OutputError: the folder is not writable, the disk is full, the target is not a plain file.
     """
     temporary: list[Path] = []
+    made: list[Path] = []
     try:
         with contextlib.ExitStack() as owned:
             for target in targets:
                 _check_target(target)
+                made += _make_folder(target.parent)
                 _remove_abandoned(target)
                 temporary.append(owned.enter_context(_own_file(target)))
             yield tuple(temporary)
@@ -56,6 +59,16 @@ def staged(*targets: Path, then_unneeded: Callable[[], Iterable[Path]] = tuple) 
         for path in temporary:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # something lies in it
+                folder.rmdir()
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Makes ``folder`` where it is missing, and those that it lies in; the new ones, outer ones first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
 
 
 @contextlib.contextmanager
@@ -109,8 +122,8 @@ def _write_all(file: BinaryIO, content: bytes) -> None:
 
 
 def _check_target(target: Path) -> None:
-    if not os.path.isdir(target.parent):
-        raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist; create it first")
+    if os.path.exists(target.parent) and not os.path.isdir(target.parent):
+        raise OutputError(f"cannot write {target}: {target.parent} is no folder")
     if os.path.isdir(target):
         raise OutputError(f"cannot write {target}: it is a folder; give a file name")
     if os.path.exists(target) and not os.path.isfile(target):

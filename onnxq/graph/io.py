@@ -74,7 +74,7 @@ def save(
         durable: whether to wait until all is on the disk; a file that is read and forgotten need not be.
 
     Raises:
-        OutputError: the folder is missing or not writable, the disk is full, or the target is a file to keep.
+        OutputError: the folder is not writable, the disk is full, or the target is a file to keep.
     """
     target = Path(os.path.realpath(path))
     data = target.with_name(target.name + ".data")

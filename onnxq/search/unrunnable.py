@@ -210,6 +210,6 @@ def _summary(names: Sequence[str]) -> str:
 def _words(error: RuntimeFailure) -> str:
     """What onnxruntime itself said, in one line."""
     text = re.split(
-        r"\[ONNXRuntimeError\] : \d+ : \w+ : |\(opset \d+\): |running the model(?: on .*\])?: ", error.what
+        r"\[ONNXRuntimeError\] : \d+ : \w+ : |\(opset \d+\): |while running (?:.* on .*\]|[^:]+): ", error.what
     )[-1]
     return one_line(text, limit=_WORDS)

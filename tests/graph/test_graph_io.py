@@ -191,10 +191,25 @@ def test_save_refuses_to_write_over_its_input(tmp_path):
     assert digest(tmp_path)["out.onnx.data"] == before["weights.bin"]
 
 
+def test_folders_that_are_missing_are_made_and_go_again_if_nothing_is_written(tmp_path, monkeypatch):
+    target = tmp_path / "some" / "where" / "m.onnx"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail_full)
+        with pytest.raises(OutputError):
+            save(load(small()), target)
+    assert list(tmp_path.iterdir()) == []
+    assert save(load(small()), target) == (target,)
+
+
+def fail_full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_save_refuses_bad_targets(tmp_path):
     model = load(small())
-    with pytest.raises(OutputError, match=r"folder .* does not exist; create it"):
-        save(model, tmp_path / "none" / "m.onnx")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OutputError, match="is no folder"):
+        save(model, tmp_path / "file" / "m.onnx")
     with pytest.raises(OutputError, match="it is a folder"):
         save(model, tmp_path)
     kept = tmp_path / "kept.onnx"
