@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections import defaultdict
@@ -36,6 +37,9 @@ from onnxq.runtime.plain import plain
 
 if TYPE_CHECKING:
     from onnxq.pipeline import ModelSource
+
+# onnxruntime takes longer to load more of them than all the rest of a look: its time grows faster than their number.
+_MOST_TO_RUN = 50_000
 
 Kernels: TypeAlias = Literal["quantized", "always", "never"]
 
@@ -231,18 +235,21 @@ def _foreseen(given: Opened, config: Config, options: FeedOptions | None) -> tup
         prepared = prepare(given.model, target=target, native=config.native)
     except ModelError as error:
         return None, one_line(error)
+    notes = list(prepared.notes)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        try:
-            feeds = list(some_feed(given, None, options))
-        except DataError:
-            feeds = []  # of unknown sizes: everything that can
+        feeds: list[Mapping[str, Any]] = []  # of unknown sizes: everything that can
+        if (count := sum(1 for _ in nodes(prepared.model))) > _MOST_TO_RUN:
+            notes.append(f"{count:,} nodes are too many to run for a look: where integers pay was not weighed up")
+        else:
+            with contextlib.suppress(DataError):
+                feeds = list(some_feed(given, None, options))
         plan = planned(prepared.model, config, target, feeds, Path(folder))
     if not plan.anchors and not plan.weights:
         return None, nothing_to_quantize(plan)
-    notes = (*prepared.notes, *(f"rule '{rule}' matched no node" for rule in plan.unused_rules))
+    notes += (f"rule '{rule}' matched no node" for rule in plan.unused_rules)
     integer, stored = (_bytes(prepared.model, plan, only) for only in (True, False))
     total = sum(v.const_value.nbytes for v in _weights(prepared.model).values() if v.const_value is not None)
-    return Outlook(target.name, *_by_op(prepared.model, plan), total, integer, stored, notes), None
+    return Outlook(target.name, *_by_op(prepared.model, plan), total, integer, stored, tuple(notes)), None
 
 
 def _weights(model: ir.Model) -> dict[str, ir.Value]:

@@ -7,7 +7,7 @@ import logging
 import onnx
 import onnx_ir as ir
 
-from onnxq.graph.copying import INFERRED, all_graphs
+from onnxq.graph.copying import INFERRED, all_graphs, only_building
 
 _log = logging.getLogger(__name__)
 # Data propagation reads small tensors (shapes, axes, indices); larger ones are weights, whose values say nothing.
@@ -18,6 +18,7 @@ _SMALL = 1024
 UNKNOWN = "unk__"
 
 
+@only_building()
 def infer_shapes(model: ir.Model) -> int:
     """Fills in shapes and types that onnx can infer, bodies included; returns how many values became better known.
 
