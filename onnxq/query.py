@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -58,9 +60,9 @@ def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
         yield node
         if node.attributes:
             for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH:
+                if attribute.type.name == "GRAPH":
                     yield from _nodes(attribute.as_graph())
-                elif attribute.type == ir.AttributeType.GRAPHS:
+                elif attribute.type.name == "GRAPHS":
                     for body in attribute.as_graphs():
                         yield from _nodes(body)
 

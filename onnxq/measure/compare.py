@@ -80,8 +80,12 @@ class Comparison:
 
     @property
     def sqnr_db(self) -> float | None:
-        """Model SQNR in dB: of the primary output, with the row mean removed where that is defined."""
-        return self.primary.level_db
+        """Model SQNR in dB: of the output that loses most, with the row mean removed where that is defined.
+
+        The first output alone would say nothing of a layer that only others come from.
+        """
+        levels = [o.level_db for o in self.outputs if o.level_db is not None]
+        return float(np.min(levels)) if levels else None
 
     @property
     def problems(self) -> tuple[str, ...]:
