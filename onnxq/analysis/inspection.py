@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from onnxq.pipeline import ModelSource
 
 # onnxruntime takes longer to load more of them than all the rest of a look: its time grows faster than their number.
-_MOST_TO_RUN = 50_000
+_MOST_TO_RUN = 20_000
 
 Kernels: TypeAlias = Literal["quantized", "always", "never"]
 

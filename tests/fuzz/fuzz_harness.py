@@ -23,7 +23,7 @@ GROWTH = 1.5 * 2**30
 class Outcome:
     """How a run ended. ``kind``: ok, refused, runtime, bug, unclean, killed, hang or memory; the first three are right.
 
-    "runtime": the process died, and so it does when onnxruntime or onnx is given the model without onnxq.
+    "runtime": the process died or had no end, and so it is when onnxruntime or onnx is given the model without onnxq.
 
     ``where``: for a bug its last line of the package; ``text``: what was printed on stderr.
     """
@@ -66,7 +66,7 @@ def run(arguments: Sequence[str], folder: Path) -> Outcome:
     seconds = time.monotonic() - began
     text = log.read_text(errors="replace") if log.exists() else ""
     if status is None:
-        return Outcome("hang", "", text, seconds)
+        return Outcome("runtime" if _runtime_dies(folder) else "hang", "", text, seconds)
     if usage * 1024 > GROWTH + _own_memory():
         return Outcome("memory", "", f"{usage // 1024} MB; {text}", seconds)
     if os.WIFSIGNALED(status):
@@ -104,7 +104,7 @@ def _child(arguments: list[str], folder: Path, log: Path) -> int:
 
 
 def _runtime_dies(folder: Path) -> bool:
-    """Whether loading the model, running it on its data, or onnx's shape inference ends the process without onnxq."""
+    """Whether loading the model, running it on its data or inferring its shapes ends the process or never ends."""
     child = os.fork()
     if child == 0:
         with open(os.devnull, "wb") as null:
@@ -123,7 +123,7 @@ def _runtime_dies(folder: Path) -> bool:
             session.run(None, {name: array[:1] if name in free else array for name, array in arrays.items()})
         os._exit(0)
     status, _ = _wait(child, time.monotonic() + SECONDS)
-    return status is not None and os.WIFSIGNALED(status)
+    return status is None or os.WIFSIGNALED(status)
 
 
 def _wait(child: int, until: float) -> tuple[int | None, int]:
