@@ -251,6 +251,10 @@ def test_what_onnxruntime_sees_only_when_it_runs_is_refused_too() -> None:
         layer = node("LSTM", "x w r", "y", hidden_size=8, name="l")
         with pytest.raises(ModelError, match="LSTM node 'l' has weights of the shapes"):
             load(make([layer], {"x": (2, 1, 8)}, ["y"], constants))
+    for shape in ((8,), (8, 8), (8, 8, 3, 3)):
+        layer = node("Conv", "x w", "y", kernel_shape=[1, 1], name="c")
+        with pytest.raises(ModelError, match="Conv node 'c' has weights of the shapes"):
+            load(make([layer], {"x": (2, 8, 4, 4)}, ["y"], {"w": np.ones(shape, np.float32)}))
 
 
 def test_schemas_are_those_of_the_opset() -> None:
