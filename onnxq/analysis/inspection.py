@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 from collections import defaultdict
@@ -15,10 +14,10 @@ import onnx_ir as ir
 
 from onnxq.analysis.left_float import Left, LeftGroup, grouped
 from onnxq.analysis.per_node import NodeTable, node_table
-from onnxq.analysis.running import Opened, opened, some_feed
+from onnxq.analysis.running import Opened, feeds_for_a_look, opened, some_feed
 from onnxq.calibrate.feeds import FeedOptions, FeedSource
 from onnxq.config import Config
-from onnxq.errors import DataError, ModelError, one_line
+from onnxq.errors import ModelError, one_line
 from onnxq.graph.io import load
 from onnxq.graph.kinds import quantized_ops, require_float32
 from onnxq.graph.prepare import prepare
@@ -37,9 +36,6 @@ from onnxq.runtime.plain import plain
 
 if TYPE_CHECKING:
     from onnxq.pipeline import ModelSource
-
-# onnxruntime takes longer to load more of them than all the rest of a look: its time grows faster than their number.
-_MOST_TO_RUN = 20_000
 
 Kernels: TypeAlias = Literal["quantized", "always", "never"]
 
@@ -235,21 +231,15 @@ def _foreseen(given: Opened, config: Config, options: FeedOptions | None) -> tup
         prepared = prepare(given.model, target=target, native=config.native)
     except ModelError as error:
         return None, one_line(error)
-    notes = list(prepared.notes)
+    feeds, why = feeds_for_a_look(given, options)  # none, of unknown sizes: everything that can
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        feeds: list[Mapping[str, Any]] = []  # of unknown sizes: everything that can
-        if (count := sum(1 for _ in nodes(prepared.model))) > _MOST_TO_RUN:
-            notes.append(f"{count:,} nodes are too many to run for a look: where integers pay was not weighed up")
-        else:
-            with contextlib.suppress(DataError):
-                feeds = list(some_feed(given, None, options))
         plan = planned(prepared.model, config, target, feeds, Path(folder))
     if not plan.anchors and not plan.weights:
         return None, nothing_to_quantize(plan)
-    notes += (f"rule '{rule}' matched no node" for rule in plan.unused_rules)
+    notes = (*prepared.notes, *why, *(f"rule '{rule}' matched no node" for rule in plan.unused_rules))
     integer, stored = (_bytes(prepared.model, plan, only) for only in (True, False))
     total = sum(v.const_value.nbytes for v in _weights(prepared.model).values() if v.const_value is not None)
-    return Outlook(target.name, *_by_op(prepared.model, plan), total, integer, stored, tuple(notes)), None
+    return Outlook(target.name, *_by_op(prepared.model, plan), total, integer, stored, notes), None
 
 
 def _weights(model: ir.Model) -> dict[str, ir.Value]:
