@@ -140,6 +140,6 @@ def test_the_float_model_comes_first() -> None:
 def test_a_graph_of_too_many_nodes_is_looked_at_without_running_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxq.analysis.running._MOST_TO_RUN", 3)
     monkeypatch.setattr("onnxq.analysis.running.open_session", None)
-    outlook = inspect(toys.classifier()).outlook
+    outlook = onnxq.inspect(toys.classifier()).outlook
     assert outlook is not None
     assert any("nodes are too many to run for a look" in note for note in outlook.notes)
