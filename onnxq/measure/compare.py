@@ -18,6 +18,7 @@ holds no classes on its last axis (boxes, features) gets an arg-max like any oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +86,7 @@ class Comparison:
         The first output alone would say nothing of a layer that only others come from.
         """
         levels = [o.level_db for o in self.outputs if o.level_db is not None]
-        return float(np.min(levels)) if levels else None
+        return min(levels, default=None, key=lambda level: -math.inf if math.isnan(level) else level)
 
     @property
     def problems(self) -> tuple[str, ...]:
