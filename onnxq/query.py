@@ -51,7 +51,20 @@ def trailing_ones(value: ir.Value, count: int) -> bool:
 
 def nodes(model: ir.Model) -> Iterator[ir.Node]:
     """All nodes of the main graph and of its If, Loop and Scan bodies, in graph order."""
-    return iter(model.graph.all_nodes())
+    return _nodes(model.graph)
+
+
+def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    # Half the time of ``Graph.all_nodes``, and of all loops over graphs most is this.
+    for node in graph:
+        yield node
+        if node.attributes:
+            for attribute in node.attributes.values():
+                if attribute.type.name == "GRAPH":
+                    yield from _nodes(attribute.as_graph())
+                elif attribute.type.name == "GRAPHS":
+                    for body in attribute.as_graphs():
+                        yield from _nodes(body)
 
 
 def values_by_name(model: ir.Model) -> dict[str, ir.Value]:

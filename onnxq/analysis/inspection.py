@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from onnxq.analysis.left_float import Left, LeftGroup, grouped
 from onnxq.analysis.per_node import NodeTable, node_table
-from onnxq.analysis.running import Opened, opened, some_feed
+from onnxq.analysis.running import Opened, feeds_for_a_look, opened, some_feed
 from onnxq.calibrate.feeds import FeedOptions, FeedSource
 from onnxq.config import Config
-from onnxq.errors import DataError, ModelError, one_line
+from onnxq.errors import ModelError, one_line
 from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load
 from onnxq.graph.kinds import quantized_ops, require_not_quantized
@@ -228,15 +228,12 @@ def _foreseen(given: Opened, config: Config, options: FeedOptions | None) -> tup
         prepared = prepare(given.reference.model, target=target, native=config.native)
     except ModelError as error:
         return None, one_line(error)
+    feeds, why = feeds_for_a_look(given, options)  # none, of unknown sizes: everything that can
     with temporary_folder() as folder:
-        try:
-            feeds = list(some_feed(given, None, options))
-        except DataError:
-            feeds = []  # of unknown sizes: everything that can
         plan = planned(prepared.model, config, target, feeds, folder)
     if plan.empty:
         return None, nothing_to_quantize(plan)
-    notes = (*prepared.notes, *(f"rule '{rule}' matched no node" for rule in plan.unused_rules))
+    notes = (*prepared.notes, *why, *(f"rule '{rule}' matched no node" for rule in plan.unused_rules))
     integer, stored = (_bytes(prepared.model, plan, only) for only in (True, False))
     total = sum(v.const_value.nbytes for v in _weights(prepared.model).values() if v.const_value is not None)
     return Outlook(target.name, *_by_op(prepared.model, plan), total, integer, stored, notes), None

@@ -26,6 +26,7 @@ from onnxq.graph.reference import Reference, reference
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.graph.signature import Signature, signature
 from onnxq.measure import latency
+from onnxq.query import nodes
 from onnxq.runtime.session import open_session, run
 
 if TYPE_CHECKING:
@@ -239,6 +240,21 @@ def some_feed(given: Opened, data: FeedSource | None, options: FeedOptions | Non
     if feed is None:
         raise DataError(f"{given.name} runs on no random input; give some with --data, or sizes with --dim NAME=N")
     return feed.limit(1)
+
+
+# onnxruntime takes longer to load more of them than all the rest of a look: its time grows faster than their number.
+_MOST_TO_RUN = 20_000
+
+
+def feeds_for_a_look(given: Opened, options: FeedOptions | None) -> tuple[list[Mapping[str, Array]], tuple[str, ...]]:
+    """Random feeds that ``given`` runs on; none where nothing can be made up or it is too large, which a note says."""
+    count = sum(1 for _ in nodes(given.model))
+    if count > _MOST_TO_RUN:
+        return [], (f"{count:,} nodes are too many to run for a look: where integers pay was not weighed up",)
+    try:
+        return list(some_feed(given, None, options)), ()
+    except DataError:
+        return [], ()
 
 
 def _require_same_inputs(models: Sequence[Opened]) -> None:

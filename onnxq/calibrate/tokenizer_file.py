@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from onnxq.calibrate.options import FeedOptions
 from onnxq.errors import DataError, one_line
 from onnxq.files.opening import read_file
+from onnxq.files.temporary import temporary_folder
 from onnxq.runtime.child import run_child
 from onnxq.runtime.trial import death
 
@@ -63,7 +63,7 @@ def require_tokenizer(found: Path, texts: Sequence[str], length: int) -> None:
     """Nothing; ``DataError`` where the tokenizer ``found`` cannot encode ``texts`` in a process with limits."""
     content = _content(found)
     memory, seconds = _MEMORY_BYTES + _TIMES * len(content), _SECONDS + len(content) / 10e6
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as name:
+    with temporary_folder() as name:
         (file := Path(name) / NAME).write_bytes(content)
         (lines := Path(name) / "texts.json").write_text(json.dumps(texts))
         try:

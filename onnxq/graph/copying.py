@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import onnx_ir as ir
 
@@ -22,6 +24,19 @@ def called(model: ir.Model) -> str:
     return name
 
 
+@contextmanager
+def only_building() -> Iterator[None]:
+    """Inside, nothing that is made is garbage: collecting would look through all of a large graph again and again."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+@only_building()
 def copy_model(model: ir.Model) -> ir.Model:
     """A copy of ``model`` that shares only the memory of the weights; renaming in one never shows in the other."""
     try:

@@ -125,7 +125,8 @@ def _node_problems(nodes: Iterable[ir.Node], opsets: Mapping[str, int], model: i
                 yield f"node {node.name or node.op_type!r} reads {value.name!r}, which nothing makes"
         for value in node.outputs:
             yield from _value_problems(value)
-        for problem in (*_attribute_problems(node), *_schema_problems(node, known[op])):
+        problems = (*_attribute_problems(node), *_schema_problems(node, known[op]), *_weight_problems(node))
+        for problem in problems:
             yield f"{node.op_type} node {_label(node)!r} {problem}"
 
 
@@ -174,6 +175,24 @@ def _schema_problems(node: ir.Node, known: Schema | None) -> Iterator[str]:
             yield f"has the attribute {key!r} as {attribute.type.name}, and the operator takes {wanted}"
         elif wanted == "STRING" and isinstance(attribute.value, bytes):
             yield f"has the attribute {key!r}, which is not UTF-8"
+
+
+def _weight_problems(node: ir.Node) -> Iterator[str]:
+    """What onnxruntime sees first when it runs: constant weights of a shape that their operator cannot have."""
+    if node.domain or node.op_type not in ("LSTM", "GRU", "RNN", "Conv", "ConvTranspose"):
+        return
+    tensors = [value.const_value for value in node.inputs[1:3] if value is not None]
+    shapes = [tuple(tensor.shape.numpy()) for tensor in tensors if tensor is not None]
+    if "Conv" in node.op_type:
+        kernel = node.attributes.get("kernel_shape")
+        size = None if kernel is None else tuple(kernel.as_ints())
+        weight = node.inputs[1]
+        known = shapes[:1] if weight is not None and weight.const_value is not None else []
+        wrong = any(len(shape) < 3 or (size is not None and size != shape[2:]) for shape in known)
+    else:  # [directions, gates, n]
+        wrong = any(len(shape) != 3 for shape in shapes) or len({shape[:2] for shape in shapes}) > 1
+    if wrong:
+        yield f"has weights of the shapes {' and '.join(str(list(shape)) for shape in shapes)}"
 
 
 def _name_problem(name: object, what: str) -> Iterator[str]:

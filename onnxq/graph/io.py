@@ -15,7 +15,7 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped,u
 
 from onnxq.errors import ModelError, OutputError, one_line
 from onnxq.files.atomic import staged, write_bytes, write_file
-from onnxq.graph.copying import FILES, INFERRED, NAME, all_graphs, copy_model
+from onnxq.graph.copying import FILES, INFERRED, NAME, all_graphs, copy_model, only_building
 from onnxq.graph.door import DAMAGED, check_model
 from onnxq.graph.external import embed_external, relocated, resolve_external
 from onnxq.graph.foreign import TYPES, make_dense, proto_graphs, put_types_back, set_types_aside
@@ -29,6 +29,7 @@ EXTERNAL_AS_READ = 200_000_000
 _INLINE_BELOW = 1024
 
 
+@only_building()
 def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
     """The model in ``source``, as a value of our own: what was given is never changed, external data is read lazily.
 
@@ -213,6 +214,7 @@ def _move_weights_out(model: ir.Model, file: BinaryIO, location: str) -> None:
             offset += len(content)
 
 
+@only_building()
 def _to_bytes(model: ir.Model) -> bytes:
     proto = ir.to_proto(model)
     values = (value for graph in all_graphs(model) for node in graph for value in node.outputs)

@@ -36,6 +36,8 @@ def _clip_ceiling(node: ir.Node) -> float | None:
         return None
     if high is None:
         return float("inf")
+    if high.size != 1:
+        return None
     ceiling = float(high.numpy().item())
     return ceiling if ceiling > 0.0 else None  # no scale fits an empty range
 

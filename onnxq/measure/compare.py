@@ -5,6 +5,7 @@ How an output is judged is told in ``outputs``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,12 @@ class Comparison:
 
     @property
     def sqnr_db(self) -> float | None:
-        """Model SQNR in dB: of the primary output, with the row mean removed where that is defined."""
-        return self.primary.level_db
+        """Model SQNR in dB: of the output that loses most, with the row mean removed where that is defined.
+
+        The first output alone would say nothing of a layer that only others come from.
+        """
+        levels = [o.level_db for o in self.outputs if o.level_db is not None]
+        return min(levels, default=None, key=lambda level: -math.inf if math.isnan(level) else level)
 
     @property
     def differences(self) -> tuple[str, ...]:

@@ -22,6 +22,10 @@ F64 = npt.NDArray[np.float64]
 _ROWS = 64
 
 
+# The variance of an input, by its mean square, below which float32 holds nothing but its mean.
+_STILL = 2.0**-46
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Sums over ``count`` inputs of a layer with ``g`` groups of ``n`` inputs each; a monoid under ``+``.
@@ -73,7 +77,12 @@ class Moments:
             return self.squares(centred=centred)[:, :, None] * np.eye(self.total.shape[1])
         raw: F64 = self.second / self.count
         if centred:
+            energy = np.diagonal(raw, axis1=1, axis2=2).copy()
             _add_outer(raw, -self.mean, self.mean)
+            still = np.diagonal(raw, axis1=1, axis2=2) < _STILL * energy
+            if still.any():  # what is left of them is rounding, which need not be positive definite
+                raw[still] = 0.0
+                raw.transpose(0, 2, 1)[still] = 0.0
         return raw
 
 

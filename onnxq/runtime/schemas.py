@@ -14,11 +14,15 @@ _ALIASES = {"ai.onnx": ""}
 
 @dataclass(frozen=True)
 class Slots:
-    """Inputs or outputs of an operator: between ``least`` and ``most`` of them, those at ``required`` never empty."""
+    """Inputs or outputs of an operator: between ``least`` and ``most`` of them.
+
+    Those at ``required`` are never empty, nor are those from ``every`` on, of which there may be any number.
+    """
 
     least: int
     most: int
     required: tuple[int, ...]
+    every: int
 
     def obstacle(self, given: Sequence[bool], *, kind: str) -> str | None:
         """What is wrong with inputs or outputs of which ``given`` says which are not empty; None: nothing.
@@ -32,7 +36,8 @@ class Slots:
             else:
                 wanted = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
             return f"has {count} {kind}{'' if count == 1 else 's'}, and {wanted} are what the operator takes"
-        empty = next((i for i in self.required if i < count and not given[i]), None)
+        needed = (*self.required, *range(self.every, count))
+        empty = next((i for i in needed if i < count and not given[i]), None)
         return None if empty is None else f"lacks {kind} {empty}"
 
 
@@ -64,15 +69,18 @@ def _schema(domain: str, op_type: str, since: int) -> Schema | None:
     if found.deprecated:
         return None  # its inputs and attributes are not written down
     return Schema(
-        Slots(found.min_input, found.max_input, _single(found.inputs)),
-        Slots(found.min_output, found.max_output, _single(found.outputs)),
+        _slots(found.min_input, found.max_input, found.inputs),
+        _slots(found.min_output, found.max_output, found.outputs),
         {name: kind for name, a in found.attributes.items() if (kind := _name(a.type)).isidentifier()},
         tuple(name for name, a in found.attributes.items() if a.required),
     )
 
 
-def _single(parameters: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(i for i, p in enumerate(parameters) if _name(p.option) == "Single")
+def _slots(least: int, most: int, parameters: Sequence[Any]) -> Slots:
+    options = [_name(p.option) for p in parameters]
+    # onnxruntime itself lets an empty one of many through, and dies of it in Einsum.
+    every = options.index("Variadic") if "Variadic" in options else _NO_END
+    return Slots(least, most, tuple(i for i, option in enumerate(options) if option == "Single"), every)
 
 
 def _name(member: Any) -> str:

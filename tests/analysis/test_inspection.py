@@ -130,3 +130,11 @@ def test_the_float_model_comes_first() -> None:
     result = onnxq.quantize(toys.classifier(), images, config=INTEGERS)
     with pytest.raises(onnxq.ModelError, match="quantized already; give the float model first"):
         onnxq.inspect(result.model, toys.classifier())
+
+
+def test_a_graph_of_too_many_nodes_is_looked_at_without_running_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.analysis.running._MOST_TO_RUN", 3)
+    monkeypatch.setattr("onnxq.analysis.running.open_session", None)
+    outlook = onnxq.inspect(toys.classifier()).outlook
+    assert outlook is not None
+    assert any("nodes are too many to run for a look" in note for note in outlook.notes)

@@ -242,6 +242,21 @@ def test_external_data_of_another_length_is_refused(tmp_path) -> None:
             load(tmp_path / "broken.onnx")
 
 
+def test_what_onnxruntime_sees_only_when_it_runs_is_refused_too() -> None:
+    """An empty name among any number of inputs ends the process in Einsum; weights of an LSTM by their shapes."""
+    with pytest.raises(ModelError, match="Einsum node 'e' lacks input 1"):
+        load(make([node("Einsum", "x -", "y", equation="ab,bc->ac", name="e")], {"x": (2, 8)}, ["y"]))
+    for w, r in (((1, 32, 8), (256,)), ((1, 32, 8), (1, 16, 8)), ((32, 8), (32, 8))):
+        constants = {"w": np.ones(w, np.float32), "r": np.ones(r, np.float32)}
+        layer = node("LSTM", "x w r", "y", hidden_size=8, name="l")
+        with pytest.raises(ModelError, match="LSTM node 'l' has weights of the shapes"):
+            load(make([layer], {"x": (2, 1, 8)}, ["y"], constants))
+    for shape in ((8,), (8, 8), (8, 8, 3, 3)):
+        layer = node("Conv", "x w", "y", kernel_shape=[1, 1], name="c")
+        with pytest.raises(ModelError, match="Conv node 'c' has weights of the shapes"):
+            load(make([layer], {"x": (2, 8, 4, 4)}, ["y"], {"w": np.ones(shape, np.float32)}))
+
+
 def test_schemas_are_those_of_the_opset() -> None:
     old, new = schema("", "Clip", 6), schema("ai.onnx", "Clip", 13)
     assert old is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from measure_models import Graph, feeds, linear_net, value
 
 from onnxq.errors import DataError, ModelError
 from onnxq.measure import compare
+from onnxq.measure.compare import Comparison
 from onnxq.numerics import sqnr_db
 from onnxq.runtime.session import open_session, run
 
@@ -222,3 +224,15 @@ def test_rows_that_sum_to_one_are_a_distribution_and_all_of_them_count() -> None
         0
     ]
     assert (y.agreement, y.agreement_rule, y.rows, y.probability) == (0.5, "arg-max", 2, True)
+
+
+def test_a_model_is_as_good_as_its_worst_output() -> None:
+    """The first output says nothing of what only the others come from; NaN is worse than any number."""
+    clean = compare(FLOAT, FLOAT, iter(feeds(4, 2, 16))).outputs[0]
+    noisy = replace(clean, name="second", sqnr_db=20.0, centred_sqnr_db=18.0)
+    classes = replace(clean, name="third", sqnr_db=None, centred_sqnr_db=None)
+    assert Comparison("a", "b", 4, (clean, noisy, classes)).sqnr_db == 18.0
+    assert Comparison("a", "b", 4, (classes, clean)).sqnr_db == clean.level_db
+    assert Comparison("a", "b", 4, (classes,)).sqnr_db is None
+    broken = replace(noisy, centred_sqnr_db=float("nan"))
+    assert np.isnan(Comparison("a", "b", 4, (clean, broken, noisy)).sqnr_db)

@@ -15,6 +15,7 @@ from onnxq.ranges import Moments, layer_steps, mean_shift, optimum_output
 from onnxq.ranges.layer import concrete, with_gain
 from onnxq.ranges.moments import MomentSums
 from onnxq.ranges.optimum_output import optimal_output_steps
+from onnxq.ranges.rounding import Grid, compensated
 from onnxq.ranges.samples import F64
 
 RNG = np.random.default_rng(7)
@@ -91,6 +92,18 @@ def test_means_far_larger_than_what_changes_cost_no_digits() -> None:
     np.testing.assert_allclose(found.matrix(centred=True), covariance, atol=1e-3 * covariance.max())
     assert np.linalg.eigvalsh(found.matrix(centred=True)).min() > 0
     np.testing.assert_allclose(found.matrix(centred=False)[0], exact[0].T @ exact[0] / 600, rtol=1e-9)
+
+
+def test_inputs_that_never_change_leave_no_rounding_in_the_covariance() -> None:
+    """What is left of c^2 - c^2 is as often negative as not, and where nothing else is there, all that there is."""
+    x = np.broadcast_to(RNG.normal(1.5, 1.0, 24).astype(np.float32), (1, 7, 24)).copy()
+    sums = MomentSums(full=True)
+    for row in range(7):
+        sums.add(x[:, row : row + 1])
+    moments = sums.moments()
+    assert not moments.matrix(centred=True).any()
+    weight, grid = RNG.normal(0, 0.5, (1, 8, 24)), Grid(np.full((1, 8), 0.1), np.arange(-127.0, 128.0))
+    assert np.array_equal(compensated(weight, moments.matrix(centred=True), moments.count, grid), grid.nearest(weight))
 
 
 def test_moments_that_do_not_fit_are_refused() -> None:

@@ -118,6 +118,8 @@ class _Atoms:
         if target and target[0] == 0 and self.dims:  # the batch, which may be open
             copied.append(flat[: len(self.dims[0])])
             flat, target = flat[len(self.dims[0]) :], target[1:]
+        if any(t == 0 and i >= len(self.dims) for i, t in enumerate(target, start=len(copied))):
+            raise _Misfit
         sizes = [self._product(self.dims[i]) if t == 0 else t for i, t in enumerate(target, start=len(copied))]
         if None in sizes or sizes.count(-1) > 1:
             raise _Misfit

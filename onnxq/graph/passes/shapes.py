@@ -7,7 +7,7 @@ import logging
 import onnx
 import onnx_ir as ir
 
-from onnxq.graph.copying import INFERRED, all_graphs
+from onnxq.graph.copying import INFERRED, all_graphs, only_building
 from onnxq.graph.edit import Array, constant, is_op
 from onnxq.graph.foreign import put_types_back
 
@@ -23,6 +23,7 @@ _LONGEST_VECTOR = 1 << 16
 UNKNOWN = "unk__"
 
 
+@only_building()
 def infer_shapes(model: ir.Model) -> int:
     """Fills in shapes and types that onnx can infer, bodies included; returns how many values became better known.
 
