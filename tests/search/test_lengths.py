@@ -76,7 +76,9 @@ def test_every_series_counts_and_not_only_the_first_output() -> None:
     assert shortfalls(SCORES, replace(series(60, name="z"), length=None)) == (Shortfall.LENGTHS,)
 
 
-@pytest.mark.parametrize(("agreement", "expected"), [(0.9, ()), (0.884, ()), (0.883, (Shortfall.LENGTHS,))])
+@pytest.mark.parametrize(
+    ("agreement", "expected"), [(0.9, ()), (0.884, ()), (0.883, (Shortfall.LENGTHS,)), (0.0, (Shortfall.LENGTHS,))]
+)
 def test_nine_in_ten_of_what_was_picked_have_a_counterpart(agreement: float, expected: tuple[Shortfall, ...]) -> None:
     """Binomially: of 1000, up to 116 misses are explained by chance where 100 were promised."""
     assert tail(1000, 117, 0.1) < 0.05 < tail(1000, 116, 0.1)
