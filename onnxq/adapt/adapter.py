@@ -49,7 +49,8 @@ class Adapter:
     """Adapts the parameters of one plan; ``best`` are those of least noise so far on the held-out samples.
 
     ``fit`` and ``check`` are batches of disjoint samples. With ``labels`` training is quantization-aware training
-    proper, towards them, and what counts is the cross-entropy instead of the noise.
+    proper, towards them, and what counts is the cross-entropy instead of the noise. ``rows_first``: whether the first
+    axis of every input counts samples, so that batches can be taken apart and joined there.
     """
 
     model: ir.Model
@@ -62,6 +63,7 @@ class Adapter:
     folder: Path
     tell: Tell
     labels: Labels | None = None
+    rows_first: bool = True
     steps: list[Step] = field(default_factory=list)
     layers: tuple[Refit, ...] = ()
     notes: list[str] = field(default_factory=list)
@@ -254,6 +256,8 @@ class Adapter:
         return self._judge.of_parameters(parameters)
 
     def _samples(self, feeds: Sequence[Feed]) -> Samples | None:
+        if not self.rows_first:
+            return None
         return stacked(feeds, outputs_of(self.model, feeds, self.folder), rows=self._rows)
 
     @property

@@ -19,7 +19,7 @@ are counted (``other_length``), and the rest is compared:
 | detections                   | those that both models have   | the float model's with a counterpart (``matching``)   |
 | picked rows, or integers     | rows that both models have    | the float model's rows with a counterpart             |
 | a series (predicted lengths) | samples of one length that    | as in the first table; a sample is aligned otherwise  |
-|                              | are aligned alike             | where its noise is over half of its signal            |
+|                              | are aligned alike             | where its noise is over a 20th of its signal          |
 
 The threshold of a single column is 0.5 if all values of the float model lie in [0, 1] (a probability), else 0 (a
 logit). Independent scores are values in [0, 1] whose rows do not sum to 1, as detectors give for thousands of places: a
@@ -37,13 +37,16 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.kernels.lengths import Length
-from onnxq.measure.matching import APART, Matched, match_rows
+from onnxq.measure.matching import Matched, match_rows
 from onnxq.numerics import Noise, agreement, centred, noise
 
 Array = npt.NDArray[Any]
 
 _DECIDES = 0.5  # the score from which on a row of independent scores is taken for its class
 _SUM_TOLERANCE = 1e-3
+# A sample of a series is aligned otherwise from this share of noise energy on: a step longer in one place and shorter
+# in another leaves what is between them beside its counterpart.
+STRAYED = 0.05
 COUNTERPARTS = "counterparts"  # the rule where rows are matched
 
 
@@ -177,7 +180,7 @@ class OutputSums:
             self.rows += reference.size
             return
         found = noise(reference, test)
-        if self.length is Length.STRETCHED and found.error > APART * found.signal:
+        if self.length is Length.STRETCHED and found.error > STRAYED * found.signal:
             # Steps that are longer here and shorter there: nothing stands beside its counterpart.
             self.elements -= reference.size
             self.astray = self.astray or OutputSums(self.name)

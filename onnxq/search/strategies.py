@@ -132,6 +132,7 @@ def adapted_weights(search: Search, attempt: Attempt) -> Attempt | None:
         job.folder,
         job.tell,
         Labels(fit.labels(labels), check.labels(labels)) if labels else None,
+        rows_first=fit.layout.rows_first,
     )
     adaptation = adapter.run(job.asked.adapt)
     # The samples that judged it have done so: ranges, which need all there are, are chosen on them too.

@@ -305,7 +305,7 @@ def test_a_candidate_is_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     b = bench(graph, Config(), TARGETS["x86-vnni"], loud(32), tmp_path)
     built = b.build()
     real = module.judge
-    monkeypatch.setattr(module, "judge", lambda *given: asked.append(given[1]) or real(*given))
+    monkeypatch.setattr(module, "judge", lambda *given, **how: asked.append(given[1]) or real(*given, **how))
     inputs = signature(graph).inputs
     held_out, second_check = open_feed(loud(8), inputs), open_feed(loud(16), inputs)
     judge = CandidateJudge(to_runtime(graph, tmp_path), Config(), held_out, second_check)

@@ -146,3 +146,16 @@ def test_references_take_another_length_for_noise() -> None:
     seen = references(repeating(), feeds(2, 4))
     assert seen.noise(uneven(1.0)) == pytest.approx(0.0, abs=1e-9)
     assert references(repeating(), feeds(3, 5)).noise(uneven(1.0)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("odd", "strayed"), [(0.223, 0), (0.224, 1)])
+def test_a_sample_is_aligned_otherwise_from_a_twentieth_of_its_energy_on(odd: float, strayed: int) -> None:
+    """An error of 0.2236 of everything is a twentieth of the energy."""
+    n = Net()
+    n.const("one", 1, np.int64), n.const("two", 2, np.int64), n.const("zero", 0, np.int64), n.const("odd", odd)
+    much = n("Mul", n("Cast", n("Mod", "n", "two", name="mod"), name="number", to=1), "odd", name="much")
+    rows = n("Add", "x", n("Mul", "x", much, name="times"), name="sum")
+    n("Gather", rows, n("Range", "zero", "n", "one", name="steps"), name="take", out="y")
+    other = n.model({"x": ["N", 4], "n": (I64, [])}, {"y": ["F", 4]}).SerializeToString()
+    y = compared(other, feeds(4, 3), Length.STRETCHED).outputs[0]
+    assert (y.other_alignment, y.samples) == (strayed, 2)

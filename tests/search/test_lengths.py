@@ -6,21 +6,28 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from claims import SCORES, compared
 from lengths_zoo import detector, picker, pictures, sentences, speech
+from zoo import prepared
 
 from onnxq import Config, quantize
 from onnxq.build.candidate import Built
+from onnxq.graph.lengths import value_lengths
+from onnxq.graph.linear import multiply_accumulates
 from onnxq.kernels.lengths import Length
 from onnxq.measure.compare import OutputComparison
 from onnxq.measure.kernels import KernelMap
 from onnxq.parameters.choose import Parameters
 from onnxq.plan import KeptFloat, Plan
-from onnxq.search.acceptance import Shortfall, Verdict, accepts
+from onnxq.plan.place import tensor_shapes
+from onnxq.query import nodes
+from onnxq.search import deciding
+from onnxq.search.acceptance import DECIDING_WORK, Shortfall, Verdict, accepts
 from onnxq.search.repair import Repaired, repair
 from onnxq.search.search import typical
 
@@ -69,7 +76,9 @@ def test_every_series_counts_and_not_only_the_first_output() -> None:
     assert shortfalls(SCORES, replace(series(60, name="z"), length=None)) == (Shortfall.LENGTHS,)
 
 
-@pytest.mark.parametrize(("agreement", "expected"), [(0.9, ()), (0.884, ()), (0.883, (Shortfall.LENGTHS,))])
+@pytest.mark.parametrize(
+    ("agreement", "expected"), [(0.9, ()), (0.884, ()), (0.883, (Shortfall.LENGTHS,)), (0.0, (Shortfall.LENGTHS,))]
+)
 def test_nine_in_ten_of_what_was_picked_have_a_counterpart(agreement: float, expected: tuple[Shortfall, ...]) -> None:
     """Binomially: of 1000, up to 116 misses are explained by chance where 100 were promised."""
     assert tail(1000, 117, 0.1) < 0.05 < tail(1000, 116, 0.1)
@@ -217,6 +226,34 @@ def test_what_is_picked_is_compared_by_its_counterparts() -> None:
     assert result.comparison.primary.sqnr_db > 25
 
 
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.2, 0.3, 1.0])
+def test_only_layers_that_do_little_of_the_work_go_back_for_lengths(
+    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nearest to the decision first, as many as do up to the share of all multiply-accumulates together."""
+    assert DECIDING_WORK == 0.2
+    monkeypatch.setattr(deciding, "DECIDING_WORK", share)
+    graph, feed = prepared(speech()), sentences()[4]
+    shapes = tensor_shapes(graph, feed, tmp_path)
+    work = {n.name or "": multiply_accumulates(n, shapes) for n in nodes(graph)}
+    steps = feed["ids"].size
+    assert work["encode0"] == work["encode1"] == 48 * 48 * 3 * steps
+    assert work["duration"] == 48 * steps
+    lengths = value_lengths(graph)
+    layers = ("encode0", "encode1", "duration", "decode0", "decode1")
+    search: Any = SimpleNamespace(timed=[feed], job=SimpleNamespace(prepared=graph, folder=tmp_path))
+    found = deciding.cheap_deciding(fake(layers, {}), lengths=lengths, search=search)
+    order = ["duration", "encode1", "encode0"]
+    sums = np.cumsum([work[n] for n in order])
+    assert found == order[: int((sums <= share * sum(work.values())).sum())]
+    alone = replace(lengths, only=frozenset(["encode0"]))
+    first = deciding.cheap_deciding(fake(layers, {}), lengths=alone, search=search)
+    assert first == [] or first[0] == "encode0"
+    nothing: Any = SimpleNamespace(timed=None, job=search.job)
+    assert deciding.cheap_deciding(fake(layers, {}), lengths=lengths, search=nothing) == []
+    assert "encode1" not in deciding.cheap_deciding(fake(("encode0", "duration"), {}), lengths=lengths, search=search)
+
+
 def test_a_promise_of_all_lengths_gives_back_only_what_decides(tmp_path: Path) -> None:
     """No length may change: the layers in front of the durations go back as far as they do little of the work."""
     result = quantize(speech(), sentences(), config=replace(CONFIG, min_agreement=1.0))
@@ -232,5 +269,7 @@ def test_the_sample_of_middle_size_tells_what_layers_cost() -> None:
     sizes = [3, 9, 4, 7, 5]
     feed = open_feed([{"x": np.zeros((1, size), np.float32)} for size in sizes], spec)
     assert typical(feed)["x"].shape == (1, 5)
+    many = open_feed([{"x": np.zeros((1, 1 + i), np.float32)} for i in range(18)], spec)
+    assert typical(many)["x"].shape == (1, 9)  # of nine, evenly spaced: 1, 3, ..., 17
     alike = open_feed({"x": np.arange(8, dtype=np.float32).reshape(4, 2)}, spec)
     np.testing.assert_array_equal(typical(alike)["x"], [[0.0, 1.0]])
