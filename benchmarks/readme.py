@@ -436,8 +436,8 @@ def backend_tests(data: dict[str, Any]) -> str:
     """One line a form and kind of weights, one column an outcome."""
     outcomes = list(data["letters"].values())
     rows = [[name, *(str(counts.get(o, 0)) for o in outcomes)] for name, counts in data["counts"].items()]
-    worst = ["the worst of each model", *(str(data["worst"].get(o, 0)) for o in outcomes)]
-    return markdown([f"form, weights ({data['tried']} of {data['models']} models)", *outcomes], [*rows, worst])
+    each = ["each model in its best form", *(str(data["models_by_outcome"].get(o, 0)) for o in outcomes)]
+    return markdown([f"form, weights ({data['tried']} of {data['models']} models)", *outcomes], [*rows, each])
 
 
 PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
