@@ -3,15 +3,16 @@
     python benchmarks/backend_tests.py                               # all, an hour on two cores
     python benchmarks/backend_tests.py --only 'node/test_resize*'    # some, printed one by one, nothing written
 
-Each model runs in a child process that is ended after `--limit` seconds; what is done is kept in the cache folder, so
-that a run that was broken off goes on (`--fresh` begins anew). The forms are listed in `backend/forms.py`. Outputs of
-floats agree from 20 dB on (8 dB with 4-bit weights); of integers and booleans, which jump where rounding tips a value
-over a threshold, if nine tenths are equal (seven).
+Each model runs in a child process that is ended after `--limit` seconds of computing; what is done is kept in the cache
+folder, so that a run that was broken off goes on (`--fresh` begins anew, `--table` writes what there is). The forms are
+listed in `backend/forms.py`. Outputs of floats agree from 20 dB on (8 dB with 4-bit weights); of integers and booleans,
+which jump where rounding tips a value over a threshold, if four fifths are equal (three).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import os
@@ -19,6 +20,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +34,8 @@ from backend.verdict import CONFIGS, OUTCOMES, verdict
 LIMIT = 60.0
 START = 90.0  # seconds until a child has loaded what it needs
 CACHE = Path(os.environ.get("ONNXQ_BENCHMARKS_CACHE", Path.home() / ".cache" / "onnxq-benchmarks"))
+RIGHT = OUTCOMES[:4]
+LETTERS = "qprfdoukh"  # of the outcomes, in their order
 Key = tuple[str, str, str]
 Row = dict[str, Any]
 
@@ -44,6 +48,7 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=list(CONFIGS))
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one model in one form")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="run nothing: write what earlier runs have done")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has done")
     options = parser.parse_args()
     names = [n for n in models.names() if not options.only or any(fnmatch.fnmatch(n, p) for p in options.only)]
@@ -52,7 +57,8 @@ def main() -> None:
     done = {} if kept is None or options.fresh else read(kept)
     if kept is not None and options.fresh:
         kept.unlink(missing_ok=True)
-    for key, row in run([k for k in keys if k not in done], options.limit, options.workers):
+    missing = [] if options.table else [k for k in keys if k not in done]
+    for key, row in run(missing, options.limit, options.workers):
         done[key] = row
         if kept is None:
             print(*key, row, flush=True)
@@ -60,7 +66,7 @@ def main() -> None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             with kept.open("a") as file:
                 file.write(json.dumps([*key, row]) + "\n")
-    rows = [{"model": n, "form": f, "config": c, **done[n, f, c]} for n, f, c in keys if done[n, f, c]]
+    rows = [{"model": n, "form": f, "config": c, **done[n, f, c]} for n, f, c in keys if done.get((n, f, c))]
     print(table(rows))
     if not options.only:
         path = harness.write("backend_tests", {"limit": options.limit}, summary(names, rows))
@@ -106,14 +112,25 @@ class _Child:
         self.process.stdin.write(json.dumps(key) + "\n")
         self.process.stdin.flush()
 
-    def answer(self, limit: float) -> Row:
-        """What it says within ``limit`` seconds; the process is over where it says nothing."""
+    def _computed(self) -> float:
+        """Seconds of processor time that it has used, where the system tells; else those on the clock."""
         try:
-            line = self.lines.get(timeout=limit)
-        except queue.Empty:
-            self.process.kill()
-            self.process.wait()
-            return {"outcome": "hangs", "why": f"no answer in {limit:.0f} s"}
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return time.monotonic()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def answer(self, limit: float) -> Row:
+        """What it says within ``limit`` seconds of computing, or ten times as many on the clock; else it is ended."""
+        start, computed, line = time.monotonic(), self._computed(), None
+        while line is None:
+            with contextlib.suppress(queue.Empty):
+                line = self.lines.get(timeout=1.0)
+            passed = time.monotonic() - start
+            if line is None and (self._computed() - computed > limit or passed > 10 * limit):
+                self.process.kill()
+                self.process.wait()
+                return {"outcome": "hangs", "why": f"no answer in {limit:.0f} s"}
         if not line:
             return {"outcome": "killed", "why": f"exit code {self.process.wait()}"}
         answer: Row = json.loads(line)
@@ -153,15 +170,33 @@ def _answer_all() -> None:
 def summary(names: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:
     """The counts by form and configuration, the reasons of refusals, and all that is not as it should be."""
     counts = {f"{f}, {c}": Counter(r["outcome"] for r in _of(rows, f, c)) for f in FORMS for c in CONFIGS}
-    worst = {n: max((OUTCOMES.index(r["outcome"]) for r in rows if r["model"] == n), default=2) for n in names}
+    by_name: dict[str, dict[str, str]] = {n: {} for n in names}
+    for row in rows:
+        by_name[row["model"]][f"{row['form']}, {row['config']}"] = row["outcome"]
     return {
         "models": len(names),
+        "tried": sum(1 for outcomes in by_name.values() if outcomes),
         "counts": counts,
-        "worst": Counter(OUTCOMES[i] for i in worst.values()),
+        "models_by_outcome": Counter(_of_model(list(outcomes.values())) for outcomes in by_name.values() if outcomes),
+        "letters": dict(zip(LETTERS, OUTCOMES, strict=True)),
+        "columns": [f"{f}, {c}" for f in FORMS for c in CONFIGS],
+        "outcomes": {n: _letters(outcomes) for n, outcomes in by_name.items()},
         "refusals": Counter(_reason(r["why"]) for r in rows if r["outcome"] == "refused").most_common(),
-        "jumps": [{"what": _name(r), "equal": r["equal"]} for r in rows if (r.get("equal") or 1.0) < 1.0],
-        "not_so": [{"what": _name(r), **_told(r)} for r in rows if r["outcome"] not in OUTCOMES[:4]],
+        "jumps": {_name(r): round(r["equal"], 3) for r in rows if r.get("equal", 1.0) not in (None, 1.0)},
+        "not_so": [{"what": _name(r), **_told(r)} for r in rows if r["outcome"] not in RIGHT],
     }
+
+
+def _of_model(outcomes: list[str]) -> str:
+    """The worst of the ``outcomes`` of a model if that must not be, else the best."""
+    worst = max(outcomes, key=OUTCOMES.index)
+    return worst if worst not in RIGHT else min(outcomes, key=OUTCOMES.index)
+
+
+def _letters(outcomes: dict[str, str]) -> str:
+    """A letter for each column; a dash where there is no such form, or where it was not tried."""
+    of = dict(zip(OUTCOMES, LETTERS, strict=True))
+    return "".join(of.get(outcomes.get(f"{f}, {c}", ""), "-") for f in FORMS for c in CONFIGS)
 
 
 def _of(rows: Sequence[Row], kind: str, config: str) -> list[Row]:

@@ -429,7 +429,17 @@ STUDY = {
     "ranges_speed": study(tables.speed, "speed"),
     "ranges_unseen": study(tables.unseen, "unseen"),
 }
+
+
 # By page, the tables that it shows and the JSON that each comes from.
+def backend_tests(data: dict[str, Any]) -> str:
+    """One line a form and kind of weights, one column an outcome."""
+    outcomes = list(data["letters"].values())
+    rows = [[name, *(str(counts.get(o, 0)) for o in outcomes)] for name, counts in data["counts"].items()]
+    each = ["each model in its best form", *(str(data["models_by_outcome"].get(o, 0)) for o in outcomes)]
+    return markdown([f"form, weights ({data['tried']} of {data['models']} models)", *outcomes], [*rows, each])
+
+
 PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
     "README.md": {"rivals": ("rivals", rivals)},
     "docs/results.md": {
@@ -439,6 +449,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "few_bits": ("int4_accuracy", few_bits),
         "adapted": ("adaptation", adapted),
         "cost": ("cost", cost),
+        "backend_tests": ("backend_tests", backend_tests),
         **{
             name: ("initialisation", STUDY[name])
             for name in ("ranges_objective", "ranges_errors", "ranges_convergence")

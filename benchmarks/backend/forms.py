@@ -43,6 +43,8 @@ def form(source: Source, kind: str) -> Case | None:
     folded = _folded(source)
     if kind == "folded":
         return folded
+    if source.name.startswith("real/"):  # whole networks
+        return None
     base = folded or Case(source.model, _feeds(source.feed))
     return _between(base, kind)
 

@@ -33,6 +33,7 @@ def names() -> list[str]:
 def load(name: str) -> Source:
     """The one called ``name``."""
     model, values = _loaders()[name]()
+    values = [np.asarray(value) if isinstance(value, np.generic) else value for value in values]
     given = [v for v in model.graph.input if v.name not in {t.name for t in model.graph.initializer}]
     return Source(name, model, dict(zip((v.name for v in given), values, strict=False)))
 

@@ -44,7 +44,8 @@ class BlockMultiples(GridFormat):
         assert found.blocks is not None
         multiples = found.blocks.multiples.astype(np.int64)
         levels = found.codes // np.repeat(multiples, self.block, axis=2)[:, :, : found.codes.shape[2]]
-        factor = np.gcd.reduceat(levels, np.arange(0, levels.shape[2], self.block), axis=2)
+        # Without signs: the greatest divisor of a block of one number would have that number's.
+        factor = np.gcd.reduceat(np.abs(levels), np.arange(0, levels.shape[2], self.block), axis=2)
         lowest = np.where(factor > 0, multiples * factor, 1)
         return BlockLevels(self.bits, all_levels(self.bits), self.block, lowest.reshape(-1, lowest.shape[2]))
 

@@ -29,7 +29,7 @@ ALLOWED = {
     "adapt/training_graph.py": "spells fake quantizers",
 }
 # Calls that make a node of the operator that their first or second argument names: they decide nothing.
-MAKES = {"new_node", "node", "op", "_new", "emit", "build"}
+MAKES = {"new_node", "make_node", "node", "op", "_new", "emit", "build"}
 # Names that are words of Python or of onnxq too, where nothing is an operator.
 NOT_OPERATORS = {
     ("graph/instrument.py", "If"): "bodies of If, Loop and Scan are structure, not arithmetic",

@@ -110,3 +110,17 @@ def test_the_scale_leaves_room_for_biases() -> None:
     for text in ("int4", "int4:16", "codebook4", "int8"):
         found = fit(weight, None, text, least=least)
         assert (found.scale >= least).all()
+
+
+@pytest.mark.parametrize("inputs", [1, 33])
+@pytest.mark.parametrize("text", ["int4:32", "int3:16"])
+def test_a_block_of_one_weight_keeps_its_sign(text: str, inputs: int) -> None:
+    """The last block of a channel may hold one number, and it may be negative."""
+    weight = np.random.default_rng(0).standard_normal((1, 40, inputs))
+    stored = weight_format(text).quantized(
+        weight, None, qtype=INT8_NARROW, how=NEAREST, least=np.zeros((1, 40)), outputs=None
+    )
+    codes = stored.codes[0]
+    packed = stored.representation.pack(codes, axis=0)
+    np.testing.assert_array_equal(stored.representation.unpack(packed, codes.shape, axis=0), codes)
+    assert np.array_equal(np.sign(codes[:, -1]), np.sign(weight[0, :, -1]))
