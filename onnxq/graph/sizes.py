@@ -94,7 +94,7 @@ def _check_node(node: ir.Node, everything: int) -> None:
         if (known and size > _OF_NODE * read) or size > _OF_ALL * everything or size > _memory() // 2:
             shape = ", ".join(map(str, output.shape or ()))
             raise ModelError(
-                f"{label(node)} would make a tensor of {size_text(size)}, [{shape}]",
+                f"node {label(node)!r} would make a tensor of {size_text(size)}, [{shape}]",
                 hint="check where the model comes from, or give smaller inputs",
             )
 
