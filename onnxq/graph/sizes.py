@@ -19,17 +19,13 @@ from onnxq.graph.edit import constant, is_op, label
 from onnxq.graph.passes.functions import inline_functions
 from onnxq.graph.passes.naming import unique_names
 from onnxq.graph.passes.shapes import infer_shapes
+from onnxq.kernels.values import SIZED_BY_VALUES
 
 # Tensors up to this size are computed, whatever they come from.
 LARGE_BYTES = 1 << 29
 # A larger one has to come from something: it is at most so many times what its node reads, and what the model is given
 # with its weights. Attention over 16,000 positions with 64 channels makes 128 times what it reads.
 _OF_NODE, _OF_ALL = 256, 4096
-# Operators whose output has a size that values of their inputs decide.
-_SIZED = (
-    *("CenterCropPad", "Col2Im", "ConstantOfShape", "Expand", "EyeLike", "MaxUnpool", "OneHot", "Pad", "Range"),
-    *("Resize", "Tile", "Upsample"),
-)
 # Runs of a body that end at some time.
 _MANY_TURNS = 10**8
 
@@ -73,7 +69,7 @@ def check_sizes(model: ir.Model, given: Mapping[str, tuple[int, ...]]) -> Unknow
     everything = weights + sum(_bytes(value) or 0 for value in sized.graph.inputs)
     unknown, made = False, 0
     for node in _nodes(sized):
-        unknown |= (is_op(node, *_SIZED) or _gathers(node)) and any(_bytes(v) is None for v in node.outputs)
+        unknown |= (is_op(node, *SIZED_BY_VALUES) or _gathers(node)) and any(_bytes(v) is None for v in node.outputs)
         _check_node(node, everything)
         made += sum(_bytes(v) or 0 for v in node.outputs)
     return Unknown(unknown, any(_endless(node) for node in sized.graph), made)

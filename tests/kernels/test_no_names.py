@@ -33,6 +33,7 @@ MAKES = {"new_node", "node", "op", "_new", "emit", "build"}
 # Names that are words of Python or of onnxq too, where nothing is an operator.
 NOT_OPERATORS = {
     ("graph/instrument.py", "If"): "bodies of If, Loop and Scan are structure, not arithmetic",
+    ("graph/sizes.py", "Loop"): "bodies of If, Loop and Scan are structure, not arithmetic",
     ("graph/kinds.py", "Constant"): "a Constant is a tensor, not arithmetic",
     ("measure/size.py", "Constant"): "a Constant is a tensor, not arithmetic",
     ("plan/__init__.py", "Constant"): "the class of onnxq.plan",
