@@ -69,7 +69,8 @@ def check_sizes(model: ir.Model, given: Mapping[str, tuple[int, ...]]) -> Unknow
     everything = weights + sum(_bytes(value) or 0 for value in sized.graph.inputs)
     unknown, made = False, 0
     for node in _nodes(sized):
-        unknown |= (is_op(node, *SIZED_BY_VALUES) or _gathers(node)) and any(_bytes(v) is None for v in node.outputs)
+        # The state of a Loop may grow in each turn.
+        unknown |= is_op(node, "Loop", *SIZED_BY_VALUES) and any(_bytes(v) is None for v in node.outputs)
         _check_node(node, everything)
         made += sum(_bytes(v) or 0 for v in node.outputs)
     return Unknown(unknown, any(_endless(node) for node in sized.graph), made)
@@ -93,11 +94,6 @@ def _check_node(node: ir.Node, everything: int) -> None:
                 f"node {label(node)!r} would make a tensor of {size_text(size)}, [{shape}]",
                 hint="check where the model comes from, or give smaller inputs",
             )
-
-
-def _gathers(node: ir.Node) -> bool:
-    """Whether ``node`` puts together what an unknown number of turns makes."""
-    return is_op(node, "Loop") and _turns(node) is None
 
 
 def _endless(node: ir.Node, outer: int = 1) -> bool:
