@@ -88,7 +88,7 @@ def _check_node(node: ir.Node, everything: int) -> None:
             continue
         read = sum(_bytes(value) or 0 for value in node.inputs if value is not None)
         known = all(_bytes(value) is not None for value in node.inputs if value is not None)
-        if (known and size > _OF_NODE * read) or size > _OF_ALL * everything or size > _memory() // 2:
+        if (known and size > _OF_NODE * read) or size > _OF_ALL * everything or size > _memory():
             shape = ", ".join(map(str, output.shape or ()))
             raise ModelError(
                 f"node {label(node)!r} would make a tensor of {size_text(size)}, [{shape}]",
