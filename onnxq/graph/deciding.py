@@ -4,29 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxq.graph.edit import is_op
+from onnxq.kernels.values import FIRST_SIZE, PASS_ON, PICKED
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-# What makes integers of integers; what reads it decides.
-_PASS_ON = (
-    *("Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Concat", "Slice", "Expand", "Gather"),
-    *("Add", "Sub", "Mul", "Neg", "Abs", "Min", "Max", "Clip", "Not", "And", "Or", "Xor", "Equal", "Greater", "Less"),
-    *("GreaterOrEqual", "LessOrEqual", "Where", "Cast"),
-)
-# Of operators, the inputs whose values pick rows or are looked at, whatever they are; None: all of them.
-_PICKED: dict[str, tuple[int, ...] | None] = {
-    "Gather": (1,),
-    "GatherElements": (1,),
-    "GatherND": (1,),
-    "EmbedLayerNormalization": None,
-    "Shape": None,
-    "Size": None,
-    "Where": (0,),
-    "ArgMax": (0,),
-    "ArgMin": (0,),
-}
-# Of the operators that pass on: the inputs that are sizes and axes.
-_SIZES = {"Unsqueeze": 1, "Squeeze": 1, "Reshape": 1, "Slice": 1, "Expand": 1}
 
 
 def deciding_inputs(model: ir.Model) -> frozenset[str]:
@@ -48,11 +28,12 @@ def _decides(given: ir.Value, graph: ir.Graph) -> bool:
     while waiting:
         value = waiting.pop()
         for node, index in value.uses():
-            picked = _PICKED.get(node.op_type, ()) if node.domain in ("", "com.microsoft") else ()
+            picked = PICKED.get(node.op_type, ()) if node.domain in ("", "com.microsoft") else ()
             if picked is None or index in picked or _becomes_float(node):
                 continue
             # What a body reads may be a state of it, which decides how often it runs.
-            if node.graph is not graph or not is_op(node, *_PASS_ON) or index >= _SIZES.get(node.op_type, 1 << 30):
+            elsewhere = node.graph is not graph or node.domain != ""
+            if elsewhere or node.op_type not in PASS_ON or index >= FIRST_SIZE.get(node.op_type, 1 << 30):
                 return True
             for output in node.outputs:
                 if id(output) not in seen:
@@ -62,5 +43,5 @@ def _decides(given: ir.Value, graph: ir.Graph) -> bool:
 
 
 def _becomes_float(node: ir.Node) -> bool:
-    to = node.attributes.get("to") if is_op(node, "Cast") else None
+    to = node.attributes.get("to")  # of a Cast
     return to is not None and ir.DataType(to.as_int()) in _FLOATS

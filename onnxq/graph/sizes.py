@@ -19,17 +19,13 @@ from onnxq.graph.edit import constant, is_op, label
 from onnxq.graph.passes.functions import inline_functions
 from onnxq.graph.passes.naming import unique_names
 from onnxq.graph.passes.shapes import infer_shapes
+from onnxq.kernels.values import SIZED_BY_VALUES
 
 # Tensors up to this size are computed, whatever they come from.
 LARGE_BYTES = 1 << 29
 # A larger one has to come from something: it is at most so many times what its node reads, and what the model is given
 # with its weights. Attention over 16,000 positions with 64 channels makes 128 times what it reads.
 _OF_NODE, _OF_ALL = 256, 4096
-# Operators whose output has a size that values of their inputs decide.
-_SIZED = (
-    *("CenterCropPad", "Col2Im", "ConstantOfShape", "Expand", "EyeLike", "MaxUnpool", "OneHot", "Pad", "Range"),
-    *("Resize", "Tile", "Upsample"),
-)
 # Runs of a body that end at some time.
 _MANY_TURNS = 10**8
 
@@ -73,7 +69,8 @@ def check_sizes(model: ir.Model, given: Mapping[str, tuple[int, ...]]) -> Unknow
     everything = weights + sum(_bytes(value) or 0 for value in sized.graph.inputs)
     unknown, made = False, 0
     for node in _nodes(sized):
-        unknown |= (is_op(node, *_SIZED) or _gathers(node)) and any(_bytes(v) is None for v in node.outputs)
+        # The state of a Loop may grow in each turn.
+        unknown |= is_op(node, "Loop", *SIZED_BY_VALUES) and any(_bytes(v) is None for v in node.outputs)
         _check_node(node, everything)
         made += sum(_bytes(v) or 0 for v in node.outputs)
     return Unknown(unknown, any(_endless(node) for node in sized.graph), made)
@@ -91,17 +88,12 @@ def _check_node(node: ir.Node, everything: int) -> None:
             continue
         read = sum(_bytes(value) or 0 for value in node.inputs if value is not None)
         known = all(_bytes(value) is not None for value in node.inputs if value is not None)
-        if (known and size > _OF_NODE * read) or size > _OF_ALL * everything or size > _memory() // 2:
+        if (known and size > _OF_NODE * read) or size > _OF_ALL * everything or size > _memory():
             shape = ", ".join(map(str, output.shape or ()))
             raise ModelError(
-                f"{label(node)} would make a tensor of {size_text(size)}, [{shape}]",
+                f"node {label(node)!r} would make a tensor of {size_text(size)}, [{shape}]",
                 hint="check where the model comes from, or give smaller inputs",
             )
-
-
-def _gathers(node: ir.Node) -> bool:
-    """Whether ``node`` puts together what an unknown number of turns makes."""
-    return is_op(node, "Loop") and _turns(node) is None
 
 
 def _endless(node: ir.Node, outer: int = 1) -> bool:

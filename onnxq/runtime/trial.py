@@ -91,10 +91,8 @@ def _one_process(arguments: Sequence[str], seconds: float, memory: int) -> Tried
     for said in (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")):
         if "ran" in said:
             return Tried(int(said["ran"]), tuple(reasons))
-        if "failed" in said:
-            too_much = "bad_alloc" in said["why"] or "allocate memory" in said["why"]
-            reasons.append(f"it needs more than {size_text(memory)} of memory" if too_much else said["why"])
-            died |= too_much
+        reasons.append(f"it needs more than {size_text(memory)} of memory" if said["memory"] else said["why"])
+        died |= said["memory"]
     if done.returncode != 0:
         reasons.append(death(done, seconds))
     return Tried(None, tuple(reasons), died or done.returncode != 0)

@@ -1,9 +1,9 @@
 """The process in which a model is tried: a script with the arguments ``MODEL FEEDS.npz FIRST SECONDS BYTES``.
 
 It runs the feeds from number ``FIRST`` on, in order, until the model has run on one. Behind each it prints one line of
-JSON: ``ran`` with its number, or ``failed`` with the reason ``why``. It may use ``BYTES`` more than it has when
-onnxruntime is imported and, for each feed, ``SECONDS`` of the processor besides what loading the model took many times
-over. Beyond that it is ended by the system, as it is where an operator divides by zero.
+JSON: ``ran`` with its number, or the reason ``why`` it does not, and whether ``memory`` was lacking. It may use
+``BYTES`` more than it has when onnxruntime is imported and, for each feed, ``SECONDS`` of the processor besides what
+loading the model took many times over. Beyond that it is ended by the system, as it is where an operator divides by 0.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def main(model: Path, feeds: Path, first: int, seconds: float, memory: int) -> N
     try:
         session = open_to_look(model, threads=1)
     except OnnxqError as error:
-        for number in range(first, len(given)):
-            tell(failed=number, why=one_line(error.what))
+        for _ in range(first, len(given)):
+            tell_failure(error)
         return
     loading = time.process_time() - start
     for number in range(first, len(given)):
@@ -45,10 +45,16 @@ def main(model: Path, feeds: Path, first: int, seconds: float, memory: int) -> N
         try:
             run(session, given[number])
         except OnnxqError as error:
-            tell(failed=number, why=one_line(error.what))
+            tell_failure(error)
             continue
         tell(ran=number)
         return
+
+
+def tell_failure(error: OnnxqError) -> None:
+    cause = str(error.__cause__)
+    memory = any(sign in cause for sign in ("bad_alloc", "Failed to allocate memory"))
+    tell(why=one_line(error.what), memory=memory)
 
 
 def tell(**what: Any) -> None:

@@ -34,6 +34,7 @@ MAKES = {"new_node", "make_node", "node", "op", "_new", "emit", "build"}
 NOT_OPERATORS = {
     ("graph/instrument.py", "If"): "bodies of If, Loop and Scan are structure, not arithmetic",
     ("graph/flow.py", "Loop"): "bodies of If, Loop and Scan are structure, not arithmetic",
+    ("graph/sizes.py", "Loop"): "bodies of If, Loop and Scan are structure, not arithmetic",
     ("graph/kinds.py", "Constant"): "a Constant is a tensor, not arithmetic",
     ("measure/size.py", "Constant"): "a Constant is a tensor, not arithmetic",
     ("plan/__init__.py", "Constant"): "the class of onnxq.plan",
