@@ -86,6 +86,8 @@ def _between(base: Case, kind: str) -> Case | None:
     if opset < _OLDEST or not is_float(value) or not (value.ndim == dims or (kind == "mm" and value.ndim > dims)):
         return None
     channels = 1 if kind == "cv" else -1
+    if value.shape[channels] > _WIDEST:
+        return None
     model = compose.add_prefix(inner, _PREFIX, rename_functions=False)
     model.ir_version = max(model.ir_version, 4)
     rng = np.random.default_rng(SEED)
@@ -100,7 +102,7 @@ def _between(base: Case, kind: str) -> Case | None:
     tensor = out.type.tensor_type
     shape = [d.dim_value for d in tensor.shape.dim]
     fits = len(shape) == dims or (kind == "mm" and len(shape) > dims)
-    if tensor.elem_type == TensorProto.FLOAT and fits and shape[channels] > 0:
+    if tensor.elem_type == TensorProto.FLOAT and fits and 0 < shape[channels] <= _WIDEST:
         nodes, weights = _layers(kind, "after", out.name, "y", shape[channels], rng)
         graph.node.extend(nodes)
         graph.initializer.extend(weights)
