@@ -40,6 +40,7 @@ class _Seen:
     layers: set[tuple[Place, bool]] = field(default_factory=set)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     moments: dict[tuple[Place, bool], Moments] = field(default_factory=dict)
+    elements: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,7 @@ class StatisticsCache:
             found = self._run(model, new, missing)
             for name, histogram in found.histograms.items():
                 seen.histograms.setdefault(name, histogram)
+                seen.elements.setdefault(name, found.elements[name])
             seen.moments.update({(place, missing[place].full): m for place, m in found.moments.items()})
             seen.tensors.update(new)
             seen.layers.update((place, layer.full) for place, layer in missing.items())
@@ -86,27 +88,35 @@ class StatisticsCache:
             before = Statistics(
                 dict(seen.histograms),
                 {p: seen.moments[p, of.full] for p, of in known.items() if (p, of.full) in seen.moments},
+                dict(seen.elements),
             )
             both = _merged(before, part)
             moments = {(place, known[place].full): m for place, m in both.moments.items()}
-            more[model] = _Seen(set(seen.tensors), {(p, of.full) for p, of in known.items()}, both.histograms, moments)
+            kinds = {(p, of.full) for p, of in known.items()}
+            more[model] = _Seen(set(seen.tensors), kinds, both.histograms, moments, both.elements)
         return StatisticsCache((*self.feeds, feeds), self.scratch, self.progress, more)
 
     def elements(self, model: ir.Model, *, feeds: int) -> float:
         """Elements of ``model``'s tensors that one feed showed; ``feeds``: how many there are, where nobody knows."""
-        seen = self._by_model.get(model, _Seen())
         count = getattr(self.feeds[0], "len_hint", None)
-        return sum(h.total for h in seen.histograms.values()) / (count or feeds)
+        return sum(self._by_model.get(model, _Seen()).elements.values()) / (count or feeds)
+
+    def counted(self, model: ir.Model, *, feeds: int) -> float:
+        """``elements``, of each tensor only those that its histogram counted."""
+        count = getattr(self.feeds[0], "len_hint", None)
+        return sum(h.total for h in self._by_model.get(model, _Seen()).histograms.values()) / (count or feeds)
 
 
 def _merged(one: Statistics, other: Statistics) -> Statistics:
     """What both saw together; neither changes."""
-    histograms, moments = dict(one.histograms), dict(one.moments)
+    histograms, moments, elements = dict(one.histograms), dict(one.moments), dict(one.elements)
     for name, new in other.histograms.items():
         histograms[name] = merge(histograms.get(name), new) or new
     for place, more in other.moments.items():
         moments[place] = moments[place] + more if place in moments else more
-    return Statistics(histograms, moments)
+    for name, count in other.elements.items():
+        elements[name] = elements.get(name, 0) + count
+    return Statistics(histograms, moments, elements)
 
 
 def touches(model: ir.Model, node: str, tensors: set[str]) -> bool:

@@ -28,16 +28,21 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Statistics:
-    """What was seen: the histogram of each tensor, and by node and input the moments of what each weight multiplies."""
+    """What was seen: the histogram of each tensor, and by node and input the moments of what each weight multiplies.
+
+    ``elements``: of each tensor, all that there were; of large ones a histogram counts a part.
+    """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     moments: dict[tuple[str, int], Moments] = field(default_factory=dict)
+    elements: dict[str, int] = field(default_factory=dict)
 
 
 def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """For each of ``feeds``, what the float ``model`` makes of ``tensors``, by name; inputs count as tensors.
 
-    Names that do not exist are left out; an empty array stands for a tensor of an If branch that did not run.
+    Names that do not exist are left out; an empty array stands for a tensor of an If branch that did not run. Who takes
+    the arrays out of the dict has the next ones made in their memory.
     Raises ``RuntimeFailure`` where the model does not run on a feed.
     """
     inputs = {v.name for v in model.graph.inputs}
@@ -49,7 +54,9 @@ def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator
             arrays = dict(feed)
             if session is not None:
                 arrays.update(zip(outputs, run(session, feed, outputs=outputs), strict=True))
-            yield {t: arrays[output_of.get(t, t)] for t in tensors if output_of.get(t, t) in arrays}
+            found = {t: arrays[output_of.get(t, t)] for t in tensors if output_of.get(t, t) in arrays}
+            del arrays
+            yield found
 
 
 def run_observers(
@@ -71,6 +78,7 @@ def run_observers(
     data.
     """
     histograms: dict[str, Histogram | None] = dict.fromkeys(tensors)
+    elements = dict.fromkeys(tensors, 0)
     read_by: dict[tuple[str, int], LayerInputs] = {}
     readers: dict[str, list[tuple[str, int]]] = {}
     layers, scratch = layers or {}, scratch or Scratch()
@@ -78,11 +86,16 @@ def run_observers(
         readers.setdefault(read.tensor, []).append(place)
     done = 0
     for done, arrays in enumerate(values_of(model, tensors, feeds), start=1):
-        for tensor, array in arrays.items():
+        for tensor in tuple(arrays):
+            array = arrays.pop(tensor)
             if np.issubdtype(array.dtype, np.floating):
+                elements[tensor] += array.size
                 histograms[tensor] = merge(histograms[tensor], observe(array, tensor=tensor))
                 for place in readers.get(tensor, ()) if array.size else ():
-                    read_by.setdefault(place, LayerInputs(layers[place], scratch)).add(array)
+                    if place not in read_by:
+                        read_by[place] = LayerInputs(layers[place], scratch)
+                    read_by[place].add(array)
+            del array
         if progress is not None:
             progress(done)
     if done == 0:
@@ -90,4 +103,5 @@ def run_observers(
     return Statistics(
         {tensor: h for tensor, h in histograms.items() if h is not None},
         {place: seen.moments() for place, seen in read_by.items()},
+        elements,
     )

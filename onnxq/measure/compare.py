@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,11 @@ import numpy.typing as npt
 
 from onnxq.errors import DataError, ModelError
 from onnxq.measure.accuracy import Accuracy, Scorer
+from onnxq.measure.references import Answers
 from onnxq.numerics import Noise, agreement, centred, noise
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model, label
-from onnxq.runtime.session import QUIET, open_session, open_to_look, run
+from onnxq.runtime.session import QUIET, open_session, run
 
 Array = npt.NDArray[Any]
 
@@ -94,39 +96,42 @@ class Comparison:
 
 
 def compare(
-    float_model: Model,
+    float_model: Model | Answers,
     quantized_model: Model,
     feeds: Iterable[Mapping[str, Array]],
     *,
     labels: npt.ArrayLike | None = None,
     label_output: str | None = None,
     threads: int | None = None,
-    few: bool = False,
 ) -> Comparison:
     """The ``Comparison`` of ``quantized_model`` with ``float_model`` over ``feeds``, one pass, constant memory.
 
+    ``float_model``: or what is known of its answers already.
+
     ``labels: [N] int`` for ``[N, C]`` outputs or ``[N, T] int`` for ``[N, T, C]``, in the order of the feeds; negative
     labels are ignored. They are for ``label_output``, by default the first float output with at least 2 classes.
-    ``few``: too few feeds to copy all float weights for; those of a file stay mapped.
 
     Raises ``DataError`` for empty feeds or labels that do not fit, ``ModelError`` where output names differ.
     """
     # Idle threads of one session that spin would slow the other one down (see ``latency``).
-    a = (open_to_look if few else open_session)(float_model, threads=threads, config=QUIET)
     b = open_session(quantized_model, threads=threads, config=QUIET)
-    names = [o.name for o in a.get_outputs()]
+    if isinstance(float_model, Answers):
+        name, names, answer = label(float_model.model), float_model.names, float_model.of
+    else:
+        a = open_session(float_model, threads=threads, config=QUIET)
+        name, names, answer = label(float_model), [o.name for o in a.get_outputs()], partial(run, a)
     if missing := sorted(set(names) - {o.name for o in b.get_outputs()}):
         raise ModelError(
-            f"{label(quantized_model)} has no output {missing[0]}, which {label(float_model)} has; "
+            f"{label(quantized_model)} has no output {missing[0]}, which {name} has; "
             "compare a model with its own quantized version"
         )
     sums = {name: _Sums(name) for name in names}
     scorer = None if labels is None else Scorer(labels, label_output)
     count = 0
     for feed in feeds:
-        references, tests = run(a, feed), run(b, feed, outputs=names)
-        for name, reference, test in zip(names, references, tests, strict=True):
-            sums[name].add(reference, test, feed=count)
+        references, tests = answer(feed), run(b, feed, outputs=names)
+        for output, reference, test in zip(names, references, tests, strict=True):
+            sums[output].add(reference, test, feed=count)
         if scorer is not None:
             scorer.add(names, references, tests)
         count += 1
@@ -134,7 +139,7 @@ def compare(
         raise DataError("there is no data to compare the models on: give at least one sample")
     accuracy = None if scorer is None else scorer.result()
     outputs = tuple(s.result() for s in sums.values())
-    return Comparison(label(float_model), label(quantized_model), count, outputs, accuracy)
+    return Comparison(name, label(quantized_model), count, outputs, accuracy)
 
 
 _DECIDES = 0.5  # the score from which on a row of independent scores is taken for its class

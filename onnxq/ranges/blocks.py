@@ -74,7 +74,7 @@ def in_blocks(
         Blocks(size, scale[None], zero[None]),
     )
     if rounding == "compensated" and moments is not None and moments.full:
-        levels = compensated(rows[None], moments.matrix(centred=centred), moments.count, grid)[0]
+        levels = compensated(rows[None], moments.known(centred=centred), moments.count, grid)[0]
     else:
         levels = grid.nearest(rows[None])[0]
     levels += np.repeat(zero.astype(np.int16), size, axis=1)[:, : rows.shape[1]]

@@ -8,18 +8,22 @@ covariance ``C = H - E[x] E[x]^T``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import NumericsError
+from onnxq.files.scratch import let_go
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 _ROWS = 64
+# Matrices of more inputs are worked on in float32, some rows at a time.
+LARGE_INPUTS = 1152
+_ROWS_OF_LARGE = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +80,24 @@ class Moments:
             _add_outer(raw, -self.mean, self.mean)
         return raw
 
+    def known(self, *, centred: bool) -> F64 | F32:
+        """``squares`` where only these are known, else ``matrix``; in float32 where that is large.
+
+        Of a large one no copy is made beside the result, and what lies in a file does not stay in memory.
+        """
+        if not self.full:
+            return self.squares(centred=centred)
+        if self.second.shape[2] <= LARGE_INPUTS:
+            return self.matrix(centred=centred)
+        found, mean = np.empty(self.second.shape, np.float32), self.mean
+        for part in _parts(self.second.shape[2]):
+            rows = self.second[:, part] / self.count
+            if centred:
+                rows -= mean[:, part, None] * mean[:, None, :]
+            found[:, part] = rows
+            let_go(self.second)
+        return found
+
 
 class MomentSums:
     """Adds up the ``Moments`` of rows that come some at a time; the array of second moments is made by ``zeros``.
@@ -106,9 +128,18 @@ class MomentSums:
             if self._shift is None:
                 self._shift = (self._sum.total / count).astype(np.float32)
             rows = rows - self._shift[:, None, :]
-            self._sum.second[...] += np.matmul(rows.transpose(0, 2, 1), rows)
+            across = rows.transpose(0, 2, 1)
+            for part in _parts(n):
+                self._sum.second[:, part] += np.matmul(across[:, part], rows)
+                if n > LARGE_INPUTS:
+                    let_go(self._sum.second)
         else:
             self._sum.second[...] += np.einsum("grn,grn->gn", rows, rows, dtype=np.float64)
+
+    def let_go(self) -> None:
+        """Gives back the memory of sums that lie in a file."""
+        if self._sum is not None:
+            let_go(self._sum.second)
 
     def moments(self) -> Moments:
         """Those of all rows that came, at least one; nothing can be added afterwards."""
@@ -125,8 +156,16 @@ class MomentSums:
         return self._sum
 
 
+def _parts(inputs: int) -> Iterator[slice]:
+    """The rows of a matrix of ``inputs``, all of them at once unless it is large."""
+    step = inputs if inputs <= LARGE_INPUTS else _ROWS_OF_LARGE
+    return (slice(start, min(start + step, inputs)) for start in range(0, inputs, step))
+
+
 def _add_outer(matrix: F64, left: F64, right: F64) -> None:
     """Adds ``left right^T``, of ``[g, n]`` both, in place; the product as a whole would be another such matrix."""
     for row in range(0, matrix.shape[1], _ROWS):
         part = slice(row, row + _ROWS)
         matrix[:, part] += left[:, part, None] * right[:, None, :]
+        if matrix.shape[1] > LARGE_INPUTS and row % _ROWS_OF_LARGE == 0:
+            let_go(matrix)

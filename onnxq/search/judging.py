@@ -13,13 +13,15 @@ from onnxq.build.build import Context, build, draft
 from onnxq.build.candidate import Built, Candidate
 from onnxq.calibrate.feeds import Feed
 from onnxq.config import Config
+from onnxq.files.scratch import Scratch
 from onnxq.measure.compare import compare
-from onnxq.measure.references import References, references
+from onnxq.measure.references import Answers, References, references
 from onnxq.plan import KeptFloat
 from onnxq.search.acceptance import (
     JUDGED_FEEDS,
     Verdict,
     accepts,
+    affordable_samples,
     as_asked,
     less_noise,
     ranked_feeds,
@@ -29,9 +31,13 @@ from onnxq.search.acceptance import (
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 
 
-def judge(float_model: bytes | Path, quantized: bytes | Path, held_out: Feeds, config: Config) -> Verdict:
+def judge(float_model: bytes | Path | Answers, quantized: bytes | Path, held_out: Feeds, config: Config) -> Verdict:
     """The ``Verdict`` on ``quantized`` over ``held_out``, data that calibration never saw."""
-    return accepts(compare(float_model, quantized, held_out, few=True), config)
+    answers = float_model if isinstance(float_model, Answers) else Answers(float_model)
+    try:
+        return accepts(compare(answers, quantized, held_out), config)
+    finally:
+        answers.close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,16 +46,25 @@ class CandidateJudge:
 
     ``second_check``: calibration samples that may object to what is good, for a few held-out samples show wrong
     decisions too seldom. (Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good.)
-    None where the held-out samples are the calibration samples.
+    None where the held-out samples are the calibration samples. ``scratch`` holds the float model's answers.
     """
 
     reference: bytes | Path
     config: Config
     held_out: Feed
     second_check: Feed | None
+    scratch: Scratch | None = None
     _verdicts: dict[Built, Verdict] = field(default_factory=dict)
     _confirmed: dict[Built, bool] = field(default_factory=dict)
     _ranked: list[References] = field(default_factory=list)  # one at most: the same for all candidates
+    _answers: list[Answers] = field(default_factory=list)  # likewise
+
+    @property
+    def answers(self) -> Answers:
+        """What the float model answers: known once it was asked, for all candidates."""
+        if not self._answers:
+            self._answers.append(Answers(self.reference, self.scratch))
+        return self._answers[0]
 
     def verdict(self, built: Built) -> Verdict:
         """What is said of ``built``; its figures are those of the held-out samples alone."""
@@ -57,14 +72,14 @@ class CandidateJudge:
         if not verdict.good or self.second_check is None:
             return verdict
         if built not in self._confirmed:
-            self._confirmed[built] = judge(self.reference, built.runtime_model, self.second_check, self.config).good
+            self._confirmed[built] = judge(self.answers, built.runtime_model, self.second_check, self.config).good
         return verdict if self._confirmed[built] else verdict.contradicted()
 
     def on_held_out(self, built: Built) -> Verdict:
         """What the held-out samples say of ``built``."""
         if built not in self._verdicts:
             held_out = self.held_out.limit(JUDGED_FEEDS)
-            self._verdicts[built] = judge(self.reference, built.runtime_model, held_out, self.config)
+            self._verdicts[built] = judge(self.answers, built.runtime_model, held_out, self.config)
         return self._verdicts[built]
 
     def loses_less(self, second: Built, first: Built) -> bool:
@@ -74,7 +89,7 @@ class CandidateJudge:
     def ranked_by(self, elements: float) -> References:
         """What layers are ranked by; ``elements``: those of activations for one feed."""
         if not self._ranked:
-            self._ranked.append(references(self.reference, self.held_out.limit(ranked_feeds(elements))))
+            self._ranked.append(references(self.answers, self.held_out.limit(ranked_feeds(elements))))
         return self._ranked[0]
 
 
@@ -116,4 +131,6 @@ def elements(candidate: Candidate, context: Context) -> float:
 
 def second_check(candidate: Candidate, context: Context, calibration: Feed) -> Feed:
     """The part of the calibration samples that a model of this size can be judged on too."""
-    return calibration.limit(second_check_samples(elements(candidate, context)))
+    counted = context.statistics.counted(candidate.watched, feeds=JUDGED_FEEDS)
+    most = second_check_samples(counted)
+    return calibration.limit(min(most, affordable_samples(elements(candidate, context))))

@@ -72,7 +72,7 @@ def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
     seen = None
     if samples.calibration is not samples.held_out:
         seen = second_check(attempt.candidate, attempt.context, samples.calibration)
-    return CandidateJudge(job.reference, job.asked, samples.held_out, seen)
+    return CandidateJudge(job.reference, job.asked, samples.held_out, seen, job.scratch)
 
 
 def without_data(job: Job, options: FeedOptions | None) -> Outcome:
