@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnxq.errors import ModelError, OutputError, one_line
 from onnxq.files.atomic import staged, write_bytes, write_file
 from onnxq.graph.copying import FILES, INFERRED, all_graphs, copy_model
-from onnxq.graph.external import embed_external, resolve_external
+from onnxq.graph.external import embed_external, resolve_external, write_tensor
+from onnxq.graph.lazy import read_lazily
 from onnxq.graph.passes.order import sort_nodes
 
 # A protobuf message ends at 2^31 - 1 bytes; the rest of the model (nodes, names, shapes) needs room below that.
@@ -128,7 +129,7 @@ def _read(path: Path) -> onnx.ModelProto:
     if not path.exists():
         raise ModelError(f"{path} does not exist; check the path")
     try:
-        proto: onnx.ModelProto = onnx.load_model(path, load_external_data=False)
+        proto = read_lazily(path) or onnx.load_model(path, load_external_data=False)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
     except DecodeError as error:
@@ -154,7 +155,10 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
         model.opset_imports.setdefault("", version)
     folder = None if path is None else Path(os.path.abspath(path)).parent
     files = resolve_external(model, folder)
-    model.meta[FILES] = files if path is None else (Path(os.path.realpath(path)), *files)
+    if path is not None:
+        real = Path(os.path.realpath(path))
+        files = (real, *(file for file in files if Path(os.path.realpath(file)) != real))
+    model.meta[FILES] = files
     _check(model, name)
     return model
 
@@ -202,7 +206,10 @@ def _weight_bytes(model: ir.Model) -> int:
 
 
 def _move_weights_out(model: ir.Model, file: BinaryIO, location: str) -> None:
-    """Writes the large weights of ``model`` to ``file`` and makes them point, by name, at ``location``."""
+    """Writes the large weights of ``model`` to ``file`` and makes them point, by name, at ``location``.
+
+    One tensor is in memory at a time.
+    """
     embed_external(model)
     offset = 0
     for graph in all_graphs(model):
@@ -211,18 +218,18 @@ def _move_weights_out(model: ir.Model, file: BinaryIO, location: str) -> None:
             if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes < _INLINE_BELOW:
                 continue
             padding = -offset % 64  # aligned tensors can be used where they are mapped
-            content = tensor.tobytes()
-            file.write(b"\0" * padding + content)
+            file.write(b"\0" * padding)
             offset += padding
+            length = write_tensor(tensor, file)
             value.const_value = ir.ExternalTensor(
                 location,
                 offset,
-                len(content),
+                length,
                 tensor.dtype,
                 shape=ir.Shape(tensor.shape.numpy()),
                 name=value.name or "",
             )
-            offset += len(content)
+            offset += length
 
 
 def _to_bytes(model: ir.Model) -> bytes:

@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.files.scratch import SMALL_BYTES, Scratch
+from onnxq.graph.external import let_go_of
 from onnxq.graph.io import save, serialize
 
 # Weights in a protobuf message are held three times while a session is made of it; those in a file are mapped.
-IN_MEMORY_BYTES = 200_000_000
+IN_MEMORY_BYTES = 32_000_000
 
 _numbers = count()
 
@@ -24,6 +25,7 @@ def to_runtime(model: ir.Model, folder: Path) -> bytes | Path:
         return serialize(model)
     path = folder / f"model_{next(_numbers)}.onnx"
     save(model, path, external_above=IN_MEMORY_BYTES, durable=False)
+    let_go_of(model)
     return path
 
 
