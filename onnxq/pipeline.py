@@ -14,11 +14,12 @@ from onnxq.build.candidate import Built
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
 from onnxq.config import Config
 from onnxq.errors import ModelError
+from onnxq.files.memory import Memory, give_back_freed_memory
 from onnxq.files.scratch import Scratch
 from onnxq.graph.io import load, save, serialize
 from onnxq.graph.kinds import METADATA_KEY, require_float32
 from onnxq.graph.prepare import prepare
-from onnxq.graph.runtime_model import to_runtime
+from onnxq.graph.runtime_model import to_runtime, weight_bytes
 from onnxq.graph.signature import signature
 from onnxq.kernels.targets import target_of
 from onnxq.measure.compare import Comparison
@@ -107,6 +108,7 @@ def quantize(
     """
     config = Config() if config is None else config
     tell = progress or (lambda *_: None)
+    give_back_freed_memory()
     tell("prepare", 0, None)
     original = load(model)
     require_float32(original)
@@ -119,7 +121,9 @@ def quantize(
         raise ModelError(nothing_to_quantize(outline))
     with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        job = Job(prepared.model, original, to_runtime(original, folder), folder, config, tell, Scratch(folder))
+        memory = Memory.of(config.memory, weight_bytes(original))
+        scratch = Scratch(folder, budget=memory.kept, workspace=memory.workspace)
+        job = Job(prepared.model, original, to_runtime(original, folder), folder, config, tell, scratch)
         if data is None:
             outcome = without_data(job, feed_options)
         else:

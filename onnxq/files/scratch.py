@@ -130,7 +130,8 @@ def let_go(array: Array) -> None:
     """Gives back the memory of a mapped array, whose file still has it; nothing where ``array`` is not mapped."""
     owner: Any = array
     while owner is not None and not isinstance(owner, mmap.mmap):
-        owner = getattr(owner, "_mmap", None) or getattr(owner, "base", None) or getattr(owner, "obj", None)
+        nearer = (getattr(owner, name, None) for name in ("_mmap", "base", "obj"))
+        owner = next((found for found in nearer if found is not None), None)
     forget(owner)
 
 

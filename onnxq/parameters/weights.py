@@ -16,6 +16,7 @@ from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.emit import WeightKey, weight_key
 from onnxq.errors import ModelError, NumericsError, one_line
+from onnxq.files.scratch import let_go
 from onnxq.graph.geometry import Product
 from onnxq.graph.linear import products
 from onnxq.numerics import INT32, Granularity, PerAxis, PerBlock, PerTensor, QuantParams
@@ -33,6 +34,9 @@ F64 = npt.NDArray[np.float64]
 
 # Codes of an int32 bias stay within half the type's range: the kernel adds products to them in the same 32 bits.
 _BIAS_CODES = INT32.qmax / 2
+
+# Bytes that are worked in for each element of a weight and of second moments.
+_COPIES_OF_WEIGHT, _COPIES_OF_MOMENTS = 16, 12
 
 # What is left to restore where a layer has no bias.
 _WITHOUT_BIAS = {"none": "none", "mean": "none", "gain": "gain", "mean+gain": "gain"}
@@ -105,6 +109,18 @@ class WeightJob:
             self.restore,
             config.rounding,
         )
+
+    @property
+    def working_bytes(self) -> int:
+        """About what ``quantized`` takes: some copies of the weight, and of the largest matrix of second moments."""
+        squares = max((m.second.size for _, m in self.seen.values()), default=0)
+        return _COPIES_OF_WEIGHT * self.data.size + _COPIES_OF_MOMENTS * squares
+
+    def let_go(self) -> None:
+        """Gives back the memory of what lies in files."""
+        let_go(self.data)
+        for _, moments in self.seen.values():
+            let_go(moments.second)
 
     def too_small(self, found: StoredWeight) -> bool:
         return bool(self.least.any() and (found.params.scale < self.least).any())
