@@ -80,22 +80,32 @@ class Moments:
             _add_outer(raw, -self.mean, self.mean)
         return raw
 
-    def known(self, *, centred: bool) -> F64 | F32:
-        """``squares`` where only these are known, else ``matrix``; in float32 where that is large.
+    @property
+    def large(self) -> bool:
+        """Whether there are so many inputs that copies of the whole matrix are to be avoided."""
+        return self.full and self.second.shape[2] > LARGE_INPUTS
 
-        Of a large one no copy is made beside the result, and what lies in a file does not stay in memory.
-        """
+    def known(self, *, centred: bool) -> F64 | F32:
+        """``squares`` where only these are known, else ``matrix``; in float32 where that is ``large``."""
         if not self.full:
             return self.squares(centred=centred)
-        if self.second.shape[2] <= LARGE_INPUTS:
-            return self.matrix(centred=centred)
+        return self.single(centred=centred) if self.large else self.matrix(centred=centred)
+
+    def single(self, *, centred: bool, order: npt.NDArray[np.intp] | None = None) -> F32:
+        """``matrix`` in float32, inputs in the ``order: [g, n]``.
+
+        No copy is made beside the result, and what lies in a file does not stay in memory.
+        """
         found, mean = np.empty(self.second.shape, np.float32), self.mean
-        for part in _parts(self.second.shape[2]):
-            rows = self.second[:, part] / self.count
-            if centred:
-                rows -= mean[:, part, None] * mean[:, None, :]
-            found[:, part] = rows
-            let_go(self.second)
+        for g, second in enumerate(self.second):
+            at = slice(None) if order is None else order[g]
+            for part in _parts(self.second.shape[2]):
+                which = np.arange(part.start, part.stop) if order is None else order[g, part]
+                rows = second[which][:, at] / self.count
+                if centred:
+                    rows -= mean[g, which, None] * mean[g, at]
+                found[g, part] = rows
+                let_go(self.second)
         return found
 
 

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxq.numerics import round_half_even
 from onnxq.ranges.cholesky import reversed_cholesky
+from onnxq.ranges.moments import Moments
 from onnxq.ranges.samples import F64, Index, channel_parts
 
 # Columns worked off before what they changed is multiplied out for the rest: one matrix product instead of many rows.
@@ -134,25 +134,29 @@ class Metric:
     ratios: F32
 
     @classmethod
-    def of(cls, second: Floats, rows: int) -> Metric:
-        """That of ``second: [g, n, n]``, taken over ``rows`` inputs; worked out in its precision.
-
-        What comes in float32 is large: then nothing but the result is held beside it.
-        """
+    def of(cls, second: F64, rows: int) -> Metric:
+        """That of ``second: [g, n, n]``, taken over ``rows`` inputs."""
         n = second.shape[1]
-        energy: npt.NDArray[Any] = np.diagonal(second, axis1=1, axis2=2)
-        mean = energy.mean(axis=1, dtype=np.float64)
-        # Where a layer's inputs are all 0, any damping will do.
-        damping = (DAMPING + _PER_ROW * n / max(rows, 1)) * np.where(mean > 0, mean, 1.0)
+        energy = np.diagonal(second, axis1=1, axis2=2)
         order = np.argsort(-energy, axis=1, kind="stable")
-        h: npt.NDArray[Any] = second[np.arange(len(second))[:, None, None], order[:, :, None], order[:, None, :]]
-        h[:, np.arange(n), np.arange(n)] += damping[:, None].astype(h.dtype)
-        if h.dtype == np.float32:
-            return cls(order, h, reversed_cholesky(h))
+        h = second[np.arange(len(second))[:, None, None], order[:, :, None], order[:, None, :]]
+        h[:, np.arange(n), np.arange(n)] += _damping(energy, rows)[:, None]
         # The Cholesky factor from the other end: flipped H = L L^T makes H = R^T R, R = flipped L^T, lower triangular.
         factor = np.linalg.cholesky(h[:, ::-1, ::-1])[:, ::-1, ::-1].transpose(0, 2, 1)
         factor /= np.diagonal(factor, axis1=1, axis2=2)[:, :, None].copy()
         return cls(order, h.astype(np.float32), factor.astype(np.float32))
+
+    @classmethod
+    def of_moments(cls, moments: Moments, *, centred: bool) -> Metric:
+        """That of inputs with ``moments``, all of them; in float32 where that is large, without copies of it."""
+        if not moments.large:
+            return cls.of(moments.matrix(centred=centred), moments.count)
+        energy = moments.squares(centred=centred)
+        order = np.argsort(-energy, axis=1, kind="stable")
+        h = moments.single(centred=centred, order=order)
+        inputs = np.arange(h.shape[1])
+        h[:, inputs, inputs] += _damping(energy, moments.count)[:, None].astype(np.float32)
+        return cls(order, h, reversed_cholesky(h))
 
     def rounded(self, weight: Floats, grid: Grid) -> Levels:
         """``weight: [g, C, n]`` rounded together; by this metric no channel is worse than rounded to nearest."""
@@ -170,7 +174,15 @@ class Metric:
         return result
 
 
-def compensated(weight: Floats, second: Floats, rows: int, grid: Grid) -> Levels:
+def _damping(energy: F64, rows: int) -> F64:
+    """``[g]`` what is added to ``energy: [g, n]`` of inputs that ``rows`` showed."""
+    mean = energy.mean(axis=1)
+    # Where a layer's inputs are all 0, any damping will do.
+    result: F64 = (DAMPING + _PER_ROW * energy.shape[1] / max(rows, 1)) * np.where(mean > 0, mean, 1.0)
+    return result
+
+
+def compensated(weight: Floats, second: F64, rows: int, grid: Grid) -> Levels:
     """What ``grid.nearest`` gives, with far less error at the output.
 
     ``second: [g, n, n]`` was taken over ``rows`` inputs. By ``second``, damped, no channel gets worse than by rounding

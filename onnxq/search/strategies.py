@@ -13,7 +13,7 @@ from onnxq.measure.latency import benchmark
 from onnxq.parameters.choose import Parameters
 from onnxq.ranges.registry import find_method
 from onnxq.report.provenance import metadata
-from onnxq.search.acceptance import TIMED_SECONDS, faster, good_enough, promising
+from onnxq.search.acceptance import JUDGED_FEEDS, TIMED_SECONDS, faster, good_enough, promising
 from onnxq.search.attempt import Attempt, Search, Strategy
 from onnxq.search.bits import summary as summary_of_bits
 from onnxq.search.bits import with_bits
@@ -27,6 +27,8 @@ from onnxq.search.tune import tune
 
 # Samples in a batch for adapting.
 _ADAPTED_ROWS = 32
+# Of samples with large maps, as many as have so many elements of activations in all.
+_ADAPTED_ELEMENTS = 1 << 25
 # Bytes of a metadata entry beside its text.
 _ENTRY = 32
 
@@ -112,17 +114,20 @@ def adapted_weights(search: Search, attempt: Attempt) -> Attempt | None:
     job, fit, check = search.job, search.samples.calibration, search.samples.check
     candidate, first = attempt.candidate, attempt.built
     labels = job.asked.labels
+    elements = attempt.context.statistics.elements(candidate.watched, feeds=JUDGED_FEEDS)
+    rows = int(max(1, min(_ADAPTED_ROWS, _ADAPTED_ELEMENTS / max(1.0, elements))))
     adapter = Adapter(
         candidate.graph,
         first.plan,
         first.parameters,
         statistics(candidate, attempt.context, first.plan),
         candidate.config,
-        list(fit.batches(_ADAPTED_ROWS)),
-        list(check.batches(_ADAPTED_ROWS)),
+        fit.batches(rows),
+        list(check.batches(rows)),
         job.folder,
         job.tell,
         Labels(fit.labels(labels), check.labels(labels)) if labels else None,
+        job.scratch,
     )
     adaptation = adapter.run(job.asked.adapt)
     # The samples that judged it have done so: ranges, which need all there are, are chosen on them too.
