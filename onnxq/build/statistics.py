@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.calibrate.layer_inputs import LayerInput
@@ -22,7 +23,7 @@ from onnxq.query import nodes
 from onnxq.ranges.fit import compensated_inputs
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.layer import concrete
-from onnxq.ranges.moments import Moments
+from onnxq.ranges.moments import Moments, added
 from onnxq.weights import WeightFormat, weight_format
 
 Place: TypeAlias = "tuple[str, int]"  # node and input
@@ -75,7 +76,7 @@ class StatisticsCache:
         found = Statistics()
         for feeds in self.feeds:
             part = run_observers(model, tensors, feeds, layers=layers, scratch=self.scratch, progress=self.progress)
-            found = _merged(found, part)
+            found = _merged(found, part, self.scratch)
         return found
 
     def with_more(self, feeds: Feeds, layers: Mapping[ir.Model, Mapping[Place, LayerInput]]) -> StatisticsCache:
@@ -90,7 +91,7 @@ class StatisticsCache:
                 {p: seen.moments[p, of.full] for p, of in known.items() if (p, of.full) in seen.moments},
                 dict(seen.elements),
             )
-            both = _merged(before, part)
+            both = _merged(before, part, self.scratch)
             moments = {(place, known[place].full): m for place, m in both.moments.items()}
             kinds = {(p, of.full) for p, of in known.items()}
             more[model] = _Seen(set(seen.tensors), kinds, both.histograms, moments, both.elements)
@@ -107,13 +108,14 @@ class StatisticsCache:
         return sum(h.total for h in self._by_model.get(model, _Seen()).histograms.values()) / (count or feeds)
 
 
-def _merged(one: Statistics, other: Statistics) -> Statistics:
+def _merged(one: Statistics, other: Statistics, scratch: Scratch) -> Statistics:
     """What both saw together; neither changes."""
     histograms, moments, elements = dict(one.histograms), dict(one.moments), dict(one.elements)
     for name, new in other.histograms.items():
         histograms[name] = merge(histograms.get(name), new) or new
     for place, more in other.moments.items():
-        moments[place] = moments[place] + more if place in moments else more
+        before = moments.get(place)
+        moments[place] = more if before is None else added(before, more, zeros=lambda s: scratch.zeros(s, np.float64))
     for name, count in other.elements.items():
         elements[name] = elements.get(name, 0) + count
     return Statistics(histograms, moments, elements)

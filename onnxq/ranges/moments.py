@@ -109,6 +109,18 @@ class Moments:
         return found
 
 
+def added(a: Moments, b: Moments, *, zeros: Callable[[tuple[int, ...]], F64]) -> Moments:
+    """``a + b``; the matrix of a large sum is made by ``zeros``, and nothing else as large is in memory."""
+    if not a.large or a.second.shape != b.second.shape:
+        return a + b
+    second = zeros(a.second.shape)
+    for part in _parts(a.second.shape[2]):
+        second[:, part] = a.second[:, part] + b.second[:, part]
+        for one in (a.second, b.second, second):
+            let_go(one)
+    return Moments(a.count + b.count, a.total + b.total, second)
+
+
 class MomentSums:
     """Adds up the ``Moments`` of rows that come some at a time; the array of second moments is made by ``zeros``.
 
