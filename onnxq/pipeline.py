@@ -123,8 +123,9 @@ def quantize(
         folder = Path(name)
         memory = Memory.of(config.memory, weight_bytes(original))
         scratch = Scratch(folder, budget=memory.kept, workspace=memory.workspace)
-        job = Job(prepared.model, original, to_runtime(original, folder), folder, config, tell, scratch)
-        if data is None:
+        fits = memory.holds(weight_bytes(original))
+        job = Job(prepared.model, original, to_runtime(original, folder), folder, config, tell, scratch, fits)
+        if data is None or not fits:
             outcome = without_data(job, feed_options)
         else:
             outcome = with_data(job, open_feed(data, signature(original).inputs, options=feed_options))

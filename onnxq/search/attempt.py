@@ -33,7 +33,7 @@ _CHECKED_SHARE = 0.125
 class Job:
     """What all stages of one call share. ``asked``: the user's configuration; candidates have their own.
 
-    ``reference``: the original as the runtime loads it.
+    ``reference``: the original as the runtime loads it. ``fits``: whether there is memory to run it.
     """
 
     prepared: ir.Model
@@ -43,6 +43,7 @@ class Job:
     asked: Config
     tell: Progress
     scratch: Scratch
+    fits: bool = True
 
     @property
     def signature(self) -> Signature:

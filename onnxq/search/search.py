@@ -22,6 +22,10 @@ from onnxq.search.judging import CandidateJudge, second_check
 from onnxq.search.strategies import AT_THE_END, BEFORE_JUDGING, JUDGED, WITHOUT_DATA
 
 NO_DATA = "no real data was seen: ranges come from the model alone, and accuracy was not checked"
+NO_ROOM = (
+    "the float model does not fit into the memory that quantizing may take: it was not run, the data was not looked at, "
+    "and nothing was compared; allow more with --memory"
+)
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,17 @@ def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
 
 
 def without_data(job: Job, options: FeedOptions | None) -> Outcome:
-    """Ranges from BatchNormalization where there is one; elsewhere ranges measured at run time, or none."""
+    """Ranges from BatchNormalization where there is one; elsewhere ranges measured at run time, or none.
+
+    A model that does not fit into memory is not run at all.
+    """
     config = job.asked
     if config.weights == AUTO:
         raise ConfigError("weights = 'auto' needs calibration data: how much a layer matters is measured")
     if config.adapt != "none":
         raise ConfigError("adapt needs calibration data: weights are fitted to what layers read")
     watched, trusted = impose_moments(job.prepared)
-    feed = runnable_feed(job.reference, job.signature.inputs, options)
+    feed = runnable_feed(job.reference, job.signature.inputs, options) if job.fits else None
     target = target_of(config)
     candidate = Candidate(
         job.prepared,
@@ -101,4 +108,4 @@ def without_data(job: Job, options: FeedOptions | None) -> Outcome:
             run(session, one)
         shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in one.items())
         attempt = attempt.noting(f"loaded and run on random inputs: {shapes}")
-    return Outcome(improved(search, attempt, AT_THE_END), "none", (NO_DATA,))
+    return Outcome(improved(search, attempt, AT_THE_END), "none", (NO_DATA if job.fits else NO_ROOM,))
