@@ -23,8 +23,8 @@ from onnxq.search.strategies import AT_THE_END, BEFORE_JUDGING, JUDGED, WITHOUT_
 
 NO_DATA = "no real data was seen: ranges come from the model alone, and accuracy was not checked"
 NO_ROOM = (
-    "the float model does not fit into the memory that quantizing may take: it was not run, the data was not looked at, "
-    "and nothing was compared; allow more with --memory"
+    "the float model does not fit into the memory that quantizing may take: it was not run, the data was not looked "
+    "at, and nothing was compared; allow more with --memory"
 )
 
 
