@@ -13,6 +13,7 @@ from onnxq.build.candidate import Built
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
 from onnxq.config import Config
 from onnxq.errors import ModelError
+from onnxq.files.memory import Memory, give_back_freed_memory
 from onnxq.files.scratch import Scratch
 from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load, save, serialize
@@ -20,7 +21,7 @@ from onnxq.graph.kinds import METADATA_KEY, require_not_quantized, require_plain
 from onnxq.graph.passes.naming import tell_apart
 from onnxq.graph.prepare import prepare
 from onnxq.graph.reference import reference
-from onnxq.graph.runtime_model import or_refused, to_runtime
+from onnxq.graph.runtime_model import or_refused, to_runtime, weight_bytes
 from onnxq.graph.signature import keep_signature, signature
 from onnxq.kernels.targets import target_of
 from onnxq.measure.compare import Comparison
@@ -109,6 +110,7 @@ def quantize(
     """
     config = Config() if config is None else config
     tell = progress or (lambda *_: None)
+    give_back_freed_memory()
     tell("prepare", 0, None)
     original = load(model)
     require_not_quantized(original)
@@ -126,14 +128,17 @@ def _quantized(
     """The stages behind the checks of what was given."""
     target = target_of(config)
     with temporary_folder() as folder:
+        memory = Memory.of(config.memory, weight_bytes(original))
+        fits = memory.holds(weight_bytes(original))
         source = to_runtime(original, folder)
         run_as = reference(original, source, folder)
         prepared = prepare(run_as.model, target=target, native=config.native)
         outline = make_plan(prepared.model, config, target)
         if outline.empty:
             raise ModelError(nothing_to_quantize(outline))
-        job = Job(prepared.model, original, source, run_as.runnable, folder, config, tell, Scratch(folder))
-        if data is None:
+        scratch = Scratch(folder, budget=memory.kept, workspace=memory.workspace)
+        job = Job(prepared.model, original, source, run_as.runnable, folder, config, tell, scratch, fits)
+        if data is None or not fits:
             outcome = without_data(job, feed_options)
         else:
             feed = open_feed(data, signature(original).inputs, options=feed_options)

@@ -18,11 +18,12 @@ from zoo import Net, batchnorm_cnn, feeds, gemm, residual, sandwich_of_convs, si
 
 import onnxq
 from onnxq import Config, DataError, ModelError, Rule, RuntimeFailure, quantize
+from onnxq.files.memory import Memory
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.numerics import sqnr_db
 from onnxq.plan import Storage
 from onnxq.search import gains
-from onnxq.search.search import NO_DATA
+from onnxq.search.search import NO_DATA, NO_ROOM
 
 # These networks are too small for integers to pay on any CPU.
 INTEGERS = Config(placement="all")
@@ -404,3 +405,15 @@ def test_transformer_mlp_and_silu_from_end_to_end() -> None:
         assert all(f.integer for f in result.report.assignments)
         assert result.report.sqnr_db is not None
         assert result.report.sqnr_db > least(make.__name__)
+
+
+def test_a_float_model_without_room_is_not_run_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data is not looked at: what is made is what is made without any."""
+    proto = transformer_mlp()
+    without = quantize(proto, config=Config(placement="all"))
+    monkeypatch.setattr(Memory, "holds", lambda *_: False)
+    monkeypatch.setattr("onnxq.search.search.runnable_feed", lambda *_: pytest.fail("the float model was run"))
+    found = quantize(proto, feeds(proto, 24), config=Config(placement="all", memory=200))
+    assert found.comparison is None
+    assert found.report.warnings == (NO_ROOM,)
+    assert [w.storage for w in found.plan.weights] == [w.storage for w in without.plan.weights]

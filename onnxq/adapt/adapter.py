@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from onnxq.adapt.trainer import Schedule, Trained, Trainer
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.errors import RuntimeFailure
+from onnxq.files.scratch import Scratch
 from onnxq.measure.references import Lost
 from onnxq.parameters.choose import Parameters
 from onnxq.plan import Plan
@@ -58,12 +59,13 @@ class Adapter:
     best: Parameters
     statistics: Statistics
     config: Config
-    fit: Sequence[Feed]
+    fit: Iterable[Feed]
     check: Sequence[Feed]
     folder: Path
     tell: Tell
     labels: Labels | None = None
     rows_first: bool = True
+    scratch: Scratch = field(default_factory=Scratch)
     steps: list[Step] = field(default_factory=list)
     layers: tuple[Refit, ...] = ()
     notes: list[str] = field(default_factory=list)
@@ -120,8 +122,9 @@ class Adapter:
         def progress(done: int, total: int) -> None:
             self.tell("adapt", done, total)
 
+        begin = Simulation(self.model, self.plan, start)
         found, refits = adapt_layers(
-            Simulation(self.model, self.plan, start), layers, self.config, self.fit, costs=costs, progress=progress
+            begin, layers, self.config, self.fit, costs=costs, scratch=self.scratch, progress=progress
         )
         if self._offer(phase, found, begun):
             self.layers = refits
@@ -255,9 +258,10 @@ class Adapter:
         """What the held-out samples lose."""
         return self._judge.of_parameters(parameters)
 
-    def _samples(self, feeds: Sequence[Feed]) -> Samples | None:
+    def _samples(self, feeds: Iterable[Feed]) -> Samples | None:
         if not self.rows_first:
             return None
+        feeds = list(feeds)
         return stacked(feeds, outputs_of(self.model, feeds, self.folder), rows=self._rows)
 
     @property

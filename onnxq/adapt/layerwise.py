@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.adapt.closed_form import Pairs, error, pairs, refitted
+from onnxq.adapt.closed_form import Pairs, PairSums, error, refitted
 from onnxq.adapt.simulation import Simulation, original, stored_bias
 from onnxq.adapt.walk import Walk
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.emit import weight_key
+from onnxq.files.scratch import Scratch
 from onnxq.graph.geometry import Geometry
 from onnxq.graph.linear import Linear, linear_of
 from onnxq.kernels.operators import operator
@@ -101,15 +102,20 @@ def adapt_layers(
     feeds: Feeds,
     *,
     costs: Mapping[str, F64] | None = None,
+    scratch: Scratch | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Parameters, tuple[Refit, ...]]:
     """The parameters of ``start``, weights and biases of ``layers`` adapted to the noise of all that comes before them.
 
-    ``feeds`` are held in memory with all tensors that are alive at one point of the network. ``costs``: by node, what
+    ``feeds`` lie in files with all tensors that are alive at one point of the network, where ``scratch`` has a folder
+    for these. ``costs``: by node, what
     errors of a layer's outputs cost (``sensitivity``); then its channels are rounded together.
     """
-    samples = [dict(feed) for feed in feeds]
-    clean, noisy = Walk(start.model, samples), Walk(start.graph(), samples)
+    scratch = scratch or Scratch()
+    clean, noisy = Walk(start.model, (), scratch), Walk(start.graph(), (), scratch)
+    for feed in feeds:  # once: data that is another one in every pass must be the same for both
+        clean.take(feed)
+        noisy.take(feed)
     parameters = start.parameters
     weights, biases = dict(parameters.weights), dict(parameters.biases)
     layers, done = list(layers), []
@@ -148,9 +154,9 @@ def _observed(layer: Layer, clean: Walk, noisy: Walk) -> tuple[Pairs, Pairs | No
     source, noisy_source = clean.reads(layer.name)[0], noisy.reads(layer.name)[0]
     matrix = geometry.matrix(np.asarray(layer.job.data, np.float32)).transpose(0, 2, 1)
     offset = None if layer.offset is None else layer.offset.reshape(geometry.groups, 1, -1)
-    count = sum(arrays[source].shape[0] for arrays in clean.live)
+    count = sum(arrays.shape(source)[0] for arrays in clean.live)
     per_sample = max(_ROWS_OF_A_SAMPLE, -(-_ROWS_AN_INPUT * geometry.inputs // max(count, 1)))
-    parts: list[Pairs | None] = [None, None]
+    parts = [PairSums(clean.scratch.zeros), PairSums(clean.scratch.zeros)]
     for number, (whole, rough) in enumerate(zip(clean.live, noisy.live, strict=True)):
         x = whole[source]
         limit = per_sample * x.shape[0]
@@ -163,9 +169,8 @@ def _observed(layer: Layer, clean: Walk, noisy: Walk) -> tuple[Pairs, Pairs | No
             target += geometry.output_sampler(x.shape, limit=limit)(lacking)
         rows = look(rough[noisy_source])
         for aside, part in _split(x.shape[0], rows.shape[1], number):
-            seen, before = pairs(rows[:, part], target[:, part]), parts[aside]
-            parts[aside] = seen if before is None else before + seen
-    fit, check = parts
+            parts[aside].add(rows[:, part], target[:, part])
+    fit, check = (part.found for part in parts)
     assert fit is not None
     return fit, check
 
@@ -187,7 +192,7 @@ def _lacking(layer: Layer, clean: Walk, noisy: Walk, number: int) -> F32 | None:
     add, index = layer.skip
     whole = clean.live[number].get(clean.reads(add.name or "")[index])
     rough = noisy.live[number].get(noisy.reads(add.name or "")[index])
-    if whole is None or rough is None or whole.ndim != clean.live[number][clean.reads(layer.name)[0]].ndim:
+    if whole is None or rough is None or whole.ndim != len(clean.live[number].shape(clean.reads(layer.name)[0])):
         return None
     difference: F32 = whole - rough
     return difference
@@ -199,8 +204,7 @@ def _adapted(
     """The layer's weight and its bias, None where that has no say, for what was seen."""
     geometry, centred = layer.geometry, layer.centred
     weight = geometry.matrix(layer.job.data).astype(np.float64)
-    new, ridge = refitted(weight, fit, check, centred=centred)
-    every = fit if check is None else fit + check
+    new, ridge, every = refitted(weight, fit, check, centred=centred)
     data = geometry.tensor(new).astype(np.float32)
     seen = {layer.job.use.node: (geometry, every.moments)}
     quantized = replace(layer.job, data=data, seen=seen).quantized(config, outputs)

@@ -6,13 +6,14 @@ through all pieces costs one run of the model, whatever their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.files.scratch import ArrayFile, Scratch
 from onnxq.graph.io import serialize
 from onnxq.runtime.proto import load_proto, used_names
 from onnxq.runtime.session import open_session, run
@@ -23,13 +24,57 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
+# Smaller arrays stay in memory.
+_SMALL_BYTES = 1 << 16
+
+
+class Values(MutableMapping[str, Array]):
+    """The tensors of one feed by name; large ones lie in files, one for each tensor of all feeds (``files``)."""
+
+    def __init__(self, scratch: Scratch, files: dict[str, ArrayFile | None]) -> None:
+        self._scratch, self._files = scratch, files
+        self._held: dict[str, Array | int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read for that."""
+        return self._shapes[name]
+
+    def __getitem__(self, name: str) -> Array:
+        held = self._held[name]
+        if not isinstance(held, int):
+            return held
+        file = self._files[name]
+        assert file is not None
+        return file[held]
+
+    def __setitem__(self, name: str, array: Array) -> None:
+        array = np.asarray(array)
+        self._shapes[name] = array.shape
+        file = None
+        if array.nbytes >= _SMALL_BYTES and array.dtype.kind in "fiub":
+            if name not in self._files:
+                self._files[name] = self._scratch.file()
+            file = self._files[name]
+        self._held[name] = array if file is None else file.append(array)
+
+    def __delitem__(self, name: str) -> None:
+        del self._held[name], self._shapes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
 class Walk:
     """``model`` on its way over ``feeds``: nodes before ``at`` have run.
 
     ``live``: for each feed, the tensors that nodes from ``at`` on read or that are outputs of the model.
     """
 
-    def __init__(self, model: ir.Model, feeds: Iterable[Mapping[str, Array]]) -> None:
+    def __init__(self, model: ir.Model, feeds: Iterable[Mapping[str, Array]], scratch: Scratch | None = None) -> None:
         self._proto = load_proto(serialize(model))
         self._nodes = list(self._proto.graph.node)
         self._constants = {t.name: t for t in self._proto.graph.initializer}
@@ -39,7 +84,17 @@ class Walk:
             for name in used_names(node):
                 self._last[name] = max(i, self._last.get(name, 0))
         self.at = 0
-        self.live: list[dict[str, Array]] = [dict(feed) for feed in feeds]
+        self.scratch = scratch or Scratch()
+        self._files: dict[str, ArrayFile | None] = {}
+        self.live: list[Values] = []
+        for feed in feeds:
+            self.take(feed)
+
+    def take(self, feed: Mapping[str, Array]) -> None:
+        """Takes in one more feed, before anything has run."""
+        values = Values(self.scratch, self._files)
+        values.update(feed)
+        self.live.append(values)
 
     def place(self, node: str) -> int:
         """Where the node called so stands in the main graph."""
@@ -68,6 +123,9 @@ class Walk:
         for arrays in self.live:
             for name in [n for n in arrays if not self._needed(n, stop)]:
                 del arrays[name]
+        for name in [n for n in self._files if not self._needed(n, stop)]:
+            if (file := self._files.pop(name)) is not None:
+                file.clear()
 
     def _needed(self, name: str, stop: int) -> bool:
         return bool(name) and self._last.get(name, -1) >= stop
@@ -82,8 +140,9 @@ class Walk:
         part.graph.initializer.extend(self._constants[n] for n in sorted(used) if n in self._constants)
         inputs = sorted(n for n in used if n and n not in self._constants)
         for name in inputs:
-            dtype = onnx.helper.np_dtype_to_tensor_dtype(self.live[0][name].dtype)
-            part.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, [None] * self.live[0][name].ndim))
+            first = self.live[0][name]
+            dtype = onnx.helper.np_dtype_to_tensor_dtype(first.dtype)
+            part.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, [None] * first.ndim))
         part.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted)
         session = open_session(part.SerializeToString())
         for arrays in self.live:

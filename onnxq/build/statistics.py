@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.calibrate.layer_inputs import LayerInput
@@ -22,7 +23,7 @@ from onnxq.query import nodes
 from onnxq.ranges.fit import compensated_inputs
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.layer import concrete
-from onnxq.ranges.moments import Moments
+from onnxq.ranges.moments import Moments, added
 from onnxq.weights import WeightFormat, weight_format
 
 Place: TypeAlias = "tuple[str, int]"  # node and input
@@ -41,6 +42,7 @@ class _Seen:
     histograms: dict[str, Histogram] = field(default_factory=dict)
     moments: dict[tuple[Place, bool], Moments] = field(default_factory=dict)
     masks: set[str] = field(default_factory=set)
+    elements: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,7 @@ class StatisticsCache:
             found = self._run(model, new, missing)
             for name, histogram in found.histograms.items():
                 seen.histograms.setdefault(name, histogram)
+                seen.elements.setdefault(name, found.elements[name])
             seen.moments.update({(place, missing[place].full): m for place, m in found.moments.items()})
             seen.masks.update(found.masks)
             seen.tensors.update(new)
@@ -76,7 +79,7 @@ class StatisticsCache:
         found = Statistics()
         for feeds in self.feeds:
             part = run_observers(model, tensors, feeds, layers=layers, scratch=self.scratch, progress=self.progress)
-            found = _merged(found, part)
+            found = _merged(found, part, self.scratch)
         return found
 
     def with_more(self, feeds: Feeds, layers: Mapping[ir.Model, Mapping[Place, LayerInput]]) -> StatisticsCache:
@@ -90,29 +93,39 @@ class StatisticsCache:
                 dict(seen.histograms),
                 {p: seen.moments[p, of.full] for p, of in known.items() if (p, of.full) in seen.moments},
                 frozenset(seen.masks),
+                dict(seen.elements),
             )
-            both = _merged(before, part)
+            both = _merged(before, part, self.scratch)
             moments = {(place, known[place].full): m for place, m in both.moments.items()}
             looked = {(p, of.full) for p, of in known.items()}
-            more[model] = _Seen(set(seen.tensors), looked, both.histograms, moments, set(both.masks))
+            more[model] = _Seen(
+                set(seen.tensors), looked, both.histograms, moments, set(both.masks), dict(both.elements)
+            )
         return StatisticsCache((*self.feeds, feeds), self.scratch, self.progress, more)
 
     def elements(self, model: ir.Model, *, feeds: int) -> float:
         """Elements of ``model``'s tensors that one feed showed; ``feeds``: how many there are, where nobody knows."""
-        seen = self._by_model.get(model, _Seen())
         count = getattr(self.feeds[0], "len_hint", None)
-        return sum(h.total for h in seen.histograms.values()) / (count or feeds)
+        return sum(self._by_model.get(model, _Seen()).elements.values()) / (count or feeds)
+
+    def counted(self, model: ir.Model, *, feeds: int) -> float:
+        """``elements``, of each tensor only those that its histogram counted."""
+        count = getattr(self.feeds[0], "len_hint", None)
+        return sum(h.total for h in self._by_model.get(model, _Seen()).histograms.values()) / (count or feeds)
 
 
-def _merged(one: Statistics, other: Statistics) -> Statistics:
+def _merged(one: Statistics, other: Statistics, scratch: Scratch) -> Statistics:
     """What both saw together; neither changes."""
-    histograms, moments = dict(one.histograms), dict(one.moments)
+    histograms, moments, elements = dict(one.histograms), dict(one.moments), dict(one.elements)
     for name, new in other.histograms.items():
         histograms[name] = merge(histograms.get(name), new) or new
     for place, more in other.moments.items():
-        moments[place] = moments[place] + more if place in moments else more
+        before = moments.get(place)
+        moments[place] = more if before is None else added(before, more, zeros=lambda s: scratch.zeros(s, np.float64))
+    for name, count in other.elements.items():
+        elements[name] = elements.get(name, 0) + count
     masks = one.masks | other.masks
-    return Statistics({name: h for name, h in histograms.items() if name not in masks}, moments, masks)
+    return Statistics({name: h for name, h in histograms.items() if name not in masks}, moments, masks, elements)
 
 
 def touches(model: ir.Model, node: str, tensors: set[str]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.files.scratch import Scratch
+from onnxq.files.scratch import Scratch, let_go
 from onnxq.graph.geometry import Product
 from onnxq.ranges.moments import Moments, MomentSums
 
@@ -32,13 +32,15 @@ class LayerInput:
 
 
 class LayerInputs:
-    """Collects the ``Moments`` of one layer's inputs."""
+    """Collects the ``Moments`` of one layer's inputs; where those are large, from rows that wait in a file."""
 
     def __init__(self, read: LayerInput, scratch: Scratch) -> None:
         self._read = read
         self._waiting: list[Array] = []
         self._sums = MomentSums(full=read.full, zeros=lambda shape: scratch.zeros(shape, np.dtype(np.float64)))
         self._samplers: dict[tuple[int, ...], Callable[[Array], Array]] = {}
+        self._matrix_bytes = read.layer.groups * read.layer.inputs**2 * 8
+        self._rows = scratch.file() if read.full and scratch.mapped(self._matrix_bytes) else None
 
     def add(self, array: npt.NDArray[Any]) -> None:
         """Take in ``array``, one value of the tensor that the layer reads; not empty."""
@@ -54,8 +56,25 @@ class LayerInputs:
         """Those of all that was added, at least one array."""
         if self._waiting:
             self._multiply()
-        return self._sums.moments()
+        self._add_up()
+        found = self._sums.moments()
+        let_go(found.second)
+        return found
 
     def _multiply(self) -> None:
-        self._sums.add(np.concatenate(self._waiting, axis=1))
+        rows = np.concatenate(self._waiting, axis=1)
         self._waiting.clear()
+        if self._rows is None:
+            self._sums.add(rows)
+            return
+        self._rows.append(rows)
+        if self._rows.nbytes > self._matrix_bytes:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Adds the rows in the file to the sums."""
+        if self._rows is not None and len(self._rows):
+            for index in range(len(self._rows)):
+                self._sums.add(self._rows[index])
+            self._rows.clear()
+            self._sums.let_go()

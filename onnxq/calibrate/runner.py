@@ -35,12 +35,14 @@ Progress = Callable[[int], None]
 class Statistics:
     """What was seen: the histogram of each tensor, and by node and input the moments of what each weight multiplies.
 
-    ``masks``: the tensors that hold infinity or numbers that stand for it, which have neither.
+    ``masks``: the tensors that hold infinity or numbers that stand for it, which have neither. ``elements``: of each
+    tensor, all that there were; of large ones a histogram counts a part.
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     moments: dict[tuple[str, int], Moments] = field(default_factory=dict)
     masks: frozenset[str] = frozenset()
+    elements: dict[str, int] = field(default_factory=dict)
 
 
 def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator[dict[str, npt.NDArray[Any]]]:
@@ -48,7 +50,8 @@ def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator
 
     The values of all iterations of a Loop or Scan are one, joined along the first axis (a new one, where they have one
     axis or none). Names that do not exist are left out, and so is what lies in such bodies once iterations differ in
-    shape. An empty array stands for a tensor of an If branch that did not run.
+    shape. An empty array stands for a tensor of an If branch that did not run. Who takes the arrays out of the dict has
+    the next ones made in their memory.
     Raises ``RuntimeFailure`` where the model does not run on a feed.
     """
     inner = set(tensors) - {v.name for v in model.graph.inputs}
@@ -124,6 +127,7 @@ def run_observers(
     does not run on the data.
     """
     histograms: dict[str, Histogram | None] = dict.fromkeys(tensors)
+    elements = dict.fromkeys(tensors, 0)
     read_by: dict[tuple[str, int], LayerInputs] = {}
     readers: dict[str, list[tuple[str, int]]] = {}
     layers, scratch = layers or {}, scratch or Scratch()
@@ -133,17 +137,22 @@ def run_observers(
     done = 0
     with DefinedOutputs(model, feeds) as outputs:
         for done, arrays in enumerate(values_of(model, tensors, outputs), start=1):
-            for tensor, array in arrays.items():
+            for tensor in tuple(arrays):
+                array = arrays.pop(tensor)
                 if np.issubdtype(array.dtype, np.floating) and tensor not in masks:
                     if is_mask(array):
                         masks.add(tensor)
                         if not np.isfinite(array).all():
                             outputs.require(tensor)
                         continue
+                    elements[tensor] += array.size
                     seen = observe(array, tensor=tensor, undefined=outputs.require)
                     histograms[tensor] = merge(histograms[tensor], seen)
                     for place in readers.get(tensor, ()) if array.size else ():
-                        read_by.setdefault(place, LayerInputs(layers[place], scratch)).add(array)
+                        if place not in read_by:
+                            read_by[place] = LayerInputs(layers[place], scratch)
+                        read_by[place].add(array)
+                del array
             if progress is not None:
                 progress(done)
     if done == 0:
@@ -152,4 +161,5 @@ def run_observers(
         {tensor: h for tensor, h in histograms.items() if h is not None and tensor not in masks},
         {place: seen.moments() for place, seen in read_by.items() if layers[place].tensor not in masks},
         frozenset(masks),
+        elements,
     )

@@ -224,6 +224,15 @@ class RunChoices:
         metavar="SECONDS",
         command=2.0,  # whoever runs the command wants to read the gain; a library call need not wait for it unasked
     )
+    memory: int | None = choice(
+        None,
+        "Memory that quantizing keeps to, in MB: what does not fit lies in files in the folder for temporary files",
+        unit="MB",
+        least=200,
+        flag="--memory",
+        metavar="MB",
+        written="twice the model and 400",
+    )
     seed: int = choice(0, "Of all that is random", least=0, flag="--seed", metavar="N")
 
 

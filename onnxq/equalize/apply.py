@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from base64 import b64decode, b64encode
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -255,14 +256,17 @@ def _seen(model: ir.Model, axes: Mapping[str, int], feeds: Feeds, each: int) -> 
     """
     kept: dict[str, list[F32]] = {tensor: [] for tensor in axes}
     for arrays in values_of(model, list(axes), feeds):
-        for tensor, array in arrays.items():
+        for tensor in tuple(arrays):
+            array = arrays.pop(tensor)
             if array.ndim < 2:
                 continue  # of a branch that did not run
             rows = np.moveaxis(array, axes[tensor], -1)
-            rows = rows.reshape(-1, rows.shape[-1])
-            if rows.size:
-                thin = rows[:: spread_step(len(rows), each)]
+            count = math.prod(rows.shape[:-1])
+            if rows.size:  # the map as a whole would be copied to have its rows behind one another
+                places = np.arange(0, count, spread_step(count, each))
+                thin = rows[np.unravel_index(places, rows.shape[:-1])]
                 kept[tensor].append(thin[~np.isnan(thin).any(axis=1)])
+            del array, rows
     # Without rows that hold a missing value, of which there may be none left.
     sound = {tensor: [part for part in parts if len(part)] for tensor, parts in kept.items()}
     halves = {tensor: [h for h in (parts[::2], parts[1::2]) if h] for tensor, parts in sound.items()}

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.files.opening import check_file, is_within
+from onnxq.files.scratch import forget, let_go
 from onnxq.graph.copying import all_graphs, all_nodes
+
+# Bytes of a tensor that are copied at once.
+_AT_ONCE = 1 << 24
 
 
 def resolve_external(model: ir.Model, file: Path | None) -> tuple[Path, ...]:
@@ -60,6 +67,49 @@ def embed_external(model: ir.Model) -> None:
                 value.const_value = _embedded(value.const_value)
     for node, key, tensor in _external_attributes(model):
         node.attributes[key] = ir.AttrTensor(key, _embedded(tensor))
+
+
+def write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> int:
+    """Writes what ``tensor`` holds to ``file``, some of it in memory at a time; the number of bytes."""
+    while isinstance(tensor, ir.LazyTensor):
+        tensor = tensor.raw()
+    if isinstance(tensor, ir.ExternalTensor):
+        _copy(Path(tensor.path), tensor.offset or 0, tensor.nbytes, file)
+        return int(tensor.nbytes)
+    array = tensor.numpy() if tensor.dtype.bitwidth >= 8 and sys.byteorder == "little" else None
+    if isinstance(array, np.memmap) and array.flags.c_contiguous:
+        flat = array.reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, _AT_ONCE):
+            file.write(flat[start : start + _AT_ONCE].data)
+            let_go(array)
+        return int(flat.size)
+    content = tensor.tobytes()
+    file.write(content)
+    return len(content)
+
+
+def let_go_of(model: ir.Model) -> None:
+    """Gives back the memory that the weights of ``model`` took as they were looked at, as far as files have them."""
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            while isinstance(tensor, ir.LazyTensor):
+                tensor = tensor.raw()
+            if isinstance(tensor, ir.ExternalTensor):
+                forget(tensor.raw)
+            elif isinstance(tensor, ir.Tensor) and isinstance(tensor.raw, np.memmap):
+                let_go(tensor.raw)
+
+
+def _copy(path: Path, offset: int, size: int, file: BinaryIO) -> None:
+    with path.open("rb") as source:
+        source.seek(offset)
+        while size > 0:
+            part = source.read(min(size, _AT_ONCE))
+            if not part:
+                raise ModelError(f"external data file {str(path)!r} is truncated; copy the file again")
+            file.write(part)
+            size -= len(part)
 
 
 def _embedded(tensor: ir.ExternalTensor) -> ir.TensorProtocol:

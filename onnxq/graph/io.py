@@ -17,8 +17,9 @@ from onnxq.errors import ModelError, OutputError, one_line
 from onnxq.files.atomic import staged, write_bytes, write_file
 from onnxq.graph.copying import FILES, INFERRED, NAME, all_graphs, copy_model, only_building
 from onnxq.graph.door import DAMAGED, check_model
-from onnxq.graph.external import embed_external, relocated, resolve_external
+from onnxq.graph.external import embed_external, relocated, resolve_external, write_tensor
 from onnxq.graph.foreign import TYPES, make_dense, proto_graphs, put_types_back, set_types_aside
+from onnxq.graph.lazy import read_lazily
 from onnxq.runtime.proto import read_model
 
 # A protobuf message ends at 2^31 - 1 bytes; the rest of the model (nodes, names, shapes) needs room below that.
@@ -48,7 +49,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Mode
         proto.CopyFrom(source)
         return _from_proto(proto, "the model", None)
     path = Path(source)
-    return _from_proto(read_model(path), str(path), path)
+    return _from_proto(read_model(path, lazily=read_lazily), str(path), path)
 
 
 def save(
@@ -166,10 +167,12 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
         version = model.opset_imports.pop("ai.onnx")
         model.opset_imports.setdefault("", version)
     model.meta[TYPES] = types
+    files = resolve_external(model, path)
     if path is not None:
         model.meta[NAME] = path.name
-    files = resolve_external(model, path)
-    model.meta[FILES] = files if path is None else (Path(os.path.realpath(path)), *files)
+        real = Path(os.path.realpath(path))
+        files = (real, *(file for file in files if Path(os.path.realpath(file)) != real))
+    model.meta[FILES] = files
     check_model(model, name)
     return model
 
@@ -191,7 +194,10 @@ def _weight_bytes(model: ir.Model) -> int:
 
 
 def _move_weights_out(model: ir.Model, file: BinaryIO, location: str) -> None:
-    """Writes the large weights of ``model`` to ``file`` and makes them point, by name, at ``location``."""
+    """Writes the large weights of ``model`` to ``file`` and makes them point, by name, at ``location``.
+
+    One tensor is in memory at a time.
+    """
     embed_external(model)
     offset = 0
     for graph in all_graphs(model):
@@ -200,18 +206,18 @@ def _move_weights_out(model: ir.Model, file: BinaryIO, location: str) -> None:
             if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes < _INLINE_BELOW:
                 continue
             padding = -offset % 64  # aligned tensors can be used where they are mapped
-            content = tensor.tobytes()
-            file.write(b"\0" * padding + content)
+            file.write(b"\0" * padding)
             offset += padding
+            length = write_tensor(tensor, file)
             value.const_value = ir.ExternalTensor(
                 location,
                 offset,
-                len(content),
+                length,
                 tensor.dtype,
                 shape=ir.Shape(tensor.shape.numpy()),
                 name=value.name or "",
             )
-            offset += len(content)
+            offset += length
 
 
 @only_building()

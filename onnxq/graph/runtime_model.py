@@ -14,12 +14,13 @@ from onnxq.errors import OnnxqError
 from onnxq.files.scratch import SMALL_BYTES, Scratch
 from onnxq.files.temporary import temporary_folder
 from onnxq.graph.copying import called
+from onnxq.graph.external import let_go_of
 from onnxq.graph.io import save, serialize
 from onnxq.runtime.proto import NamedBytes
 from onnxq.runtime.session import open_session
 
 # Weights in a protobuf message are held three times while a session is made of it; those in a file are mapped.
-IN_MEMORY_BYTES = 200_000_000
+IN_MEMORY_BYTES = 32_000_000
 
 _numbers = count()
 
@@ -35,6 +36,7 @@ def to_runtime(model: ir.Model, folder: Path) -> bytes | Path:
     place.mkdir()
     path = place / f"{called(model).removesuffix('.onnx')}.onnx"
     save(model, path, external_above=IN_MEMORY_BYTES, durable=False)
+    let_go_of(model)
     return path
 
 

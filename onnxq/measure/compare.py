@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -18,9 +19,10 @@ from onnxq.measure.accuracy import Accuracy, Scorer
 from onnxq.measure.matching import Matched, match_detections
 from onnxq.measure.outputs import OutputComparison, OutputSums
 from onnxq.measure.places import place_of, require_defined
+from onnxq.measure.references import Answers
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model, label
-from onnxq.runtime.session import QUIET, open_session, open_to_look, run
+from onnxq.runtime.session import QUIET, open_session, run
 
 __all__ = ["Comparison", "OutputComparison", "compare"]
 
@@ -72,32 +74,35 @@ class Comparison:
 
 
 def compare(
-    float_model: Model,
+    float_model: Model | Answers,
     quantized_model: Model,
     feeds: Iterable[Mapping[str, Array]],
     *,
     labels: npt.ArrayLike | None = None,
     lengths: Mapping[str, Length] | None = None,
     threads: int | None = None,
-    few: bool = False,
 ) -> Comparison:
     """The ``Comparison`` of ``quantized_model`` with ``float_model`` over ``feeds``, one pass, constant memory.
+
+    ``float_model``: or what is known of its answers already.
 
     ``labels: [N] int`` for ``[N, C]`` outputs or ``[N, T] int`` for ``[N, T, C]``, in the order of the feeds; negative
     labels are ignored. They are for the first float output with at least 2 classes. ``lengths``: the outputs whose
     lengths follow from values, and how.
-    ``few``: too few feeds to copy all float weights for; those of a file stay mapped.
 
     Raises ``DataError`` for empty feeds, labels that do not fit, or NaN in a feed and in what float makes of it,
     ``ModelError`` where output names differ.
     """
     # Idle threads of one session that spin would slow the other one down (see ``latency``).
-    a = (open_to_look if few else open_session)(float_model, threads=threads, config=QUIET)
     b = open_session(quantized_model, threads=threads, config=QUIET)
-    names = [o.name for o in a.get_outputs()]
+    if isinstance(float_model, Answers):
+        name, names, answer = label(float_model.model), float_model.names, float_model.of
+    else:
+        a = open_session(float_model, threads=threads, config=QUIET)
+        name, names, answer = label(float_model), [o.name for o in a.get_outputs()], partial(run, a)
     if missing := sorted(set(names) - {o.name for o in b.get_outputs()}):
         raise ModelError(
-            f"{label(quantized_model)} has no output {missing[0]}, which {label(float_model)} has; "
+            f"{label(quantized_model)} has no output {missing[0]}, which {name} has; "
             "compare a model with its own quantized version"
         )
     lengths = lengths or {}
@@ -110,14 +115,14 @@ def compare(
         return place_of(feeds, count)
 
     for feed in feeds:
-        references, tests = run(a, feed), run(b, feed, outputs=names)
+        references, tests = answer(feed), run(b, feed, outputs=names)
         matched: dict[str, Matched] = {}
         if detected:
             both = [dict(zip(names, of, strict=True)) for of in (references, tests)]
             matched = match_detections(both[0], both[1], among=detected)
-        for name, reference, test in zip(names, references, tests, strict=True):
-            require_defined(name, reference, feed, place=place)
-            sums[name].add(reference, test, place=place, matched=matched.get(name))
+        for output, reference, test in zip(names, references, tests, strict=True):
+            require_defined(output, reference, feed, place=place)
+            sums[output].add(reference, test, place=place, matched=matched.get(output))
         if scorer is not None:
             scorer.add(names, references, tests)
         count += 1
@@ -125,4 +130,4 @@ def compare(
         raise DataError("there is no data to compare the models on: give at least one sample")
     accuracy = None if scorer is None else scorer.result()
     outputs = tuple(s.result() for s in sums.values())
-    return Comparison(label(float_model), label(quantized_model), count, outputs, accuracy)
+    return Comparison(name, label(quantized_model), count, outputs, accuracy)

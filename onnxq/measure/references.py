@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.files.scratch import discard
+from onnxq.files.scratch import Scratch, discard
 from onnxq.numerics import Noise, centred, noise
-from onnxq.runtime.session import open_session, open_to_look, run
+from onnxq.runtime.session import QUIET, open_session, open_to_look, run
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 
@@ -29,6 +33,67 @@ class Lost(NamedTuple):
 
     noise: float
     typical: float
+
+
+class Answers:
+    """What a float model answers to feeds, each of which is run once, however often it comes.
+
+    Feeds are known by their contents: data that is another one in every pass is run in every pass. Answers that are no
+    arrays of numbers are not kept.
+    """
+
+    def __init__(self, model: bytes | Path, scratch: Scratch | None = None) -> None:
+        self.model = model
+        self._file = (scratch or Scratch()).file()
+        self._session: InferenceSession | None = None
+        self._names: list[str] = []
+        self._places: dict[bytes, list[int]] = {}
+        self._kept: list[npt.NDArray[Any]] = []
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the outputs."""
+        if not self._names:
+            self._names = [output.name for output in self._open().get_outputs()]
+        return self._names
+
+    def of(self, feed: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """The outputs for ``feed``."""
+        key = _digest(feed)
+        if key is not None and key in self._places:
+            store = self._kept if self._file is None else self._file
+            return [store[index] for index in self._places[key]]
+        found = run(self._open(), feed)
+        if key is not None and all(isinstance(array, np.ndarray) and array.dtype.kind in "fiub" for array in found):
+            self._places[key] = [self._keep(array) for array in found]
+        return found
+
+    def close(self) -> None:
+        """Gives the session's memory back; what is not known yet opens another one."""
+        self._session = None
+
+    def _open(self) -> InferenceSession:
+        if self._session is None:
+            self._session = open_to_look(self.model)
+        return self._session
+
+    def _keep(self, array: npt.NDArray[Any]) -> int:
+        if self._file is not None:
+            return self._file.append(array)
+        self._kept.append(array)
+        return len(self._kept) - 1
+
+
+def _digest(feed: Mapping[str, npt.NDArray[Any]]) -> bytes | None:
+    """What tells ``feed`` from others; None where it holds what is no numbers."""
+    found = hashlib.blake2b()
+    for name in sorted(feed):
+        array = np.asarray(feed[name])
+        if array.dtype.kind not in "fiub":
+            return None
+        found.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.digest()
 
 
 @dataclass(frozen=True)
@@ -68,7 +133,7 @@ class References:
 
     def _pairs(self, model: bytes | Path) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[Any]]]:
         """By output and feed, what the float model answers and what ``model`` does, wide rows less their means."""
-        session = open_session(model)
+        session = open_session(model, config=QUIET)
         for feed, references in zip(self.feeds, self.outputs, strict=True):
             for index, (reference, test) in enumerate(zip(references, run(session, feed), strict=True)):
                 if np.issubdtype(reference.dtype, np.floating) and reference.size:
@@ -78,8 +143,11 @@ class References:
                     yield (index, centred(reference), centred(test)) if wide else (index, reference, test)
 
 
-def references(float_model: bytes | Path, feeds: Feeds) -> References:
+def references(float_model: bytes | Path | Answers, feeds: Feeds) -> References:
     """The ``References`` of ``float_model`` on ``feeds``, which should be few."""
-    session = open_to_look(float_model)
+    answers = float_model if isinstance(float_model, Answers) else Answers(float_model)
     kept = tuple(feeds)
-    return References(kept, tuple(run(session, feed) for feed in kept))
+    try:
+        return References(kept, tuple(answers.of(feed) for feed in kept))
+    finally:
+        answers.close()

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.emit import WeightKey
+from onnxq.files.scratch import Scratch
 from onnxq.numerics import QuantParams
 from onnxq.parameters.cache import Codes, ParameterCache
 from onnxq.parameters.tensors import tensor_params
@@ -96,9 +97,17 @@ def _codes(model: ir.Model, jobs: list[WeightJob], config: Config, cache: Parame
     missing.sort(key=lambda i: -jobs[i].data.size)
     # Its matrix products would each start as many threads again, and all of them would wait for each other.
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        made = pool.map(lambda i: jobs[i].quantized(config).kept(cache.scratch.kept), missing)
+        made = pool.map(lambda i: _made(jobs[i], config, cache.scratch), missing)
         for i, quantized in zip(missing, made, strict=True):
             codes = Codes(quantized, jobs[i].least)
             cache.keep(keys[i], codes)
             found[i] = codes
     return [codes for codes in found if codes is not None]
+
+
+def _made(job: WeightJob, config: Config, scratch: Scratch) -> StoredWeight:
+    """The weight of ``job`` in integers, worked out when there is memory for that."""
+    with scratch.working(job.working_bytes):
+        found = job.quantized(config).kept(scratch.kept)
+    job.let_go()
+    return found

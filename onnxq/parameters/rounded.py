@@ -42,5 +42,6 @@ def rounded_as(
         return Rounded(found, float(np.square(found - job.data, dtype=np.float64).sum()))
     layer, moments = next(iter(job.seen.values()))
     lost = layer.matrix(job.data - found).astype(np.float64)
-    seen = np.matmul(lost, moments.matrix(centred="mean" in job.restore))
+    second = moments.known(centred="mean" in job.restore)
+    seen = np.matmul(lost, second) if moments.full else lost * second[:, None, :]
     return Rounded(found, float((seen * lost).sum()))

@@ -16,6 +16,7 @@ from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.emit import WeightKey, weight_key
 from onnxq.errors import ModelError, NumericsError, one_line
+from onnxq.files.scratch import let_go
 from onnxq.graph.geometry import Product
 from onnxq.graph.linear import products
 from onnxq.numerics import INT32, Granularity, PerAxis, PerBlock, PerTensor, QuantParams
@@ -25,7 +26,7 @@ from onnxq.plan.types import Bias, Plan, Storage, Weight
 from onnxq.query import nodes
 from onnxq.ranges import Fit, mean_shift
 from onnxq.ranges.moments import Moments
-from onnxq.ranges.samples import from_rows, rows_of
+from onnxq.ranges.samples import PART, from_rows, rows_of
 from onnxq.weights import NBits, StoredWeight
 
 F32 = npt.NDArray[np.float32]
@@ -33,6 +34,9 @@ F64 = npt.NDArray[np.float64]
 
 # Codes of an int32 bias stay within half the type's range: the kernel adds products to them in the same 32 bits.
 _BIAS_CODES = INT32.qmax / 2
+
+# Bytes that are worked in for each element of a weight, of what is worked on at once of it, and of second moments.
+_COPIES_OF_WEIGHT, _COPIES_OF_PART, _COPIES_OF_MOMENTS = 16, 64, 12
 
 # What is left to restore where a layer has no bias.
 _WITHOUT_BIAS = {"none": "none", "mean": "none", "gain": "gain", "mean+gain": "gain"}
@@ -108,6 +112,19 @@ class WeightJob:
             use.at_load,
             self.made_of,
         )
+
+    @property
+    def working_bytes(self) -> int:
+        """About what ``quantized`` takes: some copies of the weight, and of the largest matrix of second moments."""
+        squares = max((m.second.size for _, m in self.seen.values()), default=0)
+        part = min(self.data.size, PART)
+        return _COPIES_OF_WEIGHT * self.data.size + _COPIES_OF_PART * part + _COPIES_OF_MOMENTS * squares
+
+    def let_go(self) -> None:
+        """Gives back the memory of what lies in files."""
+        let_go(self.data)
+        for _, moments in self.seen.values():
+            let_go(moments.second)
 
     def too_small(self, found: StoredWeight) -> bool:
         return bool(self.least.any() and (found.params.scale < self.least).any())

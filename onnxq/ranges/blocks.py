@@ -18,7 +18,7 @@ from onnxq.numerics import INT4, UINT4, PerBlock, round_half_even
 from onnxq.ranges.choose import checked_weight, weight_params
 from onnxq.ranges.method import usable
 from onnxq.ranges.moments import Moments
-from onnxq.ranges.rounding import Blocks, Grid, compensated
+from onnxq.ranges.rounding import Blocks, Grid, Metric
 from onnxq.ranges.samples import F64
 
 # Zeros tried around that of the full range, shares of that range at which the search for a scale begins, its steps.
@@ -74,7 +74,7 @@ def in_blocks(
         Blocks(size, scale[None], zero[None]),
     )
     if rounding == "compensated" and moments is not None and moments.full:
-        levels = compensated(rows[None], moments.matrix(centred=centred), moments.count, grid)[0]
+        levels = Metric.of_moments(moments, centred=centred).rounded(rows[None], grid)[0]
     else:
         levels = grid.nearest(rows[None])[0]
     levels += np.repeat(zero.astype(np.int16), size, axis=1)[:, : rows.shape[1]]

@@ -8,18 +8,22 @@ covariance ``C = H - E[x] E[x]^T``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import NumericsError
+from onnxq.files.scratch import let_go
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 _ROWS = 64
+# Matrices of more inputs are worked on in float32, some rows at a time.
+LARGE_INPUTS = 1152
+_ROWS_OF_LARGE = 512
 
 
 # The variance of an input, by its mean square, below which float32 holds nothing but its mean.
@@ -85,6 +89,46 @@ class Moments:
                 raw.transpose(0, 2, 1)[still] = 0.0
         return raw
 
+    @property
+    def large(self) -> bool:
+        """Whether there are so many inputs that copies of the whole matrix are to be avoided."""
+        return self.full and self.second.shape[2] > LARGE_INPUTS
+
+    def known(self, *, centred: bool) -> F64 | F32:
+        """``squares`` where only these are known, else ``matrix``; in float32 where that is ``large``."""
+        if not self.full:
+            return self.squares(centred=centred)
+        return self.single(centred=centred) if self.large else self.matrix(centred=centred)
+
+    def single(self, *, centred: bool, order: npt.NDArray[np.intp] | None = None) -> F32:
+        """``matrix`` in float32, inputs in the ``order: [g, n]``.
+
+        No copy is made beside the result, and what lies in a file does not stay in memory.
+        """
+        found, mean = np.empty(self.second.shape, np.float32), self.mean
+        for g, second in enumerate(self.second):
+            at = slice(None) if order is None else order[g]
+            for part in _parts(self.second.shape[2]):
+                which = np.arange(part.start, part.stop) if order is None else order[g, part]
+                rows = second[which][:, at] / self.count
+                if centred:
+                    rows -= mean[g, which, None] * mean[g, at]
+                found[g, part] = rows
+                let_go(self.second)
+        return found
+
+
+def added(a: Moments, b: Moments, *, zeros: Callable[[tuple[int, ...]], F64]) -> Moments:
+    """``a + b``; the matrix of a large sum is made by ``zeros``, and nothing else as large is in memory."""
+    if not a.large or a.second.shape != b.second.shape:
+        return a + b
+    second = zeros(a.second.shape)
+    for part in _parts(a.second.shape[2]):
+        second[:, part] = a.second[:, part] + b.second[:, part]
+        for one in (a.second, b.second, second):
+            let_go(one)
+    return Moments(a.count + b.count, a.total + b.total, second)
+
 
 class MomentSums:
     """Adds up the ``Moments`` of rows that come some at a time; the array of second moments is made by ``zeros``.
@@ -115,9 +159,18 @@ class MomentSums:
             if self._shift is None:
                 self._shift = (self._sum.total / count).astype(np.float32)
             rows = rows - self._shift[:, None, :]
-            self._sum.second[...] += np.matmul(rows.transpose(0, 2, 1), rows)
+            across = rows.transpose(0, 2, 1)
+            for part in _parts(n):
+                self._sum.second[:, part] += np.matmul(across[:, part], rows)
+                if n > LARGE_INPUTS:
+                    let_go(self._sum.second)
         else:
             self._sum.second[...] += np.einsum("grn,grn->gn", rows, rows, dtype=np.float64)
+
+    def let_go(self) -> None:
+        """Gives back the memory of sums that lie in a file."""
+        if self._sum is not None:
+            let_go(self._sum.second)
 
     def moments(self) -> Moments:
         """Those of all rows that came, at least one; nothing can be added afterwards."""
@@ -134,8 +187,16 @@ class MomentSums:
         return self._sum
 
 
+def _parts(inputs: int) -> Iterator[slice]:
+    """The rows of a matrix of ``inputs``, all of them at once unless it is large."""
+    step = inputs if inputs <= LARGE_INPUTS else _ROWS_OF_LARGE
+    return (slice(start, min(start + step, inputs)) for start in range(0, inputs, step))
+
+
 def _add_outer(matrix: F64, left: F64, right: F64) -> None:
     """Adds ``left right^T``, of ``[g, n]`` both, in place; the product as a whole would be another such matrix."""
     for row in range(0, matrix.shape[1], _ROWS):
         part = slice(row, row + _ROWS)
         matrix[:, part] += left[:, part, None] * right[:, None, :]
+        if matrix.shape[1] > LARGE_INPUTS and row % _ROWS_OF_LARGE == 0:
+            let_go(matrix)

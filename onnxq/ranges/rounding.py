@@ -26,7 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.numerics import round_half_even
-from onnxq.ranges.reach import in_reach
+from onnxq.ranges.cholesky import reversed_cholesky
+from onnxq.ranges.moments import Moments
+from onnxq.ranges.reach import in_reach, within_reach
 from onnxq.ranges.samples import F64, Index, channel_parts
 
 # Columns worked off before what they changed is multiplied out for the rest: one matrix product instead of many rows.
@@ -137,16 +139,24 @@ class Metric:
         """That of ``second: [g, n, n]``, taken over ``rows`` inputs."""
         n, second = second.shape[1], in_reach(second)
         energy = np.diagonal(second, axis1=1, axis2=2)
-        mean = energy.mean(axis=1)
-        # Where a layer's inputs are all 0, any damping will do.
-        damping = (DAMPING + _PER_ROW * n / max(rows, 1)) * np.where(mean > 0, mean, 1.0)
         order = np.argsort(-energy, axis=1, kind="stable")
         h = second[np.arange(len(second))[:, None, None], order[:, :, None], order[:, None, :]]
-        h[:, np.arange(n), np.arange(n)] += damping[:, None]
+        h[:, np.arange(n), np.arange(n)] += _damping(energy, rows)[:, None]
         # The Cholesky factor from the other end: flipped H = L L^T makes H = R^T R, R = flipped L^T, lower triangular.
         factor = np.linalg.cholesky(h[:, ::-1, ::-1])[:, ::-1, ::-1].transpose(0, 2, 1)
         factor /= np.diagonal(factor, axis1=1, axis2=2)[:, :, None].copy()
         return cls(order, h.astype(np.float32), factor.astype(np.float32))
+
+    @classmethod
+    def of_moments(cls, moments: Moments, *, centred: bool) -> Metric:
+        """That of inputs with ``moments``, all of them; in float32 where that is large, without copies of it."""
+        energy = moments.squares(centred=centred)
+        if not moments.large or not within_reach(energy):
+            return cls.of(moments.matrix(centred=centred), moments.count)
+        order = np.argsort(-energy, axis=1, kind="stable")
+        h = moments.single(centred=centred, order=order)
+        np.einsum("gnn->gn", h)[...] += _damping(energy, moments.count)[:, None].astype(np.float32)
+        return cls(order, h, reversed_cholesky(h))
 
     def rounded(self, weight: Floats, grid: Grid) -> Levels:
         """``weight: [g, C, n]`` rounded together; by this metric no channel is worse than rounded to nearest."""
@@ -162,6 +172,14 @@ class Metric:
             levels = np.where(better[:, None, :], found, plain).astype(np.int16)
             np.put_along_axis(result[:, part].transpose(0, 2, 1), order, levels, axis=1)
         return result
+
+
+def _damping(energy: F64, rows: int) -> F64:
+    """``[g]`` what is added to ``energy: [g, n]`` of inputs that ``rows`` showed."""
+    mean = energy.mean(axis=1)
+    # Where a layer's inputs are all 0, any damping will do.
+    result: F64 = (DAMPING + _PER_ROW * energy.shape[1] / max(rows, 1)) * np.where(mean > 0, mean, 1.0)
+    return result
 
 
 def compensated(weight: Floats, second: F64, rows: int, grid: Grid) -> Levels:

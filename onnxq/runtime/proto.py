@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -77,8 +77,10 @@ def load_proto(model: Model) -> onnx.ModelProto:
     return proto
 
 
-def read_model(path: Path) -> onnx.ModelProto:
+def read_model(path: Path, *, lazily: Callable[[Path], onnx.ModelProto | None] | None = None) -> onnx.ModelProto:
     """The message in the file ``path``, in any of ONNX's formats; weights in external files stay there.
+
+    ``lazily``: what reads a file that was looked through without its weights; None from it where it does not.
 
     Raises ``ModelError`` where there is no such file, it is no regular one, or not an ONNX model.
     """
@@ -93,7 +95,8 @@ def read_model(path: Path) -> onnx.ModelProto:
             if size:
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                     check_skeleton(mapped)
-            proto: onnx.ModelProto = onnx.ModelProto.FromString(file.read())
+            found = None if lazily is None else lazily(path)
+            proto: onnx.ModelProto = onnx.ModelProto.FromString(file.read()) if found is None else found
     except OSError as error:
         raise _unreadable(path, error) from error
     except ModelError:

@@ -97,10 +97,12 @@ def open_to_look(
 ) -> InferenceSession:
     """A session of a float model whose values are wanted and not its time: the weights of a file stay mapped.
 
-    Packing would copy all of them, which takes as long as many runs. Arguments and errors as in ``open_session``.
+    Packing would copy all of them, which takes as long as many runs; threads that wait for the next run sleep, while
+    Python looks at what the last one gave. Arguments and errors as in ``open_session``.
     """
     mapped = {} if isinstance(model, bytes) else {"session.disable_prepacking": "1"}
-    return open_session(model, threads=threads, optimize=optimize, profile=profile, config={**mapped, **(config or {})})
+    entries = {**QUIET, **mapped, **(config or {})}
+    return open_session(model, threads=threads, optimize=optimize, profile=profile, config=entries)
 
 
 @cache

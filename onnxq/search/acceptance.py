@@ -47,9 +47,11 @@ JUDGED_FEEDS = 64
 RANKED_FEEDS = (2, 8)
 RANKED_ELEMENTS = 1 << 26
 # The second check set: at most so many calibration samples, and of large models only what this many elements of
-# activations allow, for each costs a run of both models.
+# activations allow, as far as histograms counted them, for each costs a run of both models; and where maps are so large
+# that histograms count a small part of them, what so many elements in all allow.
 SECOND_CHECK_SAMPLES = 256
 SECOND_CHECK_ELEMENTS = 1 << 24
+AFFORDABLE_ELEMENTS = 1 << 29
 
 # A smaller share of layers that fall back to float is no reason to look for another way.
 FEW_FALLBACKS = 0.05
@@ -230,3 +232,8 @@ def ranked_feeds(elements: float) -> int:
 def second_check_samples(elements: float) -> int:
     """How many calibration samples a model with so many ``elements`` of activations for each can be judged on too."""
     return int(min(SECOND_CHECK_SAMPLES, max(1.0, SECOND_CHECK_ELEMENTS / max(elements, 1.0))))
+
+
+def affordable_samples(elements: float) -> int:
+    """How many samples with so many ``elements`` of activations a check may take, whatever it is for."""
+    return max(1, int(AFFORDABLE_ELEMENTS / max(elements, 1.0)))

@@ -33,7 +33,8 @@ _CHECKED_SHARE = 0.125
 class Job:
     """What all stages of one call share. ``asked``: the user's configuration; candidates have their own.
 
-    ``source``: the original as a file; ``reference``: what is run of it (``graph.reference``).
+    ``source``: the original as a file; ``reference``: what is run of it (``graph.reference``). ``fits``: whether there
+    is memory to run it.
     """
 
     prepared: ir.Model
@@ -44,6 +45,7 @@ class Job:
     asked: Config
     tell: Progress
     scratch: Scratch
+    fits: bool = True
 
     @property
     def signature(self) -> Signature:

@@ -15,16 +15,18 @@ from onnxq.build.candidate import Built, Candidate
 from onnxq.calibrate.feeds import Feed
 from onnxq.config import Config
 from onnxq.errors import RuntimeFailure
+from onnxq.files.scratch import Scratch
 from onnxq.graph.lengths import ValueLengths
 from onnxq.kernels.lengths import Length
 from onnxq.measure.compare import compare
-from onnxq.measure.references import References, references
+from onnxq.measure.references import Answers, References, references
 from onnxq.plan import KeptFloat
 from onnxq.search.acceptance import (
     JUDGED_FEEDS,
     Shortfall,
     Verdict,
     accepts,
+    affordable_samples,
     as_asked,
     less_noise,
     ranked_feeds,
@@ -35,7 +37,7 @@ Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 
 
 def judge(
-    float_model: bytes | Path,
+    float_model: bytes | Path | Answers,
     quantized: bytes | Path,
     held_out: Feeds,
     config: Config,
@@ -46,7 +48,11 @@ def judge(
 
     ``lengths``: how those outputs are as long as values say that are.
     """
-    return accepts(compare(float_model, quantized, held_out, lengths=lengths, few=True), config)
+    answers = float_model if isinstance(float_model, Answers) else Answers(float_model)
+    try:
+        return accepts(compare(answers, quantized, held_out, lengths=lengths), config)
+    finally:
+        answers.close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +62,7 @@ class CandidateJudge:
     ``second_check``: calibration samples that may object to what is good, for a few held-out samples show wrong
     decisions too seldom. (Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good.)
     None where the held-out samples are the calibration samples. ``lengths``: how outputs are as long as values say.
+    ``scratch`` holds the float model's answers.
     """
 
     reference: bytes | Path
@@ -63,9 +70,18 @@ class CandidateJudge:
     held_out: Feed
     second_check: Feed | None
     lengths: ValueLengths = field(default_factory=ValueLengths)
+    scratch: Scratch | None = None
     _verdicts: dict[Built, Verdict] = field(default_factory=dict)
     _confirmed: dict[Built, Verdict] = field(default_factory=dict)
     _ranked: list[References] = field(default_factory=list)  # one at most: the same for all candidates
+    _answers: list[Answers] = field(default_factory=list)  # likewise
+
+    @property
+    def answers(self) -> Answers:
+        """What the float model answers: known once it was asked, for all candidates."""
+        if not self._answers:
+            self._answers.append(Answers(self.reference, self.scratch))
+        return self._answers[0]
 
     def verdict(self, built: Built) -> Verdict:
         """What is said of ``built``; its figures are those of the held-out samples alone."""
@@ -86,7 +102,7 @@ class CandidateJudge:
         return self._verdicts[built]
 
     def _on(self, feed: Feed, built: Built) -> Verdict:
-        return judge(self.reference, built.runtime_model, feed, self.config, lengths=self.lengths.outputs)
+        return judge(self.answers, built.runtime_model, feed, self.config, lengths=self.lengths.outputs)
 
     def loses_less(self, second: Built, first: Built) -> bool:
         """Whether ``second`` loses less than ``first`` on the held-out samples; not where they are equal."""
@@ -95,7 +111,7 @@ class CandidateJudge:
     def ranked_by(self, elements: float) -> References:
         """What layers are ranked by; ``elements``: those of activations for one feed."""
         if not self._ranked:
-            self._ranked.append(references(self.reference, self.held_out.limit(ranked_feeds(elements))))
+            self._ranked.append(references(self.answers, self.held_out.limit(ranked_feeds(elements))))
         return self._ranked[0]
 
 
@@ -140,4 +156,6 @@ def elements(candidate: Candidate, context: Context) -> float:
 
 def second_check(candidate: Candidate, context: Context, calibration: Feed) -> Feed:
     """The part of the calibration samples that a model of this size can be judged on too."""
-    return calibration.limit(second_check_samples(elements(candidate, context)))
+    counted = context.statistics.counted(candidate.watched, feeds=JUDGED_FEEDS)
+    most = second_check_samples(counted)
+    return calibration.limit(min(most, affordable_samples(elements(candidate, context))))

@@ -29,6 +29,10 @@ from onnxq.search.strategies import AT_THE_END, BEFORE_JUDGING, JUDGED, WITHOUT_
 from onnxq.search.unrunnable import improved
 
 NO_DATA = "no real data was seen: ranges come from the model alone, and accuracy was not checked"
+NO_ROOM = (
+    "the float model does not fit into the memory that quantizing may take: it was not run, the data was not looked "
+    "at, and nothing was compared; allow more with --memory"
+)
 
 
 @dataclass(frozen=True)
@@ -94,16 +98,21 @@ def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
     seen = None
     if samples.calibration is not samples.held_out:
         seen = second_check(attempt.candidate, attempt.context, samples.calibration)
-    return CandidateJudge(job.reference, job.asked, samples.held_out, seen, value_lengths(job.prepared))
+    return CandidateJudge(job.reference, job.asked, samples.held_out, seen, value_lengths(job.prepared), job.scratch)
 
 
 def without_data(job: Job, options: FeedOptions | None) -> Outcome:
-    """Ranges from BatchNormalization where there is one; elsewhere ranges measured at run time, or none."""
+    """Ranges from BatchNormalization where there is one; elsewhere ranges measured at run time, or none.
+
+    A model that does not fit into memory is not run at all.
+    """
     config = job.asked
     if config.weights == AUTO:
         raise ConfigError("weights = 'auto' needs calibration data: how much a layer matters is measured")
     if config.adapt != "none":
         raise ConfigError("adapt needs calibration data: weights are fitted to what layers read")
+    if not job.fits:
+        return _on_made_up(job, MadeUp(None))
     found = made_up(job.prepared, job.reference, job.signature.inputs, options)
     try:
         return _on_made_up(job, found)
@@ -131,4 +140,4 @@ def _on_made_up(job: Job, made: MadeUp) -> Outcome:
     attempt = improved(search, Attempt(candidate, context, Equalized(job.prepared)), WITHOUT_DATA)
     if made.note:
         attempt = attempt.noting(made.note)
-    return Outcome(improved(search, attempt, AT_THE_END), "none", (NO_DATA,))
+    return Outcome(improved(search, attempt, AT_THE_END), "none", (NO_DATA if job.fits else NO_ROOM,))

@@ -14,7 +14,7 @@ from onnxq.measure.latency import benchmark
 from onnxq.parameters.choose import Parameters
 from onnxq.ranges.registry import find_method
 from onnxq.runtime.session import open_session, run
-from onnxq.search.acceptance import TIMED_SECONDS, Shortfall, Verdict, faster, good_enough, promising
+from onnxq.search.acceptance import JUDGED_FEEDS, TIMED_SECONDS, Shortfall, Verdict, faster, good_enough, promising
 from onnxq.search.attempt import Attempt, Search, Strategy
 from onnxq.search.bits import summary as summary_of_bits
 from onnxq.search.bits import with_bits
@@ -29,6 +29,8 @@ from onnxq.search.tune import tune
 
 # Samples in a batch for adapting.
 _ADAPTED_ROWS = 32
+# Of samples with large maps, as many as have so many elements of activations in all.
+_ADAPTED_ELEMENTS = 1 << 25
 
 
 def tuned_placement(search: Search, attempt: Attempt) -> Attempt | None:
@@ -101,7 +103,7 @@ def extrapolated_ranges(search: Search, attempt: Attempt) -> Attempt | None:
     if judge is None or samples is None or second is None:
         return None
     if samples.check is not None:  # the held-out samples have their say when weights are adapted
-        judge = CandidateJudge(judge.reference, judge.config, samples.check, None, judge.lengths)
+        judge = CandidateJudge(judge.reference, judge.config, samples.check, None, judge.lengths, judge.scratch)
     return second if judge.loses_less(second.built, attempt.built) else None
 
 
@@ -121,18 +123,21 @@ def adapted_weights(search: Search, attempt: Attempt) -> Attempt | None:
     job, fit, check = search.job, search.samples.calibration, search.samples.check
     candidate, first = attempt.candidate, attempt.built
     labels = job.asked.labels
+    elements = attempt.context.statistics.elements(candidate.watched, feeds=JUDGED_FEEDS)
+    rows = int(max(1, min(_ADAPTED_ROWS, _ADAPTED_ELEMENTS / max(1.0, elements))))
     adapter = Adapter(
         candidate.graph,
         first.plan,
         first.parameters,
         statistics(candidate, attempt.context, first.plan),
         candidate.config,
-        list(fit.batches(_ADAPTED_ROWS)),
-        list(check.batches(_ADAPTED_ROWS)),
+        fit.batches(rows),
+        list(check.batches(rows)),
         job.folder,
         job.tell,
         Labels(fit.labels(labels), check.labels(labels)) if labels else None,
         rows_first=fit.layout.rows_first,
+        scratch=job.scratch,
     )
     adaptation = adapter.run(job.asked.adapt)
     # The samples that judged it have done so: ranges, which need all there are, are chosen on them too.

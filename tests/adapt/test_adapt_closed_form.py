@@ -41,7 +41,7 @@ def test_much_data_gives_least_squares(centred: bool) -> None:
     x, weight, t = rows(40_000)
     noisy = (x + 0.7 * RNG.standard_normal(x.shape)).astype(np.float32)
     half = x.shape[1] // 2
-    found, ridge = refitted(
+    found, ridge, _ = refitted(
         weight, pairs(noisy[:, :half], t[:, :half]), pairs(noisy[:, half:], t[:, half:]), centred=centred
     )
     for g in range(2):
@@ -60,7 +60,7 @@ def test_what_does_not_help_elsewhere_is_left_alone() -> None:
     y, _, _ = rows(4000)
     fit = pairs(x, t + 5.0 * RNG.standard_normal(t.shape).astype(np.float32))
     check = pairs(y, np.matmul(y, weight.transpose(0, 2, 1)).astype(np.float32))
-    found, ridge = refitted(weight, fit, check, centred=False)
+    found, ridge, _ = refitted(weight, fit, check, centred=False)
     assert ridge == np.inf
     assert np.array_equal(found, weight)
     assert refitted(weight, fit, None, centred=False)[1] == np.inf

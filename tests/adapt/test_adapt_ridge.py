@@ -38,7 +38,7 @@ def test_what_is_refitted_is_the_ridge_regression_on_all_rows(centred: bool) -> 
     """Those kept aside too, once they have chosen the ridge; few rows, so that leaving some out would show."""
     weight, x, t = data(160)
     part, rest = slice(0, 100), slice(100, 160)
-    found, ridge = refitted(weight, pairs(x[:, part], t[:, part]), pairs(x[:, rest], t[:, rest]), centred=centred)
+    found, ridge, _ = refitted(weight, pairs(x[:, part], t[:, part]), pairs(x[:, rest], t[:, rest]), centred=centred)
     assert ridge in RIDGES
     np.testing.assert_allclose(found, regression(weight, x, t, ridge, centred=centred), atol=2e-4)
     without = regression(weight, x[:, part], t[:, part], ridge, centred=centred)
@@ -55,5 +55,5 @@ def test_the_ridge_is_the_one_that_does_best_on_the_rows_kept_aside(centred: boo
         off = t[:, rest] - np.matmul(x[:, rest], w.transpose(0, 2, 1))
         return float((off.var(axis=1) if centred else np.square(off).mean(axis=1)).sum())
 
-    _, ridge = refitted(weight, pairs(x[:, part], t[:, part]), pairs(x[:, rest], t[:, rest]), centred=centred)
+    _, ridge, _ = refitted(weight, pairs(x[:, part], t[:, part]), pairs(x[:, rest], t[:, rest]), centred=centred)
     assert ridge == min(RIDGES, key=lost)

@@ -10,7 +10,7 @@ import pytest
 from zoo import feeds, residual, transformer_mlp
 
 from onnxq import Config, quantize
-from onnxq.files import scratch
+from onnxq.files import memory, scratch
 from onnxq.files.scratch import Scratch
 from onnxq.graph import runtime_model
 from onnxq.runtime.session import open_session
@@ -75,6 +75,6 @@ def in_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return array
 
     monkeypatch.setattr(scratch, "SMALL_BYTES", 64)
-    monkeypatch.setattr(scratch, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(memory, "_KEPT", 0)
     monkeypatch.setattr(Scratch, "_map", watched)
     return made

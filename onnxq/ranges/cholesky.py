@@ -1,0 +1,59 @@
+"""Cholesky factors of large matrices in float32, block by block in the memory of the result."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+
+# Rows that are worked off before the next ones: their square is factored in float64, the rest are float32 products.
+_BLOCK = 256
+
+
+def reversed_cholesky(h: F32) -> F32:
+    """``[g, n, n]`` the rows of R by their diagonal, ``h = R^T R``, R lower triangular; ``h: [g, n, n]`` stays.
+
+    Raises ``LinAlgError`` where ``h`` is not positive definite.
+    """
+    factor: F32 = h.copy()
+    for matrix in factor:
+        _factored(matrix)
+        matrix /= np.diagonal(matrix)[:, None].copy()
+    return factor
+
+
+def solved(h: F32, right: F32) -> F32:
+    """``[g, n, m]`` the solution x of ``h x = right``; ``h: [g, n, n]`` is used up, ``right: [g, n, m]`` too.
+
+    Raises ``LinAlgError`` where ``h`` is not positive definite.
+    """
+    for matrix, x in zip(h, right, strict=True):
+        _factored(matrix)
+        n = len(matrix)
+        blocks = [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+        for block in reversed(blocks):  # R^T y = right
+            x[block] -= matrix[block.stop :, block].T @ x[block.stop :]
+            x[block] = np.linalg.solve(matrix[block, block].T, x[block])
+        for block in blocks:  # R x = y
+            x[block] -= matrix[block, : block.start] @ x[: block.start]
+            x[block] = np.linalg.solve(matrix[block, block], x[block])
+    return right
+
+
+def _factored(matrix: F32) -> None:
+    """Puts R in the place of ``matrix: [n, n]``, ``matrix = R^T R``, R lower triangular.
+
+    Rows are worked out from the last to the first: with a block b of inputs and all inputs e behind it,
+    ``R_b^T R_b = H_bb - R_eb^T R_eb``, and left of it ``R_b^T R_bl = H_bl - R_eb^T R_el``.
+    """
+    n = len(matrix)
+    for start in reversed(range(0, n, _BLOCK)):
+        block, behind = slice(start, min(start + _BLOCK, n)), slice(min(start + _BLOCK, n), n)
+        rows = matrix[block, : block.stop]
+        rows -= matrix[behind, block].T @ matrix[behind, : block.stop]
+        own = rows[:, block].astype(np.float64)
+        root = np.linalg.cholesky(own[::-1, ::-1])[::-1, ::-1].T
+        rows[:, : block.start] = np.linalg.inv(root.T).astype(np.float32) @ rows[:, : block.start]
+        rows[:, block] = root
+        matrix[block, block.stop :] = 0.0
