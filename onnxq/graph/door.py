@@ -186,7 +186,7 @@ def _weight_problems(node: ir.Node) -> Iterator[str]:
     shapes = [tuple(tensor.shape.numpy()) for tensor in tensors if tensor is not None]
     if "Conv" in node.op_type:
         kernel = node.attributes.get("kernel_shape")
-        size = None if kernel is None else tuple(kernel.as_ints())
+        size = None if kernel is None or kernel.is_ref() else tuple(kernel.as_ints())
         weight = node.inputs[1]
         known = shapes[:1] if weight is not None and weight.const_value is not None else []
         wrong = any(len(shape) < 3 or (size is not None and size != shape[2:]) for shape in known)
