@@ -8,6 +8,7 @@ runs passes, operators that it does not know too. No weight is looked at.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import TypeAlias
 
 import onnx
@@ -125,8 +126,10 @@ def _node_problems(nodes: Iterable[ir.Node], opsets: Mapping[str, int], model: i
                 yield f"node {node.name or node.op_type!r} reads {value.name!r}, which nothing makes"
         for value in node.outputs:
             yield from _value_problems(value)
-        problems = (*_attribute_problems(node), *_schema_problems(node, known[op]), *_weight_problems(node))
-        for problem in problems:
+        # One after the other: each may count on what those before it have found right.
+        for problem in chain(_attribute_problems(node), _schema_problems(node, known[op])):
+            yield f"{node.op_type} node {_label(node)!r} {problem}"
+        for problem in _weight_problems(node) if known[op] is not None else ():
             yield f"{node.op_type} node {_label(node)!r} {problem}"
 
 
@@ -185,7 +188,7 @@ def _weight_problems(node: ir.Node) -> Iterator[str]:
     shapes = [tuple(tensor.shape.numpy()) for tensor in tensors if tensor is not None]
     if "Conv" in node.op_type:
         kernel = node.attributes.get("kernel_shape")
-        size = None if kernel is None else tuple(kernel.as_ints())
+        size = None if kernel is None or kernel.is_ref() else tuple(kernel.as_ints())
         weight = node.inputs[1]
         known = shapes[:1] if weight is not None and weight.const_value is not None else []
         wrong = any(len(shape) < 3 or (size is not None and size != shape[2:]) for shape in known)

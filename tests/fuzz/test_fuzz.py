@@ -1,6 +1,7 @@
-"""A short run of the fuzzer, a long one, and what longer runs have found: no traceback, no dead process, no hang.
+"""A short run of the fuzzer, and what longer ones have found: no traceback, no dead process, no hang.
 
-The cases of a kind are counted through, so a run is the same one everywhere; ``fuzz.py`` makes longer ones.
+The cases of a kind are counted through, so a run is the same one everywhere; ``fuzz.py`` makes longer ones, every week
+in a workflow of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from onnxq import OnnxqError, quantize
 
 # By kind, so many that all together take less than a minute.
 SHORT = {"structure": 60, "model_bytes": 25, "arrays": 15, "config": 10, "preprocessor": 10, "texts": 5, "options": 10}
-LONG = 10
 CORPUS = sorted(p for p in (Path(__file__).parent / "corpus").iterdir() if p.is_dir())
 
 
@@ -43,12 +43,6 @@ def test_every_kind_is_run() -> None:
 @pytest.mark.parametrize("kind", SHORT)
 def test_what_is_spoiled_is_refused_or_done(kind: str) -> None:
     check(kind, range(SHORT[kind]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", SHORT)
-def test_the_same_of_more(kind: str) -> None:
-    check(kind, range(SHORT[kind], (LONG + 1) * SHORT[kind]))
 
 
 @pytest.mark.parametrize("folder", CORPUS, ids=lambda p: p.name)
@@ -122,4 +116,4 @@ def test_the_report_does_not_flatter() -> None:
 
 @pytest.mark.slow
 def test_no_report_flatters() -> None:
-    check_reports(range(8, 150))
+    check_reports(range(8, 60))
