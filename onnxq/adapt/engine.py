@@ -157,6 +157,6 @@ class Engine:
         if not (folder / name).exists():
             lines = (folder / "worker.log").read_text(errors="replace").strip().splitlines()
             reason = lines[-1][-300:] if lines else "it said nothing"
-            raise RuntimeFailure(f"the training process ended without a result ({reason}); try --adapt fast")
+            raise RuntimeFailure(f"the training process ended without a result ({reason})", hint="try --adapt fast")
         with np.load(folder / name) as archive:
             return [archive[f"p{i}"] for i in range(count)]

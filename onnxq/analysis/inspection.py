@@ -183,7 +183,7 @@ def inspect(
         table = None
         if by_node or quantized is not None:
             if found:
-                raise ModelError(f"{given.name} is quantized already; give the float model first, then this one")
+                raise ModelError(f"{given.name} is quantized already", hint="give the float model first, then this one")
             feeds = list(some_feed(given, data, feed_options))
             other = None if quantized is None else load(quantized)
             table = node_table(given.reference.model, feeds, quantized=other, config=config)

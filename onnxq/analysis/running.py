@@ -238,7 +238,9 @@ def some_feed(given: Opened, data: FeedSource | None, options: FeedOptions | Non
         return checked_feed(data, (given,), options).limit(_SOME)
     feed = made_up(given.model, given.runnable, given.signature.inputs, options).feed
     if feed is None:
-        raise DataError(f"{given.name} runs on no random input; give some with --data, or sizes with --dim NAME=N")
+        raise DataError(
+            f"{given.name} runs on no random input", hint="give some with --data, or sizes with --dim NAME=N"
+        )
     return feed.limit(1)
 
 
@@ -263,6 +265,6 @@ def _require_same_inputs(models: Sequence[Opened]) -> None:
         if {n: s.dtype for n, s in inputs.items()} != {n: s.dtype for n, s in first.items()}:
             wanted, found = (", ".join(str(s) for s in group.values()) for group in (first, inputs))
             raise ModelError(
-                f"{model.name} takes {found} but {models[0].name} takes {wanted}; measure models with the same inputs "
-                "together"
+                f"{model.name} takes {found} but {models[0].name} takes {wanted}",
+                hint="measure models with the same inputs together",
             )

@@ -54,8 +54,9 @@ class ArraySource(Indexed):
         if len(lengths - {1}) > 1:
             listed = ", ".join(f"{key!r} {n}" for key, n in counts.items())
             raise DataError(
-                f"{where} has different numbers of samples ({listed}): make these axes equal, or give an array "
-                f"that is the same for all samples the length 1; {OVERRIDE}"
+                f"{where} has different numbers of samples ({listed})",
+                hint="make these axes equal, or give an array that is the same for all samples the length 1; "
+                f"{OVERRIDE}",
             )
         self._count = (lengths - {1} or {1}).pop()
         if self._count == 0:
@@ -109,7 +110,7 @@ class ArraySource(Indexed):
             return np.asarray(array[:] if array.shape else array)[None]
         if not array.shape or array.shape[0] != self._count:
             raise DataError(
-                f"the labels {key!r} of {self.where} have shape {list(array.shape)}: "
-                f"give one for each of the {self._count} samples"
+                f"the labels {key!r} of {self.where} have shape {list(array.shape)}",
+                hint=f"give one for each of the {self._count} samples",
             )
         return array[:]

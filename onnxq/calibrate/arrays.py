@@ -43,11 +43,11 @@ def open_arrays(path: Path) -> dict[str, FileArray]:
             )
         arrays = {m.filename[: -len(".npy")]: FileArray(path, m) for m in members}
     except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}: check the path") from error
+        raise DataError(f"there is no file {path}", hint="check the path") from error
     except UNREADABLE as error:
         raise unreadable(path, error) from error
     if not arrays:
-        raise DataError(f"{path} is empty: it holds no arrays; write it with numpy.savez(path, name=array)")
+        raise DataError(f"{path} is empty: it holds no arrays", hint="write it with numpy.savez(path, name=array)")
     return arrays
 
 
@@ -121,7 +121,7 @@ class ArrayFolder(Indexed):
         parts = list(self._label_parts(key))
         if len({p.shape[1:] for p in parts}) > 1:
             raise DataError(
-                f"the labels {key!r} of {self.where} differ in shape from file to file: give them one shape"
+                f"the labels {key!r} of {self.where} differ in shape from file to file", hint="give them one shape"
             )
         return np.concatenate(parts)
 

@@ -39,7 +39,7 @@ class StreamSource(Source):
         try:
             made = self._make()
             if not isinstance(made, Iterable):
-                raise DataError(f"{self.where} returns {type(made).__name__}: return an iterable of dicts")
+                raise DataError(f"{self.where} returns {type(made).__name__}", hint="return an iterable of dicts")
             iterator = iter(made)
         except OnnxqError:
             raise
@@ -91,7 +91,7 @@ def load_reference(module: str, function: str) -> object:
     where = f"{module}:{function}"
     is_file = module.endswith(".py")
     if is_file and not os.path.isfile(module):
-        raise DataError(f"{where}: there is no file {module}; give file.py:function or package.module:function")
+        raise DataError(f"{where}: there is no file {module}", hint="give file.py:function or package.module:function")
     sys.path.insert(0, str(Path(module).resolve().parent) if is_file else os.getcwd())
     added = sys.path[0]
     try:
@@ -107,13 +107,14 @@ def load_reference(module: str, function: str) -> object:
         raise
     except BaseException as error:  # a module may raise anything while it is imported, and exit too
         raise DataError(
-            f"{where} cannot be imported: {type(error).__name__}: {one_line(error)}; correct it, or run from its folder"
+            f"{where} cannot be imported: {type(error).__name__}: {one_line(error)}",
+            hint="correct it, or run from its folder",
         ) from error
     finally:
         if added in sys.path:
             sys.path.remove(added)
     for part in function.split("."):
         if not hasattr(found, part):
-            raise DataError(f"{module} has no function {part!r}: check the name after the colon")
+            raise DataError(f"{module} has no function {part!r}", hint="check the name after the colon")
         found = getattr(found, part)
     return found

@@ -31,7 +31,7 @@ def check_kind(found: np.dtype[Any], wanted: npt.DTypeLike | None, *, where: str
     if wanted is None or _kind_ok(found, np.dtype(wanted)):
         return
     raise DataError(
-        f"{where} has dtype {found} but the model wants {np.dtype(wanted)}: convert it with .astype() first"
+        f"{where} has dtype {found} but the model wants {np.dtype(wanted)}", hint="convert it with .astype() first"
     )
 
 
@@ -53,8 +53,8 @@ def fit(array: Array, wanted: npt.DTypeLike | None, *, where: str, sample: int) 
     if not np.can_cast(array.dtype, target, "safe") and not _kept(array, cast):
         raise DataError(
             f"{where} has dtype {array.dtype}, and sample {sample} holds values (from {np.nanmin(array)} to "
-            f"{np.nanmax(array)}) "
-            f"that the model's {target} cannot hold: convert or rescale it first"
+            f"{np.nanmax(array)}) that the model's {target} cannot hold",
+            hint="convert or rescale it first",
         )
     return cast
 

@@ -16,7 +16,7 @@ def feed_piece(feed: object, layout: Layout, *, where: str, sample: int) -> Piec
     """The ``Piece`` of a user's dict ``{input: complete array, or one sample without its batch axis}``."""
     if not isinstance(feed, Mapping):
         raise DataError(
-            f"{where} yields {type(feed).__name__}, not dicts: yield {{input name: array}} for every sample"
+            f"{where} yields {type(feed).__name__}, not dicts", hint="yield {input name: array} for every sample"
         )
     place = f"sample {sample} of {where}"
     keys = match_names([str(k) for k in feed], layout.inputs, where=place)
@@ -36,7 +36,7 @@ def feed_piece(feed: object, layout: Layout, *, where: str, sample: int) -> Piec
         raise DataError(f"{place} is empty: it holds 0 rows")
     if layout.fixed and len(set(rows.values())) > 1:
         listed = ", ".join(f"{name!r} {n}" for name, n in rows.items())
-        raise DataError(f"{place} has different numbers of rows ({listed}): give all inputs the same number")
+        raise DataError(f"{place} has different numbers of rows ({listed})", hint="give all inputs the same number")
     return Piece(pieces, max(rows.values(), default=1))
 
 
@@ -45,9 +45,11 @@ def to_array(value: object, *, where: str) -> Array:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{where} is not an array ({one_line(error)}): give numbers in a regular shape") from error
+        raise DataError(
+            f"{where} is not an array ({one_line(error)})", hint="give numbers in a regular shape"
+        ) from error
     if array.dtype == object and not all(isinstance(v, (str, bytes)) for v in array.flat):
-        raise DataError(f"{where} holds {type(value).__name__} objects, not numbers: give a numpy array")
+        raise DataError(f"{where} holds {type(value).__name__} objects, not numbers", hint="give a numpy array")
     return array
 
 
@@ -56,7 +58,7 @@ class DictSource(Indexed):
 
     def __init__(self, items: Sequence[object], layout: Layout, *, where: str) -> None:
         if not items:
-            raise DataError(f"{where} is empty: give at least one dict {{input name: array}}")
+            raise DataError(f"{where} is empty", hint="give at least one dict {input name: array}")
         self._items, self.layout = items, layout
         self.where = where
         self.reading = reading_of_dicts(layout)
@@ -87,5 +89,7 @@ def dict_labels(items: Iterable[object], key: str, *, where: str) -> Array:
             raise missing_label(key, keys, where=f"sample {number} of {where}")
         found.append(to_array(item[key], where=f"the labels {key!r} of sample {number} of {where}"))
     if len({a.shape for a in found}) > 1:
-        raise DataError(f"the labels {key!r} of {where} differ in shape from sample to sample: give them one shape")
+        raise DataError(
+            f"the labels {key!r} of {where} differ in shape from sample to sample", hint="give them one shape"
+        )
     return np.stack(found) if found else np.empty(0)

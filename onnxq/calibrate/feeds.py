@@ -35,7 +35,7 @@ from onnxq.calibrate.layout import OVERRIDE, Layout, require_inputs
 from onnxq.calibrate.options import FeedOptions, ImageOptions
 from onnxq.calibrate.pinned import pinned
 from onnxq.calibrate.random_data import RandomSource
-from onnxq.calibrate.sources import Indexed, Picked, Sifted, Source
+from onnxq.calibrate.sources import Indexed, Picked, Sifted, Source, dealt
 from onnxq.errors import ConfigError, DataError, RunFailure
 from onnxq.graph.signature import TensorSpec
 
@@ -172,7 +172,7 @@ class Feed:
         unit = self.layout.rows if self.layout.fixed and not self.source.complete else 1
         source = self.source
         if not isinstance(source, Indexed):
-            held = _dealt(held_out, unit)
+            held = dealt(held_out, unit)
             return (
                 replace(self, source=Sifted(source, lambda i: not held(i))),
                 replace(self, source=Sifted(source, held)),
@@ -183,7 +183,7 @@ class Feed:
         wanted = max(1, int(held_out * units)) if held_out < 1 else -(-int(held_out) // unit)
         if wanted >= units:
             raise DataError(
-                f"{source.where} has {count} samples, too few to hold out {held_out} of them: give more samples"
+                f"{source.where} has {count} samples, too few to hold out {held_out} of them", hint="give more samples"
             )
         chosen = np.zeros(count, bool)
         for number in np.random.default_rng(seed).permutation(units)[:wanted]:
@@ -197,19 +197,11 @@ class Feed:
         where, rows = self.source.where, self.layout.rows
         if self.layout.fixed and rows > 1 and next(iter(self.source), None) is not None:
             raise DataError(
-                f"{where} has no {rows} samples of one shape, but the model's batch axis is fixed at {rows}: "
-                f"give at least {rows} samples"
+                f"{where} has no {rows} samples of one shape, but the model's batch axis is fixed at {rows}",
+                hint=f"give at least {rows} samples",
             )
         again = "" if isinstance(self.source, Indexed) else " (and anew in every pass)"
         raise DataError(f"{where} is empty: it must give at least one sample{again}")
-
-
-def _dealt(held_out: float, unit: int) -> Callable[[int], bool]:
-    """Whether sample number i of a stream is held out."""
-    if held_out < 1:
-        return lambda i: int((i // unit + 1) * held_out) > int((i // unit) * held_out)
-    enough = -(-int(held_out) // unit)
-    return lambda i: (i // unit) % 2 == 1 and (i // unit) // 2 < enough
 
 
 def open_feed(source: FeedSource, inputs: Sequence[TensorSpec], *, options: FeedOptions | None = None) -> Feed:
@@ -238,7 +230,8 @@ def _from_text(source: str | Path, layout: Layout, options: FeedOptions) -> Sour
         reference = parse_reference(str(source))
         if reference is None:
             raise DataError(
-                f"there is no file or folder {source}: check the path (or give package.module:function, or 'random')"
+                f"there is no file or folder {source}",
+                hint="check the path (or give package.module:function, or 'random')",
             )
         target, where = load_reference(*reference), str(source)
         if callable(target):
@@ -253,7 +246,7 @@ def _from_text(source: str | Path, layout: Layout, options: FeedOptions) -> Sour
     if suffix in images.SUFFIXES:
         return images.ImageSource(path.parent, [path], layout, options)
     known = ", ".join((*ARRAY_SUFFIXES, *texts.SUFFIXES, *images.SUFFIXES))
-    raise DataError(f"{path} is of no known kind: give a file that ends in one of {known}, or a folder")
+    raise DataError(f"{path} is of no known kind", hint=f"give a file that ends in one of {known}, or a folder")
 
 
 def _from_folder(path: Path, layout: Layout, options: FeedOptions) -> Source:
@@ -264,7 +257,9 @@ def _from_folder(path: Path, layout: Layout, options: FeedOptions) -> Source:
     arrays = [p for p in files if p.suffix.lower() in ARRAY_SUFFIXES]
     pictures = [p for p in files if p.suffix.lower() in images.SUFFIXES]
     if arrays and pictures:
-        raise DataError(f"{path} holds both arrays ({arrays[0].name}) and images ({pictures[0].name}): keep one kind")
+        raise DataError(
+            f"{path} holds both arrays ({arrays[0].name}) and images ({pictures[0].name})", hint="keep one kind"
+        )
     if arrays:
         return ArrayFolder(path, arrays, layout)
     if pictures:
@@ -280,11 +275,13 @@ def _from_value(value: object, layout: Layout, *, where: str = "the data") -> So
     if isinstance(value, np.ndarray):
         if len(layout.inputs) != 1:
             names = ", ".join(repr(s.name) for s in layout.inputs)
-            raise DataError(f"{where} is one array, but the model has the inputs {names}: give {{input name: array}}")
+            raise DataError(
+                f"{where} is one array, but the model has the inputs {names}", hint="give {input name: array}"
+            )
         return ArraySource({layout.inputs[0].name: value}, layout, where=where)
     if isinstance(value, Iterator):
         raise DataError(
-            f"{where} can be read only once ({type(value).__name__}): give a list, or the function that makes it"
+            f"{where} can be read only once ({type(value).__name__})", hint="give a list, or the function that makes it"
         )
     if isinstance(value, (list, tuple)):
         return DictSource(value, layout, where=where)
@@ -295,5 +292,6 @@ def _from_value(value: object, layout: Layout, *, where: str = "the data") -> So
     if callable(value):
         return StreamSource(value, layout, where=where)
     raise DataError(
-        f"{where} is {type(value).__name__}: give a path, a mapping of arrays, dicts, or a function of no arguments"
+        f"{where} is {type(value).__name__}",
+        hint="give a path, a mapping of arrays, dicts, or a function of no arguments",
     )

@@ -176,4 +176,4 @@ def _skip(file: IO[bytes], size: int) -> None:
 
 def unreadable(path: Path, error: BaseException) -> DataError:
     """The error for a file of arrays that cannot be read."""
-    return DataError(f"{path} cannot be read ({one_line(error)}): write it again with numpy.savez or numpy.save")
+    return DataError(f"{path} cannot be read ({one_line(error)})", hint="write it again with numpy.savez or numpy.save")

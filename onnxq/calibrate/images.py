@@ -41,7 +41,9 @@ class ImageShape:
 def image_shape(spec: TensorSpec, options: ImageOptions) -> ImageShape:
     """The image that ``spec`` (rank 4, or rank 3 without batch axis) takes; DataError where it takes none."""
     if spec.shape is None or len(spec.shape) not in (3, 4):
-        raise DataError(f"input {spec} is no image (rank 3 or 4): a folder of images cannot feed it; give an .npz")
+        raise DataError(
+            f"input {spec} is no image (rank 3 or 4): a folder of images cannot feed it", hint="give an .npz"
+        )
     dims = spec.shape[-3:]
     order = options.layout
     if order == "auto":
@@ -49,8 +51,9 @@ def image_shape(spec: TensorSpec, options: ImageOptions) -> ImageShape:
         if first == last:
             if first > 0 or any(isinstance(d, int) for d in (dims[0], dims[2])):
                 raise DataError(
-                    f"input {spec} {'may be' if first else 'is no image with 1, 3 or 4 channels, neither'} nchw "
-                    f"{'or' if first else 'nor'} nhwc: give the layout as an image option, or an .npz"
+                    f"input {spec} {('may be' if first else 'is no image with 1, 3 or 4 channels, neither')} nchw "
+                    f"{('or' if first else 'nor')} nhwc",
+                    hint="give the layout as an image option, or an .npz",
                 )
             order = "nchw"  # nothing is fixed, and onnx models are channels-first unless they say otherwise
         else:
@@ -59,7 +62,7 @@ def image_shape(spec: TensorSpec, options: ImageOptions) -> ImageShape:
     channels, height, width = dims if nchw else (dims[2], dims[0], dims[1])
     count = channels if isinstance(channels, int) else 3
     if count not in _MODES:
-        raise DataError(f"input {spec} has {count} channels ({order}): an image has 1, 3 or 4; give an .npz")
+        raise DataError(f"input {spec} has {count} channels ({order}): an image has 1, 3 or 4", hint="give an .npz")
     return ImageShape(
         nchw, count, height if isinstance(height, int) else None, width if isinstance(width, int) else None
     )
@@ -96,7 +99,7 @@ class ImageSource(Indexed):
         if len(layout.inputs) != 1:
             names = ", ".join(str(s) for s in layout.inputs)
             raise DataError(
-                f"{self.where} holds images, but the model has {len(layout.inputs)} inputs ({names}): give .npz"
+                f"{self.where} holds images, but the model has {len(layout.inputs)} inputs ({names})", hint="give .npz"
             )
         self._root, self._files, self._spec, self.layout = root, files, layout.inputs[0], layout
         self._options, self.warning = choose_options(options, root)
@@ -153,7 +156,7 @@ def require_pillow() -> None:
     try:
         import PIL.Image  # noqa: F401
     except ImportError as error:
-        raise DataError("reading images needs pillow: pip install 'onnxq[images]'") from error
+        raise DataError("reading images needs pillow", hint="pip install 'onnxq[images]'") from error
 
 
 def load_image(path: Path, options: ImageOptions, *, channels: int) -> Array:
@@ -173,7 +176,7 @@ def load_image(path: Path, options: ImageOptions, *, channels: int) -> Array:
             image.load()
         image = _crop(_resize(image, options), options)
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them
-        raise DataError(f"image {path} cannot be read ({one_line(error)}): remove or replace it") from error
+        raise DataError(f"image {path} cannot be read ({one_line(error)})", hint="remove or replace it") from error
     pixels = np.asarray(image)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     if options.channels == "bgr" and channels >= 3:

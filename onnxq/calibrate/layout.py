@@ -117,7 +117,7 @@ def _checked(inputs: Sequence[TensorSpec], asked: Mapping[str, int | None]) -> d
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             advice = f"did you mean {near[0]!r}?" if near else f"it has {_names(known)}"
-            raise ConfigError(f"batch axis of {name!r}: the model has no such input; {advice}")
+            raise ConfigError(f"batch axis of {name!r}: the model has no such input", hint=advice)
         shape = known[name].shape
         if axis is not None and shape is not None and not -len(shape) <= axis < len(shape):
             raise ConfigError(f"batch axis {axis} of {name!r}: the input has the shape {_dims(shape)}")
@@ -146,7 +146,7 @@ def form_of(spec: TensorSpec, shape: tuple[int, ...], layout: Layout, *, where: 
     axis = layout.axes.get(spec.name)
     if spec.shape is None:
         if not shape:
-            raise DataError(f"{where} is a scalar: give it a first axis, the samples")
+            raise DataError(f"{where} is a scalar", hint="give it a first axis, the samples")
         return Form.ROWS
     rank = len(spec.shape)
     if len(shape) == rank:
@@ -163,7 +163,7 @@ def form_of(spec: TensorSpec, shape: tuple[int, ...], layout: Layout, *, where: 
         if axis == 0 and len(shape) == rank - 1:
             advice = "a single sample needs a leading axis: array[None]"
         raise DataError(
-            f"{where} has shape {_dims(shape)}, the model wants {_dims(spec.shape)} (rank {rank}): {advice}"
+            f"{where} has shape {_dims(shape)}, the model wants {_dims(spec.shape)} (rank {rank})", hint=advice
         )
     check_dims(found, wanted, where=where, full=(shape, spec.shape))
     return form
@@ -228,7 +228,8 @@ def check_dims(
         return
     shown_found, shown_wanted = full or (found, wanted)
     raise DataError(
-        f"{where} has shape {_dims(shown_found)} but the model wants {_dims(shown_wanted)}: reshape or resize the data"
+        f"{where} has shape {_dims(shown_found)} but the model wants {_dims(shown_wanted)}",
+        hint="reshape or resize the data",
     )
 
 
@@ -247,8 +248,9 @@ def match_names(available: Collection[str], inputs: Sequence[TensorSpec], *, whe
     near = difflib.get_close_matches(name, others, n=1) or (others if len(others) == 1 and len(missing) == 1 else [])
     advice = f"rename {near[0]!r} to {name!r}" if near else f"add an array named {name!r}"
     raise DataError(
-        f"{where} has no array for the input {name!r}: it holds {_names(available)}, "
-        f"the model wants {_names(s.name for s in inputs)}; {advice}"
+        f"{where} has no array for the input {name!r}: it holds {_names(available)}, the model wants "
+        f"{_names(s.name for s in inputs)}",
+        hint=advice,
     )
 
 
@@ -256,7 +258,7 @@ def missing_label(key: str, available: Collection[str], *, where: str) -> DataEr
     """The error for labels ``key`` that the data lacks."""
     near = difflib.get_close_matches(key, available, n=1)
     advice = f"did you mean {near[0]!r}?" if near else f"it holds {_names(available)}"
-    return DataError(f"{where} has no labels {key!r}: {advice}")
+    return DataError(f"{where} has no labels {key!r}", hint=advice)
 
 
 def _names(names: Iterable[str]) -> str:

@@ -62,8 +62,8 @@ def observe(
         return observe(array[~np.isnan(array)], tensor=tensor, limit=limit)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(
-            f"tensor '{tensor}' holds infinity on calibration data: check the input values and the preprocessing, "
-            "or exclude the nodes that read it with --exclude"
+            f"tensor '{tensor}' holds infinity on calibration data",
+            hint="check the input values and the preprocessing, or exclude the nodes that read it with --exclude",
         )
     flat = array.reshape(-1)
     if flat.size > limit:

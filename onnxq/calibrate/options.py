@@ -62,15 +62,15 @@ class ImageOptions:
         ):
             value, known = getattr(self, name), get_args(kind)
             if value not in known:
-                raise ConfigError(f"image option {name} is {value!r}: choose one of {', '.join(known)}")
+                raise ConfigError(f"image option {name} is {value!r}", hint=f"choose one of {', '.join(known)}")
         for name in ("size", "crop"):
             pair = getattr(self, name)
             if pair is not None and not (len(pair) == 2 and all(isinstance(v, int) and v > 0 for v in pair)):
-                raise ConfigError(f"image option {name} is {pair!r}: give (height, width) in pixels")
+                raise ConfigError(f"image option {name} is {pair!r}", hint="give (height, width) in pixels")
             if pair is not None and prod(pair) > MOST_PIXELS:
                 raise ConfigError(f"image option {name} is {pair!r}: an image may have {MOST_PIXELS:,} pixels")
         if self.longest is not None and self.longest < 1:
-            raise ConfigError(f"image option longest is {self.longest}: give a number of pixels")
+            raise ConfigError(f"image option longest is {self.longest}", hint="give a number of pixels")
         if not all(map(isfinite, (self.scale, *self.mean, *self.std))):
             raise ConfigError("image options scale, mean and std must be finite")
         if 0 in self.std or not self.std or not self.mean:
@@ -139,4 +139,6 @@ class FeedOptions:
             if size < 1:
                 raise ConfigError(f"dimension {name!r} must be at least 1, not {size}")
         if self.image is not None and self.preprocessor is not None:
-            raise ConfigError("image options and a preprocessor_config.json exclude each other: give one of them")
+            raise ConfigError(
+                "image options and a preprocessor_config.json exclude each other", hint="give one of them"
+            )

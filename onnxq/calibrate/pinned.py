@@ -26,5 +26,5 @@ def pinned(inputs: Sequence[TensorSpec], dims: Mapping[str, int]) -> tuple[Tenso
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             advice = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known)) or 'none'}"
-            raise ConfigError(f"the model has no symbolic dimension {name!r}: {advice}")
+            raise ConfigError(f"the model has no symbolic dimension {name!r}", hint=advice)
     return tuple(found)

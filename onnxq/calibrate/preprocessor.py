@@ -34,18 +34,20 @@ def read_preprocessor(path: Path | str) -> ImageOptions:
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
     except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}: check the path of the preprocessor configuration") from error
+        raise DataError(f"there is no file {path}", hint="check the path of the preprocessor configuration") from error
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deeply
-        raise DataError(f"{path} cannot be read ({one_line(error)}): give a {NAME}") from error
+        raise DataError(f"{path} cannot be read ({one_line(error)})", hint=f"give a {NAME}") from error
     refused = [key for key in _REFUSED if config.get(key)]
     if refused:
-        raise DataError(f"{path} asks for {refused[0]}, which onnxq does not do: prepare the data as .npz instead")
+        raise DataError(
+            f"{path} asks for {refused[0]}, which onnxq does not do", hint="prepare the data as .npz instead"
+        )
     try:
         return _options(config)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path} has an entry that onnxq does not understand ({type(error).__name__}: {one_line(error)}): "
-            "give image options instead"
+            f"{path} has an entry that onnxq does not understand ({type(error).__name__}: {one_line(error)})",
+            hint="give image options instead",
         ) from error
 
 

@@ -40,7 +40,7 @@ class RandomSource(Indexed):
         self._shapes = {s.name: _shape(s, layout) for s in layout.inputs}
         for spec in layout.inputs:
             if spec.dtype is None or np.dtype(spec.dtype).kind not in "iufb":
-                raise DataError(f"random data cannot be made for the input {spec}: give real data")
+                raise DataError(f"random data cannot be made for the input {spec}", hint="give real data")
         once = np.random.default_rng(seed)
         self.same: dict[str, Array] = {
             s.name: draw(s, self._shapes[s.name], once)
@@ -65,7 +65,7 @@ class RandomSource(Indexed):
 def _shape(spec: TensorSpec, layout: Layout) -> tuple[int, ...]:
     if spec.shape is None:
         raise DataError(
-            f"random data cannot be made for the input {spec.name!r}, whose rank is unknown: give real data"
+            f"random data cannot be made for the input {spec.name!r}, whose rank is unknown", hint="give real data"
         )
     shape: list[int] = []
     for axis, dim in enumerate(spec.shape):
@@ -76,12 +76,12 @@ def _shape(spec: TensorSpec, layout: Layout) -> tuple[int, ...]:
         else:
             key = dim if dim is not None else f"{spec.name}.{axis}"
             raise DataError(
-                f"random data needs a number for dimension {key!r} of the input {spec}: "
-                f"give dims={{{key!r}: ...}} (or real data)"
+                f"random data needs a number for dimension {key!r} of the input {spec}",
+                hint=f"give dims={{{key!r}: ...}} (or real data)",
             )
     size = prod(shape) * np.dtype(spec.dtype or object).itemsize
     if size > LARGEST_BYTES:
-        raise DataError(f"random data for the input {spec} would have {size_text(size)}: give real data")
+        raise DataError(f"random data for the input {spec} would have {size_text(size)}", hint="give real data")
     return tuple(shape)
 
 

@@ -156,7 +156,7 @@ def run_observers(
             if progress is not None:
                 progress(done)
     if done == 0:
-        raise DataError("the calibration data holds no sample: give at least one")
+        raise DataError("the calibration data holds no sample", hint="give at least one")
     return Statistics(
         {tensor: h for tensor, h in histograms.items() if h is not None and tensor not in masks},
         {place: seen.moments() for place, seen in read_by.items() if layers[place].tensor not in masks},

@@ -160,3 +160,11 @@ class Sifted(_View):
         everything = self.base.labels(key)
         chosen: Array = everything[list(self._sift(range(len(everything))))]
         return chosen
+
+
+def dealt(held_out: float, unit: int) -> Callable[[int], bool]:
+    """Whether sample number i of a stream is held out."""
+    if held_out < 1:
+        return lambda i: int((i // unit + 1) * held_out) > int((i // unit) * held_out)
+    enough = -(-int(held_out) // unit)
+    return lambda i: (i // unit) % 2 == 1 and (i // unit) // 2 < enough

@@ -54,7 +54,7 @@ class TextSource(Indexed):
         self._roles = _roles(layout, self.where)
         self._lines = _line_offsets(path)
         if not self._lines:
-            raise DataError(f"{path} is empty: give a text a line")
+            raise DataError(f"{path} is empty", hint="give a text a line")
         self._fixed = self._fixed_length()
         self._length = self._fixed or options.max_length or DEFAULT_LENGTH
         if self._length > MOST_TOKENS:
@@ -89,7 +89,8 @@ class TextSource(Indexed):
         numbers = {d for d in lengths if isinstance(d, int)}
         if len(numbers) > 1:
             raise DataError(
-                f"the model's inputs want different lengths ({', '.join(map(str, self.layout.inputs))}): give an .npz"
+                f"the model's inputs want different lengths ({', '.join(map(str, self.layout.inputs))})",
+                hint="give an .npz",
             )
         return numbers.pop() if numbers else None
 
@@ -104,16 +105,18 @@ class TextSource(Indexed):
         try:
             text = line.decode("utf-8-sig").strip("\r\n")
         except UnicodeDecodeError as error:
-            raise DataError(f"{where} is not UTF-8: convert the file") from error
+            raise DataError(f"{where} is not UTF-8", hint="convert the file") from error
         if self._path.suffix.lower() != ".jsonl":
             return text
         try:
             entry = json.loads(text)
         except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
-            raise DataError(f"{where} is not JSON ({one_line(error)}): give one object a line") from error
+            raise DataError(f"{where} is not JSON ({one_line(error)})", hint="give one object a line") from error
         if not isinstance(entry, dict) or not isinstance(entry.get(self._field), str):
             keys = ", ".join(map(repr, entry)) if isinstance(entry, dict) else type(entry).__name__
-            raise DataError(f"{where} has no text under {self._field!r} (it has {keys}): name the field that holds it")
+            raise DataError(
+                f"{where} has no text under {self._field!r} (it has {keys})", hint="name the field that holds it"
+            )
         return str(entry[self._field])
 
     def _encoded(self, index: int) -> Encoding:
@@ -134,7 +137,7 @@ class TextSource(Indexed):
         encoded = self._encoded(index)
         tokens = len(encoded.ids)
         if tokens == 0:
-            raise DataError(f"sample {index} of {self.where} gives no tokens: remove that line")
+            raise DataError(f"sample {index} of {self.where} gives no tokens", hint="remove that line")
         values = {
             "ids": encoded.ids,
             "mask": encoded.attention_mask,
@@ -165,7 +168,7 @@ def _roles(layout: Layout, where: str) -> dict[str, str]:
             role = "ids"
         if role is None or (spec.shape is not None and len(spec.shape) not in (1, 2)):
             raise DataError(
-                f"{where} is text, which cannot fill the input {spec} (known: {', '.join(_ROLES)}): give an .npz"
+                f"{where} is text, which cannot fill the input {spec} (known: {', '.join(_ROLES)})", hint="give an .npz"
             )
         roles[spec.name] = role
     return roles
@@ -190,5 +193,5 @@ def _line_offsets(path: Path) -> array[int]:
                 position += len(line)
                 number += 1
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({one_line(error)}): check the path") from error
+        raise DataError(f"{path} cannot be read ({one_line(error)})", hint="check the path") from error
     return offsets

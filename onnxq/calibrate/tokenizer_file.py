@@ -32,17 +32,19 @@ def find_tokenizer(path: Path, options: FeedOptions) -> Path:
     try:
         import tokenizers  # noqa: F401
     except ImportError as error:
-        raise DataError("reading text needs tokenizers: pip install 'onnxq[text]'") from error
+        raise DataError("reading text needs tokenizers", hint="pip install 'onnxq[text]'") from error
     if options.tokenizer is not None:
         given = Path(options.tokenizer)
         found = given / NAME if os.path.isdir(given) else given
         if not os.path.exists(found):
-            raise DataError(f"there is no tokenizer {found}: check the path")
+            raise DataError(f"there is no tokenizer {found}", hint="check the path")
     else:
         places = [path.parent] + ([Path(options.model).parent] if options.model is not None else [])
         existing = [p / NAME for p in places if os.path.exists(p / NAME)]
         if not existing:
-            raise DataError(f"{path} is text, but no {NAME} lies beside it or the model: put one there or name it")
+            raise DataError(
+                f"{path} is text, but no {NAME} lies beside it or the model", hint="put one there or name it"
+            )
         found = existing[0]
     return found
 
@@ -56,7 +58,7 @@ def load_tokenizer(found: Path) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises bare Exception for every bad file, or panics
-        raise DataError(f"{found} cannot be read as a tokenizer ({one_line(error)}): give a {NAME}") from error
+        raise DataError(f"{found} cannot be read as a tokenizer ({one_line(error)})", hint=f"give a {NAME}") from error
 
 
 def require_tokenizer(found: Path, texts: Sequence[str], length: int) -> None:
@@ -86,4 +88,4 @@ def _content(found: Path) -> bytes:
     try:
         return read_file(found, at_most=LARGEST_TOKENIZER)
     except OSError as error:
-        raise DataError(f"{found} cannot be read as a tokenizer ({one_line(error)}): give a {NAME}") from error
+        raise DataError(f"{found} cannot be read as a tokenizer ({one_line(error)})", hint=f"give a {NAME}") from error

@@ -71,7 +71,7 @@ def _chosen(
 ) -> Config:
     """Preset or file first, then each option that was given. Raises ``ConfigError``."""
     if preset is not None and config is not None:
-        raise ConfigError("--preset and --config each say everything: give one of them, and options beside it")
+        raise ConfigError("--preset and --config each say everything", hint="give one of them, and options beside it")
     chosen = load_config(config) if config is not None else find_preset(preset or next(iter(PRESETS)))
     changes = {entry.name: _read(choice_of(entry), given[key]) for key, entry in _options() if _given(given.get(key))}
     if commanding:
@@ -159,7 +159,7 @@ def duration(option: str, text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0.0 < seconds < float("inf"):
-        raise ConfigError(f"{option} {text}: give a time as 90s, 10m or 1h")
+        raise ConfigError(f"{option} {text} is no time", hint="give a time as 90s, 10m or 1h")
     return seconds
 
 

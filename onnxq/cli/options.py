@@ -94,7 +94,7 @@ def _pixels(option: str, text: str) -> tuple[int, int]:
     except ValueError:
         sizes = []
     if len(sizes) not in (1, 2) or min(sizes, default=0) < 1:
-        raise ConfigError(f"{option} {text}: give pixels as 224 or as HEIGHTxWIDTH, 224x320")
+        raise ConfigError(f"{option} {text} is no size", hint="give pixels as 224 or as HEIGHTxWIDTH, 224x320")
     return sizes[0], sizes[-1]
 
 
@@ -103,20 +103,22 @@ def _fraction(option: str, text: str) -> float:
     try:
         return float(over) / float(under) if slash else float(over)
     except (ValueError, ZeroDivisionError):
-        raise ConfigError(f"{option} {text}: give a number as 0.5 or a fraction as 1/255") from None
+        raise ConfigError(f"{option} {text} is no number", hint="give a number as 0.5 or a fraction as 1/255") from None
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"{option} {text}: give one number, or one for each channel as 0.5,0.5,0.5") from None
+        raise ConfigError(
+            f"{option} {text} is no list of numbers", hint="give one number, or one for each channel as 0.5,0.5,0.5"
+        ) from None
 
 
 def _dimension(text: str) -> tuple[str, int]:
     name, equals, number = text.rpartition("=")
     if not equals or not name or not number.strip().isdecimal():
-        raise ConfigError(f"--dim {text}: give NAME=N, as --dim sequence=128")
+        raise ConfigError(f"--dim {text} is no size of a dimension", hint="give NAME=N, as --dim sequence=128")
     return name, int(number)
 
 
@@ -129,7 +131,9 @@ def _batch_axis(text: str) -> tuple[str, int | None]:
     except ValueError:
         number = None
     if not name or number is None:
-        raise ConfigError(f"--batch-axis {text}: give INPUT=AXIS, as --batch-axis x=1, or INPUT=none")
+        raise ConfigError(
+            f"--batch-axis {text} names no axis", hint="give INPUT=AXIS, as --batch-axis x=1, or INPUT=none"
+        )
     return name, number
 
 

@@ -144,21 +144,23 @@ def suffix(config: Config) -> str:
 def check_output(target: Path, model: Path, *, overwrite: bool) -> None:
     """Raises ``OutputError`` at once where saving to ``target`` would fail after all the work."""
     if os.path.isdir(target):
-        raise OutputError(f"cannot write {target}: it is a folder; give a file name with -o")
+        raise OutputError(f"cannot write {target}: it is a folder", hint="give a file name with -o")
     # Those that are missing are made.
     folder = next((path for path in target.absolute().parents if os.path.exists(path)), target.parent)
     if not os.path.isdir(folder):
         raise OutputError(f"cannot write {target}: {folder} is no folder", hint="choose another place with -o")
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"cannot write {target}: no permission to write in {folder}; choose another with -o")
+        raise OutputError(f"cannot write {target}: no permission to write in {folder}", hint="choose another with -o")
     if os.path.realpath(target) == os.path.realpath(model):
-        raise OutputError(f"{target} is the input model and is not written over; choose another output with -o")
+        raise OutputError(f"{target} is the input model and is not written over", hint="choose another output with -o")
     if os.path.exists(target) and not os.path.isfile(target):
-        raise OutputError(f"cannot write {target}: it is not a plain file; give another with -o")
+        raise OutputError(f"cannot write {target}: it is not a plain file", hint="give another with -o")
     if (length := len(os.fsencode(target.name))) > LONGEST_NAME:
-        raise OutputError(f"cannot write {target.name[:40]}...: a name of {length} bytes; give a shorter one with -o")
+        raise OutputError(
+            f"cannot write {target.name[:40]}...: a name of {length} bytes", hint="give a shorter one with -o"
+        )
     if os.path.exists(target) and not overwrite:
-        raise OutputError(f"{target} exists already; remove it, or leave out --no-overwrite")
+        raise OutputError(f"{target} exists already", hint="remove it, or leave out --no-overwrite")
 
 
 def data_beside(model: Path) -> str | None:

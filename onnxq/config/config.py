@@ -105,7 +105,10 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
         for part in text.split(","):
             role, _, method = part.rpartition("=")
             if role not in ("", "weights", "activations"):
-                raise ConfigError(f"--range {text}: write METHOD, weights=METHOD or activations=METHOD, not '{role}='")
+                raise ConfigError(
+                    f"--range {text} names no range method",
+                    hint=f"write METHOD, weights=METHOD or activations=METHOD, not '{role}='",
+                )
             if role in ("", "weights"):
                 changed = replace(changed, weight_range=method)
             if role in ("", "activations"):

@@ -91,5 +91,5 @@ def format_name(text: str) -> FormatName:
         with_blocks = ", ".join(f"{f.name}{bits}" for f in FAMILIES.values() for bits in f.blocks)
         raise ConfigError(f"weight format '{text}': blocks of {sizes} weights go with {with_blocks}")
     if not match[3] and not family.plain:
-        raise ConfigError(f"weight format '{text}' comes in blocks: write {text}:32")
+        raise ConfigError(f"weight format '{text}' comes in blocks", hint=f"write {text}:32")
     return found

@@ -20,5 +20,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(name: str) -> Config:
     """The defaults as the preset ``name`` changes them. Raises ``ConfigError`` listing the presets for another name."""
     if name not in PRESETS:
-        raise ConfigError(f"no preset '{name}'; choose one of {', '.join(PRESETS)}")
+        raise ConfigError(f"no preset '{name}'", hint=f"choose one of {', '.join(PRESETS)}")
     return Config(**PRESETS[name])

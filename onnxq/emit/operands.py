@@ -195,5 +195,5 @@ class Operands(Held):
         """The parameters of the tensor or of the one that it shares them with."""
         root = self._roots.get(tensor, tensor)
         if root not in self._tensors:
-            raise ModelError(f"tensor '{root}' has no quantization parameters; observe it before emitting")
+            raise ModelError(f"tensor '{root}' has no quantization parameters", hint="observe it before emitting")
         return self._tensors[root]

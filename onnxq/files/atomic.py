@@ -125,7 +125,7 @@ def _check_target(target: Path) -> None:
     if os.path.exists(target.parent) and not os.path.isdir(target.parent):
         raise OutputError(f"cannot write {target}: {target.parent} is no folder")
     if os.path.isdir(target):
-        raise OutputError(f"cannot write {target}: it is a folder; give a file name")
+        raise OutputError(f"cannot write {target}: it is a folder", hint="give a file name")
     if os.path.exists(target) and not os.path.isfile(target):
         raise OutputError(f"cannot write {target}: it is not a plain file")
 

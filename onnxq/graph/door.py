@@ -30,9 +30,9 @@ Noted: TypeAlias = ir.Model | ir.Function | ir.Graph | ir.Node | ir.Value
 def check_model(model: ir.Model, name: str) -> None:
     """Raises ModelError where ``model``, called ``name``, cannot run; puts its nodes in the order of computing."""
     if len(model.graph) == 0:
-        raise ModelError(f"{name} has no nodes, so there is nothing to run; export it again")
+        raise ModelError(f"{name} has no nodes, so there is nothing to run", hint="export it again")
     if not model.graph.outputs:
-        raise ModelError(f"{name} has no outputs, or is truncated; export or copy it again")
+        raise ModelError(f"{name} has no outputs, or is truncated", hint="export or copy it again")
     _check_opset(model, name)
     _drop_unreadable_notes(model)
     problem = next(_problems(model), None)
@@ -46,11 +46,12 @@ def _check_opset(model: ir.Model, name: str) -> None:
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and opset > newest:
         raise ModelError(
-            f"{name} has opset {opset}, newer than {newest}, the last one that the installed onnx {onnx.__version__} "
-            "knows; update onnx and onnxruntime, or export with opset 17 to 20"
+            f"{name} has opset {opset}, newer than {newest}, the last one that the installed onnx "
+            f"{onnx.__version__} knows",
+            hint="update onnx and onnxruntime, or export with opset 17 to 20",
         )
     if opset is not None and opset < _OLDEST_OPSET:
-        raise ModelError(f"{name} has opset {opset}; export it again with opset 13 or newer")
+        raise ModelError(f"{name} has opset {opset}", hint="export it again with opset 13 or newer")
 
 
 def _drop_unreadable_notes(model: ir.Model) -> None:

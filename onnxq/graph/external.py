@@ -107,7 +107,7 @@ def _copy(path: Path, offset: int, size: int, file: BinaryIO) -> None:
         while size > 0:
             part = source.read(min(size, _AT_ONCE))
             if not part:
-                raise ModelError(f"external data file {str(path)!r} is truncated; copy the file again")
+                raise ModelError(f"external data file {str(path)!r} is truncated", hint="copy the file again")
             file.write(part)
             size -= len(part)
 
@@ -135,14 +135,14 @@ def _locate(tensor: ir.ExternalTensor, owner: str, file: Path | None) -> Path:
     path = base / location
     if file is not None and not _belongs(location, base, file):
         raise ModelError(
-            f"tensor {owner!r} keeps its data in {location!r}, outside the model's folder; save the model again with "
-            "its data beside it"
+            f"tensor {owner!r} keeps its data in {location!r}, outside the model's folder",
+            hint="save the model again with its data beside it",
         )
     try:
         check_file(path)
     except FileNotFoundError as error:
         hint = "put it beside the model" if file is not None else "give the path of the model instead of the object"
-        raise ModelError(f"external data file {str(path)!r} of tensor {owner!r} is missing; {hint}") from error
+        raise ModelError(f"external data file {str(path)!r} of tensor {owner!r} is missing", hint=hint) from error
     except OSError as error:
         raise ModelError(
             f"external data file {str(path)!r} of tensor {owner!r} is not read: {error.strerror}"
@@ -153,7 +153,8 @@ def _locate(tensor: ir.ExternalTensor, owner: str, file: Path | None) -> Path:
     if tensor.size and (start < 0 or length < 0 or start + length > size):
         raise ModelError(
             f"external data file {str(path)!r} is truncated: tensor {owner!r} ends at byte {start + length}, "
-            f"the file at {size}; copy the file again"
+            f"the file at {size}",
+            hint="copy the file again",
         )
     return path
 

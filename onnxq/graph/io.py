@@ -89,9 +89,11 @@ def save(
     kept = {Path(os.path.realpath(p)) for p in (*model.meta.get(FILES, ()), *keep)}
     for out in targets:
         if out in kept:
-            raise OutputError(f"{out} belongs to the input model and is not written over; choose another output path")
+            raise OutputError(
+                f"{out} belongs to the input model and is not written over", hint="choose another output path"
+            )
         if os.path.exists(out) and not overwrite:
-            raise OutputError(f"{out} exists already; remove it or choose another output path")
+            raise OutputError(f"{out} exists already", hint="remove it or choose another output path")
     if not external:
         write_bytes(target, serialize(model))
         return (target,)
@@ -133,7 +135,9 @@ def serialize(model: ir.Model) -> bytes:
     copy = copy_model(model)
     copy.ir_version = fitting_ir_version(copy)
     if _weight_bytes(copy) > EXTERNAL_ABOVE:
-        raise OutputError("the model has more than 2 GB of weights and does not fit one ONNX file; save it to a path")
+        raise OutputError(
+            "the model has more than 2 GB of weights and does not fit one ONNX file", hint="save it to a path"
+        )
     embed_external(copy)
     return _to_bytes(copy)
 
@@ -156,7 +160,7 @@ def fitting_ir_version(model: ir.Model) -> int:
 def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Model:
     if not proto.HasField("graph") or not proto.opset_import:
         # Any short file of zeros parses as an empty protobuf message; a cut one may lack its last fields.
-        raise ModelError(f"{name} is not an ONNX model, or is truncated; export or copy it again")
+        raise ModelError(f"{name} is not an ONNX model, or is truncated", hint="export or copy it again")
     make_dense(proto, name)
     types = set_types_aside(proto)
     try:

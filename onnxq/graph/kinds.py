@@ -27,7 +27,9 @@ def require_not_quantized(model: ir.Model) -> None:
     quantized = quantized_ops(model)
     if quantized:
         found = ", ".join(f"{count} {op}" for op, count in quantized.items())
-        raise ModelError(f"{called(model)} is already quantized ({found}); give the float model that it was made from")
+        raise ModelError(
+            f"{called(model)} is already quantized ({found})", hint="give the float model that it was made from"
+        )
 
 
 # Where onnxruntime's optimizers put operators over layouts of this machine's kernels, which no other file has.

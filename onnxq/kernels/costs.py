@@ -140,7 +140,7 @@ def cost_table(target: str) -> CostTable | None:
         return None
     content = json.loads(file.read_text(encoding="utf-8"))
     if content.get("format") != FORMAT:
-        raise ConfigError(f"the cost table of {target} has format {content.get('format')}; reinstall onnxq")
+        raise ConfigError(f"the cost table of {target} has format {content.get('format')}", hint="reinstall onnxq")
     return CostTable(target, {(g["kernel"], g["number"]): _grid(g) for g in content["grids"]})
 
 

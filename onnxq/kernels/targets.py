@@ -88,7 +88,7 @@ def resolve_target(name: str) -> Target:
     """The target called ``name``; ``auto`` is the CPU this runs on. Raises ``ConfigError`` for an unknown name."""
     key = _this_cpu() if name == "auto" else name
     if key not in TARGETS:
-        raise ConfigError(f"unknown target '{name}': choose auto, {', '.join(TARGETS)}")
+        raise ConfigError(f"unknown target '{name}'", hint=f"choose auto, {', '.join(TARGETS)}")
     return TARGETS[key]
 
 

@@ -63,7 +63,9 @@ class Scorer:
     def result(self) -> Accuracy:
         """The ``Accuracy`` so far. Raises ``DataError`` where labels are left over or all were ignored."""
         if self.seen != len(self.labels):
-            raise DataError(f"there are {len(self.labels)} labels but {self.seen} samples: give one for each sample")
+            raise DataError(
+                f"there are {len(self.labels)} labels but {self.seen} samples", hint="give one for each sample"
+            )
         if not self.rows:
             raise DataError("every label is negative, which means ignored: nothing can be scored")
         scores = [
@@ -91,8 +93,8 @@ def require_fit(labels: Array, scores: Sequence[int], output: str, *, given: Seq
     *rows, classes = scores
     if list(labels.shape) != rows:
         raise DataError(
-            f"labels of shape {list(given)} do not fit the rows {rows} of output {output}: "
-            "give one label for each row, in the order of the samples"
+            f"labels of shape {list(given)} do not fit the rows {rows} of output {output}",
+            hint="give one label for each row, in the order of the samples",
         )
     if labels.size and labels.max() >= classes:
         raise DataError(f"label {labels.max()} is out of range: output {output} has {classes} classes")
@@ -103,7 +105,9 @@ def classes_output(names: Sequence[str], outputs: Sequence[Array]) -> str:
     for name, output in zip(names, outputs, strict=True):
         if output.dtype.kind == "f" and output.ndim >= 2 and output.shape[-1] >= 2:
             return name
-    raise DataError("no output holds float scores for at least 2 classes, so labels cannot be used; leave them out")
+    raise DataError(
+        "no output holds float scores for at least 2 classes, so labels cannot be used", hint="leave them out"
+    )
 
 
 def _score(outputs: Array, labels: Array) -> tuple[int, int, float]:

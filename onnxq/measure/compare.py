@@ -102,8 +102,8 @@ def compare(
         name, names, answer = label(float_model), [o.name for o in a.get_outputs()], partial(run, a)
     if missing := sorted(set(names) - {o.name for o in b.get_outputs()}):
         raise ModelError(
-            f"{label(quantized_model)} has no output {missing[0]}, which {name} has; "
-            "compare a model with its own quantized version"
+            f"{label(quantized_model)} has no output {missing[0]}, which {name} has",
+            hint="compare a model with its own quantized version",
         )
     lengths = lengths or {}
     detected = {name for name, how in lengths.items() if how is Length.DETECTED}
@@ -127,7 +127,7 @@ def compare(
             scorer.add(names, references, tests)
         count += 1
     if not count:
-        raise DataError("there is no data to compare the models on: give at least one sample")
+        raise DataError("there is no data to compare the models on", hint="give at least one sample")
     accuracy = None if scorer is None else scorer.result()
     outputs = tuple(s.result() for s in sums.values())
     return Comparison(name, label(quantized_model), count, outputs, accuracy)

@@ -59,7 +59,7 @@ def footprint(
             done = run_child(Path(__file__).resolve(), arguments, timeout_s=_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
             raise RuntimeFailure(
-                f"measuring {label(model)} took over {_TIMEOUT_S} s; measure without memory"
+                f"measuring {label(model)} took over {_TIMEOUT_S} s", hint="measure without memory"
             ) from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -134,7 +134,7 @@ def benchmark(
         raise ConfigError("a benchmark needs at least one model, one thread and one round")
     kept = [dict(feed) for feed in itertools.islice(feeds, MAX_FEEDS)]
     if not kept:
-        raise DataError("there is no data to run the models on: give at least one sample")
+        raise DataError("there is no data to run the models on", hint="give at least one sample")
     spinning = len(models) == 1 or max(threads) == 1
     rng = np.random.default_rng(seed)
     names = distinct_labels(models)

@@ -105,7 +105,7 @@ def layer_noise(
             alone = run(session, {name: values[name] for name in inputs}, outputs=[observed[t]])[0]
             local[t] += _noise(t, values[t], alone)
     if not count:
-        raise DataError("there is no data to measure layers on: give at least one sample")
+        raise DataError("there is no data to measure layers on", hint="give at least one sample")
     makers = {name: node for node in reference.graph.node for name in node.output}
     return [
         LayerNoise(t, makers[t].name, makers[t].op_type, accumulated[t].sqnr_db, local[t].sqnr_db, borders[t])
@@ -116,7 +116,7 @@ def layer_noise(
 def _noise(name: str, reference: Array, test: Array) -> Noise:
     if reference.shape != test.shape:
         shapes = f"{list(reference.shape)} in the float model but {list(test.shape)} in the quantized one"
-        raise RuntimeFailure(f"tensor {name} has shape {shapes}; compare a model with its own quantized version")
+        raise RuntimeFailure(f"tensor {name} has shape {shapes}", hint="compare a model with its own quantized version")
     return noise(reference, np.asarray(test))
 
 

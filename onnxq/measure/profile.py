@@ -94,7 +94,7 @@ def _timed(
 ) -> tuple[tuple[KernelTime, ...], Path]:
     kept = [dict(feed) for feed in itertools.islice(feeds, runs)]
     if not kept:
-        raise DataError("there is no data to run the model on: give at least one sample")
+        raise DataError("there is no data to run the model on", hint="give at least one sample")
     saved = folder / "optimized.onnx"
     session = open_session(
         model, threads=threads, optimize=optimize, save_optimized=saved, profile=folder / "onnxruntime"

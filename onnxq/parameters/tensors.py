@@ -62,7 +62,9 @@ def tensor_params(
             found[point.tensor] = known[point.tensor]
             continue
         if point.tensor not in statistics.histograms:
-            raise DataError(f"tensor '{point.tensor}' was never computed on the calibration data; exclude its nodes")
+            raise DataError(
+                f"tensor '{point.tensor}' was never computed on the calibration data", hint="exclude its nodes"
+            )
         seen = statistics.histograms[point.tensor]
         key = _RangeKey(seen, point.qtype, config.activation_range, extrapolated, point.ceiling)
         if key not in cache.tensors:

@@ -39,6 +39,8 @@ def find_method(text: str) -> RangeMethod:
         try:
             percent = float(argument)
         except ValueError:
-            raise ConfigError(f"{text!r}: write percentile:P with a number P in (0, 100]") from None
+            raise ConfigError(
+                f"{text!r} is no range method", hint="write percentile:P with a number P in (0, 100]"
+            ) from None
         return percentile.method(percent)
-    raise ConfigError(f"no range method {text!r}; choose one of {', '.join(METHODS)}, or percentile:P")
+    raise ConfigError(f"no range method {text!r}", hint=f"choose one of {', '.join(METHODS)}, or percentile:P")

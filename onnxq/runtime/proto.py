@@ -71,9 +71,11 @@ def load_proto(model: Model) -> onnx.ModelProto:
         try:
             proto = onnx.ModelProto.FromString(model)
         except Exception as error:  # protobuf's DecodeError lies in a module that moves between versions
-            raise ModelError(f"{name} is not an ONNX model or is truncated; export or download it again") from error
+            raise ModelError(
+                f"{name} is not an ONNX model or is truncated", hint="export or download it again"
+            ) from error
     if not proto.HasField("graph"):
-        raise ModelError(f"{name} holds no graph: it is not an ONNX model; give the .onnx file itself")
+        raise ModelError(f"{name} holds no graph: it is not an ONNX model", hint="give the .onnx file itself")
     return proto
 
 
@@ -104,15 +106,15 @@ def read_model(path: Path, *, lazily: Callable[[Path], onnx.ModelProto | None] |
     except TooMany as error:
         raise ModelError(f"{path} has {error}", hint="check where the file comes from, or split the model") from error
     except Exception as error:  # protobuf's DecodeError lies in a module that moves between versions
-        raise ModelError(f"{path} is not an ONNX model, or is truncated; export or copy it again") from error
+        raise ModelError(f"{path} is not an ONNX model, or is truncated", hint="export or copy it again") from error
     return proto
 
 
 def _unreadable(path: Path, error: OSError) -> ModelError:
     if os.path.isdir(path):
-        return ModelError(f"{path} is a folder; give the path of an ONNX file")
+        return ModelError(f"{path} is a folder", hint="give the path of an ONNX file")
     if isinstance(error, FileNotFoundError):
-        return ModelError(f"{path} does not exist; check the path")
+        return ModelError(f"{path} does not exist", hint="check the path")
     return ModelError(f"{path} cannot be read: {error.strerror or one_line(error)}")
 
 
@@ -156,7 +158,9 @@ def bring_weights(proto: onnx.ModelProto, base: Path | None) -> Path | None:
     files = {e.value for t in outside for e in t.external_data if e.key == "location"}
     missing = sorted(f for f in files if not (base / f).is_file())
     if missing:
-        raise ModelError(f"the model keeps weights in {missing[0]}, which is not there; put that file beside the model")
+        raise ModelError(
+            f"the model keeps weights in {missing[0]}, which is not there", hint="put that file beside the model"
+        )
     if sum((base / f).stat().st_size for f in files) > _LARGEST_INLINE:
         return base
     load_external_data_for_model(proto, str(base))

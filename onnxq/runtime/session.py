@@ -211,27 +211,28 @@ def _refuse_load(model: Model, error: Exception) -> NoReturn:
     newer = "upgrade onnxruntime or export the model again with an older"
     if match := re.search(r"IR version: (\d+), max supported IR version: (\d+)", text):
         raise RuntimeFailure(
-            f"{name} has IR version {match[1]} but {runtime} reads up to {match[2]}; {newer} IR version"
+            f"{name} has IR version {match[1]} but {runtime} reads up to {match[2]}", hint=f"{newer} IR version"
         ) from error
     if match := re.search(r"Opset (\d+) is under.*?for domain (\S+) is till opset (\d+)", text):
         raise RuntimeFailure(
-            f"{name} has opset {match[1]} of {match[2]} but {runtime} knows up to {match[3]}; {newer} opset"
+            f"{name} has opset {match[1]} of {match[2]} but {runtime} knows up to {match[3]}", hint=f"{newer} opset"
         ) from error
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if match := re.search(r"(?:an implementation|find kernel) for (\S+?)\((\d+)\)", text):
         raise RuntimeFailure(
             f"{name} (opset {opset}) needs {match[1]} of opset {match[2]}, for which {runtime} has no kernel "
-            f"with these types; {newer} opset"
+            "with these types",
+            hint=f"{newer} opset",
         ) from error
     if match := re.search(r"Fatal error: (\S*?)\(-?\d+\) is not a registered function/op", text):
         raise RuntimeFailure(
-            f"{name} uses {match[1]}, which {runtime} does not know; export the model with standard operators"
+            f"{name} uses {match[1]}, which {runtime} does not know", hint="export the model with standard operators"
         ) from error
     if "xternal data" in text or "filesystem error" in text:
         match = re.search(r'"([^"]+)"|\[([^\]]+)\]$', text)
         missing = Path(match[1] or match[2]).name if match else "a file"
         raise RuntimeFailure(
-            f"{name} keeps weights in {missing}, which cannot be read; put that file beside the model"
+            f"{name} keeps weights in {missing}, which cannot be read", hint="put that file beside the model"
         ) from error
     reason = one_line(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text))
     what = f"{runtime} cannot load {name} (opset {opset}): {reason}"

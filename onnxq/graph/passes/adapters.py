@@ -32,7 +32,9 @@ Adapter = Callable[[ir.Node], None]
 
 def refuse(node: ir.Node, why: str) -> ModelError:
     """The error for a node that cannot be brought to a newer opset."""
-    return ModelError(f"node {label(node)!r} ({node.op_type}) {why}; export the model again with opset 13 or newer")
+    return ModelError(
+        f"node {label(node)!r} ({node.op_type}) {why}", hint="export the model again with opset 13 or newer"
+    )
 
 
 def _int64(node: ir.Node, values: Sequence[int], name: str) -> ir.Value:

@@ -60,7 +60,9 @@ def raise_opset(model: ir.Model, target: int) -> None:
     """Rewrites every node for opset ``target``. Raises ModelError naming a node that has no equivalent there."""
     start = model.opset_imports[""]
     if model.functions:
-        raise ModelError(f"the model has functions at opset {start}; export it again with opset {target} or newer")
+        raise ModelError(
+            f"the model has functions at opset {start}", hint=f"export it again with opset {target} or newer"
+        )
     for graph in all_graphs(model):
         for node in tuple(graph):
             if node.domain != "":
