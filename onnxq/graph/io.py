@@ -19,7 +19,8 @@ from onnxq.graph.copying import FILES, INFERRED, NAME, all_graphs, copy_model, o
 from onnxq.graph.door import DAMAGED, check_model
 from onnxq.graph.external import embed_external, relocated, resolve_external, write_tensor
 from onnxq.graph.foreign import TYPES, make_dense, proto_graphs, put_types_back, set_types_aside
-from onnxq.graph.lazy import read_lazily
+from onnxq.graph.lazy import LARGE_FILE, read_lazily
+from onnxq.graph.streamed import write_streamed
 from onnxq.runtime.proto import read_model
 
 # A protobuf message ends at 2^31 - 1 bytes; the rest of the model (nodes, names, shapes) needs room below that.
@@ -94,6 +95,10 @@ def save(
             )
         if os.path.exists(out) and not overwrite:
             raise OutputError(f"{out} exists already", hint="remove it or choose another output path")
+    if not external and _weight_bytes(copy) >= LARGE_FILE:
+        with staged(target) as (temporary,):
+            write_file(temporary, lambda file: write_streamed(copy, file, _to_proto), durable=durable)
+        return (target,)
     if not external:
         write_bytes(target, serialize(model))
         return (target,)
@@ -225,7 +230,7 @@ def _move_weights_out(model: ir.Model, file: BinaryIO, location: str) -> None:
 
 
 @only_building()
-def _to_bytes(model: ir.Model) -> bytes:
+def _to_proto(model: ir.Model) -> onnx.ModelProto:
     proto = ir.to_proto(model)
     values = (value for graph in all_graphs(model) for node in graph for value in node.outputs)
     inferred = {value.name for value in values if value.meta.get(INFERRED)}
@@ -236,8 +241,12 @@ def _to_bytes(model: ir.Model) -> bytes:
         infos = [info for info in graph.value_info if info.name not in names]
         del graph.value_info[:]
         graph.value_info.extend(infos)
+    return proto
+
+
+def _to_bytes(model: ir.Model) -> bytes:
     try:
-        content: bytes = proto.SerializeToString()
+        content: bytes = _to_proto(model).SerializeToString()
     except (EncodeError, ValueError) as error:  # 2 GB outside the initializers: tensors in attributes
         raise OutputError(f"the model does not fit one ONNX file: {one_line(error)}") from error
     return content
