@@ -292,8 +292,9 @@ def test_bad_input_is_one_line_in_a_real_process(tmp_path: Path) -> None:
     done = script("quantize", tmp_path / "missing.onnx")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint == "hint: check the path"
     assert "Traceback" in script("quantize", tmp_path / "missing.onnx", ONNXQ_TRACEBACK="1").stderr
 
 

@@ -184,8 +184,8 @@ def test_data_of_another_kind(place: Place) -> None:
 @pytest.mark.parametrize("command", ["quantize", "run"])
 def test_output_that_cannot_be_written(place: Place, command: str) -> None:
     data = ["--calib" if command == "quantize" else "--data", place.data]
-    # Below a file, in a folder that is missing, and onto a folder: these fail for the superuser too.
-    for output in (place.model / "out", place.folder / "nosuch" / "out", place.folder):
+    # Below a file, and onto a folder: these fail for the superuser too.
+    for output in (place.model / "out", place.model / "nosuch" / "out", place.folder):
         assert "cannot write" in refused(place, command, place.model, *data, "-o", output)
 
 

@@ -412,7 +412,7 @@ def test_a_float_model_without_room_is_not_run_and_that_is_said(monkeypatch: pyt
     proto = transformer_mlp()
     without = quantize(proto, config=Config(placement="all"))
     monkeypatch.setattr(Memory, "holds", lambda *_: False)
-    monkeypatch.setattr("onnxq.search.search.runnable_feed", lambda *_: pytest.fail("the float model was run"))
+    monkeypatch.setattr("onnxq.search.search.made_up", lambda *_: pytest.fail("the float model was run"))
     found = quantize(proto, feeds(proto, 24), config=Config(placement="all", memory=200))
     assert found.comparison is None
     assert found.report.warnings == (NO_ROOM,)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnxq.measure.contents import contents
 
 from backend.forms import Case
 from backend.models import Value
 from onnxq import quantize
 from onnxq.config import Config, preset
 from onnxq.errors import OnnxqError, RuntimeFailure
+from onnxq.runtime.contents import contents
 
 CONFIGS = ("int8", "w4")
 LEAST_DB = {"int8": 20.0, "w4": 8.0}

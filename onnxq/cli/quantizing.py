@@ -155,10 +155,11 @@ def check_output(target: Path, model: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{target} is the input model and is not written over", hint="choose another output with -o")
     if os.path.exists(target) and not os.path.isfile(target):
         raise OutputError(f"cannot write {target}: it is not a plain file", hint="give another with -o")
-    if (length := len(os.fsencode(target.name))) > LONGEST_NAME:
-        raise OutputError(
-            f"cannot write {target.name[:40]}...: a name of {length} bytes", hint="give a shorter one with -o"
-        )
+    for name in target.parts:
+        if (length := len(os.fsencode(name))) > LONGEST_NAME:
+            raise OutputError(
+                f"cannot write {name[:40]}...: a name of {length} bytes", hint="give a shorter one with -o"
+            )
     if os.path.exists(target) and not overwrite:
         raise OutputError(f"{target} exists already", hint="remove it, or leave out --no-overwrite")
 

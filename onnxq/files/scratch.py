@@ -156,3 +156,5 @@ def discard(runtime_model: bytes | Path) -> None:
     if isinstance(runtime_model, Path):
         for path in (runtime_model, runtime_model.with_name(f"{runtime_model.name}.data")):
             path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder of its own, or of others too
+            runtime_model.parent.rmdir()

@@ -102,21 +102,26 @@ def save(
     if not external:
         write_bytes(target, serialize(model))
         return (target,)
+    _save_with_data(copy, target, data, durable)
+    return (target, data)
+
+
+def _save_with_data(model: ir.Model, target: Path, data: Path, durable: bool) -> None:
+    """Writes ``model``, which loses its large weights by that, to ``target`` and these to ``data``."""
     with_side = _side_names(target) if target.exists() and data.exists() else None
     if with_side is None:
-        with staged(*targets) as (data_temporary, model_temporary):
-            write_file(data_temporary, lambda file: _move_weights_out(copy, file, data.name), durable=durable)
-            _write_model(copy, data.name, model_temporary, durable)
-        return (target, data)
+        with staged(data, target) as (data_temporary, model_temporary):
+            write_file(data_temporary, lambda file: _move_weights_out(model, file, data.name), durable=durable)
+            _write_model(model, data.name, model_temporary, durable)
+        return
     # A model that is there keeps its data until the new one has a copy of its own under another name: whenever this
     # process is killed, the model that lies there is whole. (A hard link would do, but onnx refuses to read those.)
     side, sides = with_side
     with staged(side, target, data, target, then_unneeded=sides) as (side_temporary, first, data_temporary, last):
-        write_file(data_temporary, lambda file: _move_weights_out(copy, file, side.name), durable=durable)
+        write_file(data_temporary, lambda file: _move_weights_out(model, file, side.name), durable=durable)
         shutil.copyfile(data_temporary, side_temporary)
-        _write_model(copy, side.name, first, durable)
-        _write_model(copy, data.name, last, durable)
-    return (target, data)
+        _write_model(model, side.name, first, durable)
+        _write_model(model, data.name, last, durable)
 
 
 def _side_names(target: Path) -> tuple[Path, Callable[[], Iterable[Path]]]:

@@ -66,7 +66,7 @@ def test_times(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "m", "-3s", "ten", "0", "infh"])
 def test_times_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--adapt-budget .*: give a time as 90s, 10m or 1h"):
+    with pytest.raises(ConfigError, match=r"--adapt-budget .*; give a time as 90s, 10m or 1h"):
         duration("--adapt-budget", text)
 
 

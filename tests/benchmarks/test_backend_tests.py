@@ -38,7 +38,7 @@ BETWEEN_PRODUCTS = (
         "argmax_default_axis_example",
     ),
     *("top_k", "where_example", "reshape_negative_dim", "identity", "clip"),
-    *("greater_bcast", "gru_defaults", "lstm_defaults", "unique_sorted_with_axis"),
+    *("greater_bcast", "gru_defaults", "lstm_defaults"),
 )
 
 

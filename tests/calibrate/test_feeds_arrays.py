@@ -128,7 +128,7 @@ def test_unnamed_array_serves_a_single_input(tmp_path):
 def test_dims_pin_symbolic_dimensions():
     with pytest.raises(DataError, match=r"\[2, 7\] but the model wants \[batch, 8\]"):
         open_feed({"a": floats(2, 2), "b": np.zeros((2, 7), np.int64)}, PAIR, options=FeedOptions(dims={"seq": 8}))
-    with pytest.raises(ConfigError, match=r"no symbolic dimension 'sek': did you mean 'seq'"):
+    with pytest.raises(ConfigError, match=r"no symbolic dimension 'sek'; did you mean 'seq'"):
         open_feed({}, PAIR, options=FeedOptions(dims={"sek": 8}))
 
 

@@ -149,9 +149,9 @@ def test_errors_in_folders_name_the_file(tmp_path):
 
 def test_labels_that_do_not_fit():
     feed = open_feed({"x": floats(4, 3, 4, 4), "labels": np.arange(4), "short": np.arange(3)}, [IMAGE])
-    with pytest.raises(DataError, match="no labels 'label': did you mean 'labels'"):
+    with pytest.raises(DataError, match="no labels 'label'; did you mean 'labels'"):
         feed.labels("label")
-    with pytest.raises(DataError, match=r"'short' of the data have shape \[3\]: give one for each of the 4 samples"):
+    with pytest.raises(DataError, match=r"'short' of the data have shape \[3\]; give one for each of the 4 samples"):
         feed.labels("short")
 
 

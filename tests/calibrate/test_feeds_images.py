@@ -152,7 +152,7 @@ def test_the_longer_edge_is_limited(tmp_path):
 def test_unreadable_images(folder):
     whole = (folder / "b.bmp").read_bytes()
     (folder / "b.bmp").write_bytes(whole[:100])
-    with pytest.raises(DataError, match=r"image .*b\.bmp cannot be read .*: remove or replace it"):
+    with pytest.raises(DataError, match=r"image .*b\.bmp cannot be read .*; remove or replace it"):
         list(open_feed(folder, [NCHW]))
     (folder / "a.png").write_text("no image")
     with pytest.raises(DataError, match=r"image .*a\.png cannot be read"):
@@ -164,7 +164,7 @@ def test_unreadable_images(folder):
     [
         ([TensorSpec("x", F32, ("n", 16))], "input x: float32.n, 16. is no image"),
         ([TensorSpec("x", F32, ("n", 7, 8, 8))], "is no image with 1, 3 or 4 channels"),
-        ([TensorSpec("x", F32, ("n", 3, 8, 3))], "may be nchw or nhwc: give the layout"),
+        ([TensorSpec("x", F32, ("n", 3, 8, 3))], "may be nchw or nhwc; give the layout"),
         ([NCHW, TensorSpec("mask", F32, ("n", 8))], "has 2 inputs .*mask"),
     ],
 )

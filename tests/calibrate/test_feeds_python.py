@@ -130,7 +130,7 @@ def test_module_and_file_references(tmp_path, monkeypatch):
     for name, message in {
         f"{module}:broken": r"broken raised RuntimeError at sample 1: disk on fire",
         f"{module}:at_once": r"at_once raised KeyError",
-        f"{module}:number": r"number returns int: return an iterable",
+        f"{module}:number": r"number returns int; return an iterable",
         f"{module}:arrays": r"arrays yields ndarray, not dicts",
         f"{module}:absent": r"no function 'absent'",
         "no_such_module_at_all:f": r"cannot be imported: ModuleNotFoundError",
@@ -148,7 +148,7 @@ def test_module_and_file_references(tmp_path, monkeypatch):
     [
         ([], "the data is empty"),
         (lambda: iter(()), "is empty: .*anew in every pass"),
-        ((r for r in rows(2)), r"only once \(generator\): give a list"),
+        ((r for r in rows(2)), r"only once \(generator\); give a list"),
         (3, "the data is int"),
         ([numbered(2)], "yields ndarray, not dicts"),
         ([{"x": numbered(1)[0]}, {"z": 1}], "sample 1 of the data has no array for the input 'x'.*rename 'z'"),

@@ -157,7 +157,7 @@ def test_models_that_take_no_text(text, inputs, message):
 
 def test_empty_text(text):
     text.write_text("\n \n")
-    with pytest.raises(DataError, match="is empty: give a text a line"):
+    with pytest.raises(DataError, match="is empty; give a text a line"):
         open_feed(text, BERT)
 
 

@@ -19,6 +19,7 @@ ROOT = Path(onnxq.__file__).parent
 ALLOWED = {
     "kernels/": "holds the records",
     "graph/passes/": "rewrites float graphs: patterns of operators, and what stands in their place",
+    "graph/door.py": "refuses weights of a shape that an operator cannot have, which its schema does not tell",
     "graph/linear.py": "reads the geometry of each kind of layer from its attributes",
     "graph/rescale.py": "writes factors of channels into each kind of weight",
     "emit/operands.py": "spells what a layer that measures its ranges becomes, by operator",
@@ -36,6 +37,7 @@ NOT_OPERATORS = {
     ("graph/flow.py", "Loop"): "bodies of If, Loop and Scan are structure, not arithmetic",
     ("graph/sizes.py", "Loop"): "bodies of If, Loop and Scan are structure, not arithmetic",
     ("graph/kinds.py", "Constant"): "a Constant is a tensor, not arithmetic",
+    ("graph/foreign.py", "Constant"): "a Constant is a tensor, not arithmetic",
     ("measure/size.py", "Constant"): "a Constant is a tensor, not arithmetic",
     ("plan/__init__.py", "Constant"): "the class of onnxq.plan",
 }

@@ -35,7 +35,7 @@ def test_the_table() -> None:
 
 @pytest.mark.parametrize("name", ["x86", "", "AUTO", "cuda"])
 def test_an_unknown_target_is_refused_with_the_choices(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"unknown target '{name}': choose auto, x86-vnni, x86-amx, x86-avx2, arm64"):
+    with pytest.raises(ConfigError, match=f"unknown target '{name}'; choose auto, x86-vnni, x86-amx, x86-avx2, arm64"):
         resolve_target(name)
 
 

@@ -75,7 +75,7 @@ def test_a_model_that_integers_would_slow_down_stays_as_it_is(monkeypatch: pytes
     result = quantize(proto, feeds(proto, 16), config=Config(min_agreement=0.0))
     assert result.plan.anchors == ()
     assert {s.reason for s in result.plan.skipped} == {"integers would not pay here, conversions counted"}
-    assert any("stored as int8, the computing is float" in note for note in result.report.notes)
+    assert any("stored as integers, the computing is float" in note for note in result.report.notes)
     assert result.report.sqnr_db is not None
     assert result.report.sqnr_db > least("large_and_small, stored")
 

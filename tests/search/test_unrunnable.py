@@ -284,7 +284,7 @@ def test_a_strategy_that_fails_is_left_out(
     data = images(64)
     result = quantize(residual(), data, config=config)
     plain = quantize(residual(), data, config=replace(config, tune_seconds=0.0, latency_seconds=0.0, adapt="none"))
-    assert f"left out ({what}): onnxruntime failed while running the model: no more memory" in result.report.notes
+    assert f"left out ({what}): no more memory" in result.report.notes
     assert set(result.plan.anchors) == set(plain.plan.anchors) == set(ANCHORS)
     assert result.comparison is not None
 

@@ -174,7 +174,7 @@ def test_names_are_taken_once_and_forgotten() -> None:
         register(Family("nf", (3,), "nf3"), NormalFloat)
     with pytest.raises(ConfigError, match=r"no weight format 'nf3': .*nf4"):
         Config(weights="nf3")
-    with pytest.raises(ConfigError, match="weight format 'mxfp4' comes in blocks: write mxfp4:32"):
+    with pytest.raises(ConfigError, match="weight format 'mxfp4' comes in blocks; write mxfp4:32"):
         Config(weights="mxfp4")
     with pytest.raises(ConfigError, match=r"blocks of 16, 32, 64, 128, 256 weights go with int2, .*, mxfp4"):
         Config(weights="nf4:32")
