@@ -15,6 +15,8 @@ FILES = "onnxq.files"  # key of ``model.meta``: the files that a model was read 
 
 NAME = "onnxq.name"  # key of ``model.meta``: what messages call a model
 
+NO_BODIES = "onnxq.no_bodies"  # key of ``model.meta``: whether no node has a graph in an attribute; none gets one
+
 INFERRED = "onnxq.inferred"  # key of ``value.meta``: type and shape can be inferred again and need not be stored
 
 
@@ -79,6 +81,9 @@ def share(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """The main graph and every If/Loop/Scan body, outer graphs first (bodies of model-local functions not included)."""
+    if model.meta.get(NO_BODIES):
+        yield model.graph
+        return
     waiting = [model.graph]
     while waiting:
         graph = waiting.pop()
@@ -91,8 +96,15 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
                     waiting.extend(attribute.value)
 
 
+def note_bodies(model: ir.Model) -> None:
+    """Notes whether ``model`` has none: looking for them takes as long as a pass, and every pass looks."""
+    model.meta.pop(NO_BODIES, None)
+    model.meta[NO_BODIES] = not model.functions and sum(1 for _ in all_graphs(model)) == 1
+
+
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Every node of ``model``: main graph, bodies and model-local functions."""
-    yield from model.graph.all_nodes()
+    for graph in all_graphs(model):
+        yield from graph
     for function in model.functions.values():
         yield from function.all_nodes()

@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether ``node`` is one of these operators of the default domain."""
-    return node is not None and node.domain == "" and node.op_type in op_types
+    return node is not None and node.op_type in op_types and node.domain == ""  # mostly it is another operator
 
 
 def is_constant(value: ir.Value | None) -> bool:

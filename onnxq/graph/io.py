@@ -15,7 +15,7 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped,u
 
 from onnxq.errors import ModelError, OutputError, one_line
 from onnxq.files.atomic import staged, write_bytes, write_file
-from onnxq.graph.copying import FILES, INFERRED, NAME, all_graphs, copy_model, only_building
+from onnxq.graph.copying import FILES, INFERRED, NAME, all_graphs, copy_model, note_bodies, only_building
 from onnxq.graph.door import DAMAGED, check_model
 from onnxq.graph.external import embed_external, relocated, resolve_external, write_tensor
 from onnxq.graph.foreign import TYPES, make_dense, proto_graphs, put_types_back, set_types_aside
@@ -44,6 +44,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Mode
         model = copy_model(source)
         model.meta[FILES] = (*source.meta.get(FILES, ()), *resolve_external(model, None))
         check_model(model, "the model")
+        note_bodies(model)
         return model
     if isinstance(source, onnx.ModelProto):
         proto = onnx.ModelProto()
@@ -188,6 +189,7 @@ def _from_proto(proto: onnx.ModelProto, name: str, path: Path | None) -> ir.Mode
         files = (real, *(file for file in files if Path(os.path.realpath(file)) != real))
     model.meta[FILES] = files
     check_model(model, name)
+    note_bodies(model)
     return model
 
 

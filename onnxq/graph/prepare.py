@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.graph.copying import copy_model
+from onnxq.graph.copying import copy_model, only_building
 from onnxq.graph.passes.einsum import spell_einsum
 from onnxq.graph.passes.exporter_traces import drop_exporter_traces
 from onnxq.graph.passes.fixed_shapes import fix_shapes
@@ -94,6 +94,7 @@ class Prepared:
     notes: tuple[str, ...]
 
 
+@only_building()
 def prepare(model: ir.Model, *, target: Target, native: bool = False, skip: Collection[str] = ()) -> Prepared:
     """A copy of ``model`` that computes the same and is easier to quantize; ``model`` is not changed.
 

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.config import Config, Rule
+from onnxq.graph.copying import only_building
 from onnxq.graph.instrument import repeated
 from onnxq.kernels import ops
 from onnxq.kernels.operators import operator
@@ -34,6 +35,7 @@ from onnxq.plan.weights import anchor_weights, biases, fused_products, operands,
 from onnxq.query import nodes
 
 
+@only_building()
 def make_plan(
     model: ir.Model,
     config: Config,
