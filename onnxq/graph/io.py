@@ -19,14 +19,16 @@ from onnxq.graph.copying import FILES, INFERRED, NAME, all_graphs, copy_model, n
 from onnxq.graph.door import DAMAGED, check_model
 from onnxq.graph.external import embed_external, relocated, resolve_external, write_tensor
 from onnxq.graph.foreign import TYPES, make_dense, proto_graphs, put_types_back, set_types_aside
-from onnxq.graph.lazy import LARGE_FILE, read_lazily
+from onnxq.graph.lazy import read_lazily
 from onnxq.graph.streamed import write_streamed
-from onnxq.runtime.proto import read_model
+from onnxq.runtime.proto import LARGEST_MODEL, read_model
 
 # A protobuf message ends at 2^31 - 1 bytes; the rest of the model (nodes, names, shapes) needs room below that.
 EXTERNAL_ABOVE = 2_000_000_000
 # The same for a model that came with external data itself: one file of it would pass through memory twice.
 EXTERNAL_AS_READ = 200_000_000
+# With more bytes of weights a model is written a tensor at a time.
+STREAMED_ABOVE = 4_000_000
 # Smaller tensors stay in the model file even when the others go out: shapes and axes must be readable without data.
 _INLINE_BELOW = 1024
 
@@ -96,7 +98,7 @@ def save(
             )
         if os.path.exists(out) and not overwrite:
             raise OutputError(f"{out} exists already", hint="remove it or choose another output path")
-    if not external and _weight_bytes(copy) >= LARGE_FILE:
+    if not external and _weight_bytes(copy) >= STREAMED_ABOVE:
         with staged(target) as (temporary,):
             write_file(temporary, lambda file: write_streamed(copy, file, _to_proto), durable=durable)
         return (target,)
@@ -252,9 +254,12 @@ def _to_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def _to_bytes(model: ir.Model) -> bytes:
+    proto = _to_proto(model)
     try:
-        content: bytes = _to_proto(model).SerializeToString()
+        content: bytes = proto.SerializeToString()
     except (EncodeError, ValueError) as error:  # 2 GB outside the initializers: tensors in attributes
+        if proto.ByteSize() <= LARGEST_MODEL:
+            raise MemoryError("a message could not be written") from error
         raise OutputError(f"the model does not fit one ONNX file: {one_line(error)}") from error
     return content
 

@@ -20,7 +20,7 @@ from onnxq.runtime.proto import NamedBytes
 from onnxq.runtime.session import open_session
 
 # Weights in a protobuf message are held three times while a session is made of it; those in a file are mapped.
-IN_MEMORY_BYTES = 32_000_000
+IN_MEMORY_BYTES = 8_000_000
 
 _numbers = count()
 

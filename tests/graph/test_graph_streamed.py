@@ -37,7 +37,7 @@ def wide(kind: type = np.float32) -> onnx.ModelProto:
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_io, "LARGE_FILE", 1)
+    monkeypatch.setattr(graph_io, "STREAMED_ABOVE", 1)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])
