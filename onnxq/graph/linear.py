@@ -216,7 +216,8 @@ def products(node: ir.Node) -> dict[int, tuple[ir.Value, Product]]:
         known = weight is not None and is_constant(weight) and source is not None and source.name
         if known and weight.const_value is not None:  # type: ignore[union-attr]
             shape = tuple(weight.const_value.shape.numpy())  # type: ignore[union-attr]
-            found[index] = (source, Recurrence(shape, states=index == 2))  # type: ignore[assignment]
+            if len(shape) == 3:  # a constant that was computed may be anything: the model does not run then
+                found[index] = (source, Recurrence(shape, states=index == 2))  # type: ignore[assignment]
     return found
 
 
