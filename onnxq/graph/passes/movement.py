@@ -234,8 +234,10 @@ def _steps(atoms: _Atoms) -> list[_Step] | None:
         now = [now[i] for i in _LAST]
     if turned_back:
         final = [final[i] for i in _LAST]
-    wanted = [a for dim in final for a in dim]
-    blocks = _blocks([a for dim in now for a in dim], wanted)
+    order, wanted = ([a for dim in dims for a in dim] for dims in (now, final))
+    if sorted(order) != sorted(wanted):
+        return None  # a permutation of another rank: onnxruntime refuses it when it runs
+    blocks = _blocks(order, wanted)
     if len(blocks) > 1:
         ranked = sorted(range(len(blocks)), key=lambda i: wanted.index(blocks[i][0]))
         into = atoms.target(blocks)
