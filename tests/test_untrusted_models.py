@@ -17,7 +17,8 @@ from zoo import Net, loop_body
 from onnxq.errors import ModelError
 from onnxq.graph.io import load, serialize
 from onnxq.graph.sizes import check_sizes
-from onnxq.runtime.skeleton import NoModel, TooMany, check_skeleton
+from onnxq.runtime.skeleton import TooMany, check_skeleton
+from onnxq.runtime.wire import NoModel
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and peaks of memory are those of Linux")
 

@@ -1,27 +1,26 @@
 """Large model files read without their weights: these stay in the file until they are looked at.
 
-A protobuf message is a sequence of fields, each a tag, a length and that many bytes: a ``TensorProto`` whose
-``raw_data`` is large can be passed over, and remembered by where it lies. What is left parses as usual.
+A ``TensorProto`` whose ``raw_data`` is large is passed over where it lies in the message (``runtime.wire``), and
+remembered by its place. What is left parses as usual.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from onnxq.files.scratch import forget
+from onnxq.runtime.wire import fields, head
 
 # Files below this size are read as they are; of larger ones, tensors from this size on stay in the file.
 LARGE_FILE = 32_000_000
 _LARGE_TENSOR = 1 << 16
 
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW = 7, 5, 9
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NEVER_LONGER = 1 << 31  # a protobuf message
 
 
@@ -37,7 +36,7 @@ def read_lazily(path: Path) -> onnx.ModelProto | None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
             small, places = _without_weights(memoryview(content))
-        except (IndexError, ValueError):
+        except ValueError:
             return None
         finally:
             forget(content)
@@ -60,13 +59,13 @@ def _without_weights(content: memoryview) -> tuple[bytes, dict[int, tuple[int, i
     parts: list[bytes] = []
     seen = False
     with content:
-        for number, start, at, end in _fields(content, 0, len(content)):
+        for number, start, at, end in fields(content, 0, len(content)):
             if number != _MODEL_GRAPH:
                 parts.append(bytes(content[start:end]))
                 continue
             if seen:
                 raise ValueError("two graphs, which parsers join")
-            parts.append(_tagged(_MODEL_GRAPH, _graph(content, at, end, places)))
+            parts.append(_field(_MODEL_GRAPH, _graph(content, at, end, places)))
             seen = True
     return b"".join(parts), places
 
@@ -74,21 +73,21 @@ def _without_weights(content: memoryview) -> tuple[bytes, dict[int, tuple[int, i
 def _graph(content: memoryview, start: int, end: int, places: dict[int, tuple[int, int]]) -> bytes:
     parts: list[bytes] = []
     count = 0
-    for number, begin, at, stop in _fields(content, start, end):
+    for number, begin, at, stop in fields(content, start, end):
         if number != _GRAPH_INITIALIZER:
             parts.append(bytes(content[begin:stop]))
             continue
         if stop - at < _LARGE_TENSOR:
             parts.append(bytes(content[begin:stop]))
         else:
-            parts.append(_tagged(_GRAPH_INITIALIZER, _tensor(content, at, stop, count, places)))
+            parts.append(_field(_GRAPH_INITIALIZER, _tensor(content, at, stop, count, places)))
         count += 1
     return b"".join(parts)
 
 
 def _tensor(content: memoryview, start: int, end: int, index: int, places: dict[int, tuple[int, int]]) -> bytes:
     parts: list[bytes] = []
-    for number, begin, at, stop in _fields(content, start, end):
+    for number, begin, at, stop in fields(content, start, end):
         if number == _TENSOR_RAW and stop - at >= _LARGE_TENSOR:
             if index in places:
                 raise ValueError("two values of one tensor")
@@ -98,47 +97,5 @@ def _tensor(content: memoryview, start: int, end: int, index: int, places: dict[
     return b"".join(parts)
 
 
-def _fields(content: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(number, where the field begins, where its content does, where it ends) of each field of a message."""
-    at = start
-    while at < end:
-        begin = at
-        tag, at = _varint(content, at, end)
-        kind = tag & 7
-        if kind == _BYTES:
-            length, at = _varint(content, at, end)
-            stop = at + length
-        elif kind == _VARINT:
-            _, stop = _varint(content, at, end)
-        elif kind in (_FIXED32, _FIXED64):
-            stop = at + (4 if kind == _FIXED32 else 8)
-        else:
-            raise ValueError(f"no field of kind {kind} is known")
-        if stop > end:
-            raise ValueError("a field ends behind its message")
-        yield tag >> 3, begin, at, stop
-        at = stop
-
-
-def _varint(content: memoryview, at: int, end: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where the next thing begins."""
-    value = shift = 0
-    while True:
-        if at >= end or shift > 63:
-            raise ValueError("a number without end")
-        byte = content[at]
-        at += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value, at
-
-
-def _tagged(number: int, content: bytes) -> bytes:
-    """A field with ``content``."""
-    found, length = bytearray([number << 3 | _BYTES]), len(content)
-    while length > 127:
-        found.append(length & 127 | 128)
-        length >>= 7
-    found.append(length)
-    return bytes(found) + content
+def _field(number: int, value: bytes) -> bytes:
+    return head(number, len(value)) + value

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.graph.external import embed_external, write_tensor
+from onnxq.runtime.wire import head
 
 # Tensors from this size on are not made a part of the message.
 LARGE_TENSOR = 1 << 16
@@ -29,14 +30,14 @@ def write_streamed(model: ir.Model, file: BinaryIO, to_proto: Callable[[ir.Model
     heads = _taken(proto.graph)
     bodies = [(heads[name], large[name]) for name in large]
     fields = [
-        _tag(_GRAPH_INITIALIZER, len(head) + len(raw) + tensor.nbytes) + head + raw
-        for head, tensor in bodies
-        for raw in (_tag(_TENSOR_RAW, tensor.nbytes),)
+        head(_GRAPH_INITIALIZER, len(start) + len(raw) + tensor.nbytes) + start + raw
+        for start, tensor in bodies
+        for raw in (head(_TENSOR_RAW, tensor.nbytes),)
     ]
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     file.write(proto.SerializeToString())
-    file.write(_tag(_MODEL_GRAPH, len(graph) + sum(map(len, fields)) + sum(t.nbytes for _, t in bodies)))
+    file.write(head(_MODEL_GRAPH, len(graph) + sum(map(len, fields)) + sum(t.nbytes for _, t in bodies)))
     file.write(graph)
     for field, (_, tensor) in zip(fields, bodies, strict=True):
         file.write(field)
@@ -72,13 +73,3 @@ def _taken(graph: onnx.GraphProto) -> dict[str, bytes]:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return heads
-
-
-def _tag(number: int, length: int) -> bytes:
-    """What a field of ``length`` bytes begins with."""
-    found = bytearray([number << 3 | 2])
-    while length > 127:
-        found.append(length & 127 | 128)
-        length >>= 7
-    found.append(length)
-    return bytes(found)

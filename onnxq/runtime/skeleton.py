@@ -6,8 +6,10 @@ are walked through first, where they lie in the file. Those that hold weights ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from mmap import mmap
+
+from onnxq.runtime.wire import NoModel, fields
 
 # Entries of one kind in one message (of a node: its inputs, outputs and attributes), and of all kinds in all messages
 # that are looked into.
@@ -29,11 +31,6 @@ _MESSAGES: Mapping[int, Mapping[int, int]] = {
 }
 _NAMES = ("model", "graph", "node", "attribute", "function", "tensor", "sparse tensor")
 _GRAPH_FIELD = 7
-_VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5
-
-
-class NoModel(ValueError):
-    """It is no message of this kind, or is cut."""
 
 
 class TooMany(ValueError):
@@ -49,7 +46,7 @@ def check_skeleton(data: mmap | bytes) -> None:
         kind, start, end = waiting.pop()
         counts: dict[int, int] = {}
         most = MOST_OF_A_NODE if kind == _NODE else MOST_OF_A_KIND
-        for field, where, stop in _fields(data, start, end):
+        for field, _, where, stop in fields(data, start, end):
             counts[field] = counts.get(field, 0) + 1
             left -= 1
             if counts[field] > most:
@@ -62,39 +59,3 @@ def check_skeleton(data: mmap | bytes) -> None:
                 waiting.append((inner, where, stop))
     if not seen_graph:
         raise NoModel
-
-
-def _fields(data: mmap | bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number, where its value begins, where it ends) of every field of the message from ``start`` to ``end``."""
-    at = start
-    while at < end:
-        tag, at = _number(data, at, end)
-        field, wire = tag >> 3, tag & 7
-        if field == 0:
-            raise NoModel
-        if wire == _LENGTH:
-            size, at = _number(data, at, end)
-            stop = at + size
-        elif wire == _VARINT:
-            _, stop = _number(data, at, end)
-        elif wire in (_EIGHT, _FOUR):
-            stop = at + (8 if wire == _EIGHT else 4)
-        else:
-            raise NoModel  # groups, which no version of ONNX has
-        if stop > end:
-            raise NoModel
-        yield field, at, stop
-        at = stop
-
-
-def _number(data: mmap | bytes, at: int, end: int) -> tuple[int, int]:
-    """(value, where it ends) of the number of variable length at ``at``."""
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise NoModel
