@@ -52,13 +52,7 @@ class Engine:
         check: Sequence[int],
         progress: Callable[[int, int, float], None] | None = None,
     ) -> Trained:
-        """Trains ``parameters`` of ``model``, whose only output is the loss, on the samples ``fit`` of ``data``.
-
-        ``data``: for every input of the model, samples along the first axis. ``check`` are the held-out samples.
-        ``progress`` is told step, steps and the loss on ``check``.
-
-        Raises ``RuntimeFailure`` with the last line of the worker where it ended without a result.
-        """
+        """As ``Trainer.train`` says: arguments, result and errors."""
         job = {
             **asdict(schedule),
             "parameters": {name: asdict(p) for name, p in parameters.items()},
@@ -97,14 +91,7 @@ class Engine:
         repeats: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, F64]:
-        """``[g, C, C]`` by constant of ``model``: second moments of its gradients over all but the channels.
-
-        ``tensors``: constants of zeros, of shape ``[batch, ...]``, with the axis of their channels and the number of
-        groups. ``outputs``: shapes, without the batch, of the random inputs that come after ``data``, and whether their
-        rows have mean 0.
-
-        Raises ``RuntimeFailure`` as ``train`` does.
-        """
+        """As ``Trainer.curvature`` says: arguments, result and errors."""
         job = {
             "parameters": {name: {"axis": axis, "groups": groups} for name, (axis, groups) in tensors.items()},
             "random": [{"shape": list(shape), "centred": centred} for shape, centred in outputs],
