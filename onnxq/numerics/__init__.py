@@ -17,6 +17,7 @@ from onnxq.numerics.params import (
 )
 from onnxq.numerics.qtype import INT4, INT7_NARROW, INT8, INT8_NARROW, INT32, UINT4, UINT8, QType
 from onnxq.numerics.sampling import spread_step
+from onnxq.numerics.share import Share, rounded_down
 from onnxq.numerics.shifting import moved, scaled, whole_steps
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "QType",
     "QuantParams",
     "Quantized",
+    "Share",
     "agreement",
     "bias_params",
     "centred",
@@ -48,6 +50,7 @@ __all__ = [
     "noise",
     "params",
     "round_half_even",
+    "rounded_down",
     "scaled",
     "spread_step",
     "sqnr_db",
