@@ -19,7 +19,7 @@ _STEPS = 200  # of the continued fraction, which takes about sqrt(n) of them whe
 class Share:
     """``same`` of ``rows`` decisions, counted over ``samples``; shares of different data add up.
 
-    ``missed_squares``, ``missed_times_rows``, ``rows_squares``: sums over samples, from which the design effect follows.
+    ``missed_squares``, ``missed_times_rows``, ``rows_squares``: sums over samples, for the design effect.
     """
 
     same: int = 0
