@@ -127,9 +127,9 @@ def _share(times: Attribution, node: ir.Node) -> KernelShare | None:
 
 def _planned(prepared: ir.Model, plan: Plan) -> dict[str, str]:
     """What ``plan`` makes of each node."""
-    found = {s.node: "float" for s in plan.skipped}
+    found, integer = {s.node: "float" for s in plan.skipped}, set(plan.integer)
     for node in nodes(prepared):
-        if node.name in plan.integer:
+        if node.name in integer:
             found.update((inner.name or "", "absorbed") for inner in absorbed(node))
             found[node.name] = "integer"
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq.build.candidate import Built, Candidate, Draft
-from onnxq.build.statistics import StatisticsCache, fitted_layers, touches, wanted_tensors
+from onnxq.build.statistics import StatisticsCache, fitted_layers, nodes_that_touch, wanted_tensors
 from onnxq.calibrate.layer_inputs import LayerInput
 from onnxq.calibrate.runner import Feeds, Statistics
 from onnxq.emit import emit
@@ -94,14 +94,14 @@ def build(candidate: Candidate, context: Context) -> Built:
             plan = _plan(candidate, context, kept)
         draft = _drafted(candidate, context, plan)
         kernels = kernel_map(draft.runtime_model)
-        found = assignments(draft.runtime_model, kernels)
+        found, anchors = assignments(draft.runtime_model, kernels), set(plan.anchors)
         refused = (
             {}
             if candidate.config.simulated
             else {
                 f.node: KeptFloat.of(ReasonCode.RUNTIME_KERNEL, Storage.DYNAMIC, why=f.why or f.kernel or "")
                 for f in found
-                if f.node in plan.anchors and not f.integer and f.node not in kept
+                if f.node in anchors and not f.integer and f.node not in kept
             }
         )
         if not refused:
@@ -185,5 +185,6 @@ def _unseen(candidate: Candidate, context: Context, plan: Plan) -> dict[str, Kep
         (missing & seen.masks, KeptFloat.of(ReasonCode.MASK, Storage.PACKED)),  # nor has it one at run time
     ):
         if tensors:
-            found.update({name: reason for name in plan.integer if touches(candidate.graph, name, tensors)})
+            touching = nodes_that_touch(candidate.graph, tensors)
+            found.update({name: reason for name in plan.integer if name in touching})
     return found

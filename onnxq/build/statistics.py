@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -128,13 +128,14 @@ def _merged(one: Statistics, other: Statistics, scratch: Scratch) -> Statistics:
     return Statistics({name: h for name, h in histograms.items() if name not in masks}, moments, masks, elements)
 
 
-def touches(model: ir.Model, node: str, tensors: set[str]) -> bool:
-    """Whether the node called ``node`` reads or settles into one of ``tensors``."""
-    for candidate in nodes(model):
-        if candidate.name == node:
-            names = {v.name for v in candidate.inputs if v is not None} | {o.name for o in candidate.outputs}
-            return bool(names & tensors) or fused_output(candidate).name in tensors
-    return False
+def nodes_that_touch(model: ir.Model, tensors: Collection[str]) -> set[str]:
+    """The names of the nodes that read one of ``tensors`` or settle into one."""
+    found = set()
+    for node in nodes(model):
+        names = (v.name for v in (*node.inputs, *node.outputs) if v is not None)
+        if any(name in tensors for name in names) or (node.outputs and fused_output(node).name in tensors):
+            found.add(node.name or "")
+    return found
 
 
 def wanted_tensors(model: ir.Model, plan: Plan) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from base64 import b64decode, b64encode
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ from onnxq.graph.passes.unused import remove_unused
 from onnxq.graph.runtime_model import set_aside
 from onnxq.numerics import PerBlock
 from onnxq.numerics.sampling import spread_step
-from onnxq.plan import Own, Plan, Storage
+from onnxq.plan import Own, Plan, Point, Storage, Weight
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -118,25 +119,28 @@ def equalized(
     Raises ``RuntimeFailure`` where the model does not run on the feeds.
     """
     copy = copy_model(model)
-    sites = [site for site in find_sites(copy, costly=terms.costly) if _counts(site, plan, terms.untouched)]
+    planned, untouched = _Planned(plan), set(terms.untouched)
+    sites = [site for site in find_sites(copy, costly=terms.costly) if planned.counts(site, untouched)]
     if not sites:
         return Equalized(model)
     most, fewest = _ROWS_OF_A_FEED
     each = min(most, max(fewest, _MOST_ROWS // (feeds_hint or 1)))
     rows = _seen(copy, {r.tensor: r.axis for site in sites for r in site.readers}, feeds, each)
-    tried = (_tried(site, plan, rows, method, _worth(site, terms)) for site in sites)
+    tried = (_tried(site, planned, rows, method, _worth(site, terms)) for site in sites)
     every = [found for found in tried if found is not None]
     _take_out(every, method)
     return _scaled(copy, [found for found in every if found.gain_db > 0.0], scratch) or Equalized(model)
 
 
-def _tried(site: Site, plan: Plan, rows: Mapping[str, tuple[F32, ...]], method: str, worth: float) -> _Found | None:
+def _tried(
+    site: Site, planned: _Planned, rows: Mapping[str, tuple[F32, ...]], method: str, worth: float
+) -> _Found | None:
     """What is best for ``site`` where that gets below ``worth``; None where its ``rows`` are missing or not finite."""
     if any(r.tensor not in rows or rows[r.tensor][0].shape[1] != site.channels for r in site.readers):
         return None  # in a branch that did not run
     if not all(np.isfinite(part).all() for r in site.readers for part in rows[r.tensor]):
         return None  # an error, which observing ranges will find with the name of the first such tensor
-    reads = [_read(r, plan, rows[r.tensor]) for r in site.readers]
+    reads = [planned.read(r, rows[r.tensor]) for r in site.readers]
     factors, relative = best_factors(reads, method=method)
     if relative >= worth:
         factors, relative = np.ones(site.channels), 1.0
@@ -213,40 +217,51 @@ def equalized_as(model: ir.Model, steps: Mapping[str, str]) -> ir.Model:
     return copy
 
 
-def _counts(site: Site, plan: Plan, untouched: Collection[str]) -> bool:
-    """Whether anything that reads the site is quantized, and nothing of it must stay as it is.
+class _Planned:
+    """What a plan says of single tensors and nodes."""
 
-    A node is only added where activations are converted to integers in any case, and a gate only changed where it
-    computes with integers.
-    """
-    readers = {reader.node.name or "" for reader in site.readers}
-    if site.between:
-        value = site.readers[0].node.inputs[0]
-        writer = None if value is None else value.producer()
-        converted = any(p.tensor == site.tensor and isinstance(p.source, Own) for p in plan.points)
-        if not converted or (writer is not None and writer.name in plan.integer):
+    def __init__(self, plan: Plan) -> None:
+        self._integer = set(plan.integer)
+        self._points: dict[str, list[Point]] = defaultdict(list)
+        for point in plan.points:
+            self._points[point.tensor].append(point)
+        self._weights: dict[str, Weight] = {}
+        for weight in plan.weights:
+            self._weights.setdefault(weight.node, weight)
+
+    def counts(self, site: Site, untouched: Collection[str]) -> bool:
+        """Whether anything that reads ``site`` is quantized, and nothing of it must stay as it is.
+
+        A node is only added where activations are converted to integers in any case, and a gate only changed where it
+        computes with integers.
+        """
+        readers = {reader.node.name or "" for reader in site.readers}
+        if site.between:
+            value = site.readers[0].node.inputs[0]
+            writer = None if value is None else value.producer()
+            converted = any(isinstance(p.source, Own) for p in self._points[site.tensor])
+            if not converted or (writer is not None and writer.name in self._integer):
+                return False
+        if site.gate is not None and not {site.gate.function.name, site.gate.product.name} <= self._integer:
             return False
-    if site.gate is not None and not {site.gate.function.name, site.gate.product.name} <= set(plan.integer):
-        return False
-    if readers & set(untouched) or any(node.name in untouched for node in site.writers):
-        return False
-    return any(weight.node in readers for weight in plan.weights)
+        if any(name in untouched for name in readers) or any(node.name in untouched for node in site.writers):
+            return False
+        return any(name in self._weights for name in readers)
 
-
-def _read(reader: Reader, plan: Plan, parts: tuple[F32, ...]) -> Read:
-    """What ``reader`` does with the rows that it was seen to read."""
-    rows, unseen = parts[0], parts[1] if len(parts) > 1 else None
-    name = reader.node.name or ""
-    points = [p for p in plan.points if p.tensor == reader.tensor and (p.consumers is None or name in p.consumers)]
-    activation_bits = points[0].qtype.bits if points else None
-    weight = next((w for w in plan.weights if w.node == name), None)
-    if weight is None:
-        return Read(rows, reader.weight(), activation_bits, None, unseen=unseen)
-    if weight.storage is Storage.DYNAMIC:
-        activation_bits = weight.qtype.bits
-    block = weight.granularity.size if isinstance(weight.granularity, PerBlock) else weight.stored.block
-    bits = weight.stored.code_type(weight.qtype).bits
-    return Read(rows, reader.weight(), activation_bits, bits, block, unseen)
+    def read(self, reader: Reader, parts: tuple[F32, ...]) -> Read:
+        """What ``reader`` does with the rows that it was seen to read."""
+        rows, unseen = parts[0], parts[1] if len(parts) > 1 else None
+        name = reader.node.name or ""
+        points = [p for p in self._points[reader.tensor] if p.consumers is None or name in p.consumers]
+        activation_bits = points[0].qtype.bits if points else None
+        weight = self._weights.get(name)
+        if weight is None:
+            return Read(rows, reader.weight(), activation_bits, None, unseen=unseen)
+        if weight.storage is Storage.DYNAMIC:
+            activation_bits = weight.qtype.bits
+        block = weight.granularity.size if isinstance(weight.granularity, PerBlock) else weight.stored.block
+        bits = weight.stored.code_type(weight.qtype).bits
+        return Read(rows, reader.weight(), activation_bits, bits, block, unseen)
 
 
 def _seen(model: ir.Model, axes: Mapping[str, int], feeds: Feeds, each: int) -> dict[str, tuple[F32, ...]]:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from onnxq.kernels.operators import named
@@ -94,7 +95,7 @@ def assignments(model: Model, kernels: KernelMap) -> tuple[KernelAssignment, ...
     known = {o.node for o in originals} - ambiguous
     rules: tuple[_Rule, ...] = (
         ("name", lambda o: [o.node] if o.node in known else [], lambda k: [plain_name(k.name, known)]),
-        ("output", lambda o: o.reached, lambda k: [*map(plain_value, k.outputs), k.name.removesuffix("_nchwc")]),
+        ("output", lambda o: o.reached(), lambda k: [*map(plain_value, k.outputs), k.name.removesuffix("_nchwc")]),
         (
             "weight",
             lambda o: o.weights,
@@ -109,15 +110,29 @@ def assignments(model: Model, kernels: KernelMap) -> tuple[KernelAssignment, ...
                 index[key].append(kernel)
         taken: set[int] = set()
         for i, original in enumerate(originals):
-            candidates = [k for key in keys_of(original) for k in index[key] if id(k) not in taken]
-            if i in found or not candidates:
-                continue
-            # A body keeps its scope unless onnxruntime inlined it; the sort is stable, so the nearest key stays first.
-            match = min(candidates, key=lambda k, scope=original.scope: k.scope != scope)  # type: ignore[misc]
-            found[i] = (match, rule)
-            taken.add(id(match))
+            match = None if i in found else _nearest(original.scope, keys_of(original), index, taken)
+            if match is not None:
+                found[i] = (match, rule)
+                taken.add(id(match))
         free = [k for k in free if id(k) not in taken]
     return tuple(_assignment(o, *found.get(i, (None, ""))) for i, o in enumerate(originals))
+
+
+def _nearest(
+    scope: str, keys: Iterable[str], index: Mapping[str, list[Kernel]], taken: Collection[int]
+) -> Kernel | None:
+    """The first kernel of ``keys`` that is not taken; one of ``scope`` goes before others.
+
+    A body keeps its scope unless onnxruntime inlined it.
+    """
+    other = None
+    for key in keys:
+        for kernel in index.get(key, ()):
+            if id(kernel) not in taken:
+                if kernel.scope == scope:
+                    return kernel
+                other = other or kernel
+    return other
 
 
 def plain_name(name: str, known: set[str]) -> str:
@@ -140,15 +155,16 @@ def plain_value(name: str) -> str:
 class _Original:
     """A compute node.
 
-    ``reached``: the values its output flows into before the next compute node, nearest first. ``weights``: the larger
-    initialisers behind its inputs.
+    ``reached``: gives the values its output flows into before the next compute node, nearest first: where layers are
+    skipped these may be half the graph, and mostly the first is the one. ``weights``: the larger initialisers behind
+    its inputs.
     """
 
     node: str
     op: str
     scope: str
     output: str
-    reached: tuple[str, ...]
+    reached: Callable[[], Iterable[str]]
     weights: tuple[str, ...]
     code: FloatCause
     why: str
@@ -180,29 +196,31 @@ class _Graph:
             for name in dict.fromkeys(node.input):
                 self.users[name].append(node)
         self.outputs = {v.name for v in graph.output}
+        self.constants = self._constants()
 
     def compute(self) -> Iterator[_Original]:
         for node in self.graph.node:
             if computes(node):
                 output = next((name for name in node.output if name), "")
                 weights = tuple(sorted(w for name in node.input for w in self._weights(name)))
-                reached = self._reached(node)
+                reached = partial(self._reached, node)
                 yield _Original(node.name, node.op_type, self.scope, output, reached, weights, *self._cause(node))
 
-    def _reached(self, node: onnx.NodeProto) -> tuple[str, ...]:
-        order = dict.fromkeys(name for name in node.output if name)
-        pending = deque(order)
+    def _reached(self, node: onnx.NodeProto) -> Iterator[str]:
+        pending = deque(dict.fromkeys(name for name in node.output if name))
+        seen = set(pending)
+        yield from pending
         while pending:
             for user in self.users[pending.popleft()]:
                 if not computes(user):
-                    new = [name for name in user.output if name and name not in order]
-                    order.update(dict.fromkeys(new))
+                    new = [name for name in dict.fromkeys(user.output) if name and name not in seen]
+                    seen.update(new)
                     pending.extend(new)
-        return tuple(order)
+                    yield from new
 
     def _weights(self, name: str) -> set[str]:
         """The larger initialisers behind ``name`` where everything behind it is constant, else nothing."""
-        found, seen, pending = set[str](), set[str](), [name]
+        found, seen, pending = set[str](), set[str](), [name] if name in self.constants else []
         while pending:
             current = pending.pop()
             if not current or current in seen:
@@ -210,10 +228,26 @@ class _Graph:
             seen.add(current)
             if current in self.sizes:
                 found |= {current} if self.sizes[current] >= _SMALLEST_WEIGHT else set()
-            elif (maker := self.makers.get(current)) is not None:
-                pending += list(maker.input)
             else:
-                return set()
+                pending += list(self.makers[current].input)
+        return found
+
+    def _constants(self) -> set[str]:
+        """The names of the values behind which everything is constant."""
+        found = set(self.sizes)
+        # How many inputs of a node are not known to be constant; one that is read twice counts once.
+        nodes = list(self.graph.node)  # protobuf has one object for each only as long as somebody holds it
+        missing = {id(node): len({name for name in node.input if name} - found) for node in nodes}
+        pending = [node for node in nodes if not missing[id(node)]]
+        while pending:
+            for name in pending.pop().output:
+                if not name or name in found:
+                    continue
+                found.add(name)
+                for user in self.users[name]:
+                    missing[id(user)] -= 1
+                    if not missing[id(user)]:
+                        pending.append(user)
         return found
 
     def _cause(self, node: onnx.NodeProto) -> tuple[FloatCause, str]:

@@ -59,13 +59,14 @@ class Costs:
 def table_costs(model: ir.Model, plan: Plan, shapes: Shapes, table: CostTable, target: Target) -> Costs:
     """The ``Costs`` of the nodes that ``plan`` runs on integers, from ``table``."""
     float_us, integer_us = {}, {}
+    integer, anchors = set(plan.integer), set(plan.anchors)
     for node in nodes(model):
         name = node.name or ""
-        if name not in plan.integer:
+        if name not in integer:
             continue
         work = work_of(node, shapes, target)
         if work is None or not work.known(table):
-            float_us[name], integer_us[name] = (_UNKNOWN_GAIN if name in plan.anchors else 0.0), 0.0
+            float_us[name], integer_us[name] = (_UNKNOWN_GAIN if name in anchors else 0.0), 0.0
             continue
         fused = ops.weight_slot(node) is None and fused_in_float(node)
         float_us[name] = 0.0 if fused else work.cost(table, "float") + _beside(node, shapes, table, target)
@@ -154,7 +155,7 @@ class _Cut:
 
         self.graph = networkx.DiGraph()
         self.graph.add_nodes_from((self.SOURCE, self.SINK))
-        self.names = set(plan.integer)
+        self.names, anchors = set(plan.integer), set(plan.anchors)
         self.shapes, self.table, self.pace = shapes, table, costs.pace
         chosen = [n for n in nodes(model) if (n.name or "") in self.names]
         self.writer = {id(value): node for node in chosen for value in written(node)}
@@ -162,7 +163,7 @@ class _Cut:
             name = node.name or ""
             self._edge(self.SOURCE, name, None if name in wanted else costs.float_us[name])
             self._edge(name, self.SINK, costs.integer_us[name])
-            if name not in plan.anchors:
+            if name not in anchors:
                 self._follows(node)
         tensors = {id(v): v for n in chosen for v in (*read(n), *written(n))}
         for value in tensors.values():

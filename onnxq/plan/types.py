@@ -181,13 +181,13 @@ class Plan:
     def roots(self) -> dict[str, str]:
         """By tensor of each point, the tensor whose parameters it has: its own, or the end of the chain of sharing."""
         shared = {p.tensor: p.source.tensor for p in self.points if isinstance(p.source, SharedWith)}
-        found = {}
-        for point in self.points:
-            root = point.tensor
-            while root in shared:
-                root = shared[root]
-            found[point.tensor] = root
-        return found
+        found: dict[str, str] = {}
+        for tensor in dict.fromkeys(p.tensor for p in self.points):
+            chain = [tensor]
+            while chain[-1] in shared and chain[-1] not in found:  # what shares with another one may come before it
+                chain.append(shared[chain[-1]])
+            found.update(dict.fromkeys(chain, found.get(chain[-1], chain[-1])))
+        return {point.tensor: found[point.tensor] for point in self.points}
 
     def __str__(self) -> str:
         lines = [f"{len(self.anchors)} weighted and {len(self.integer) - len(self.anchors)} other integer nodes"]

@@ -62,8 +62,9 @@ def repair(
     back where lengths differ, those nearest to the decision first; what else is float decides no lengths.
     """
     depends_on = depends_on or {}
-    layers = [name for name in first.plan.layers if name not in depends_on]
-    stored = list(dict.fromkeys(w.node for w in first.plan.weights if w.node not in first.plan.layers))
+    every = dict.fromkeys(first.plan.layers)
+    layers = [name for name in every if name not in depends_on]
+    stored = list(dict.fromkeys(w.node for w in first.plan.weights if w.node not in every))
     verdict = evaluator.verdict(first)
     if not verdict.good and deciding is not None and Shortfall.LENGTHS in verdict.shortfalls:
         lengths = _Attempts(first, evaluator, depends_on, [n for n in deciding(first) if n in layers])

@@ -156,7 +156,8 @@ def _refused(model: bytes | Path, feeds: Iterable[Feed]) -> _Failure | None:
 
 def _suspects(plan: Plan, weight: Storage | None) -> list[str]:
     """The nodes of ``plan`` that keeping float with such a ``weight`` changes, those first that cost least to lose."""
-    others = [name for name in plan.integer if name not in plan.anchors]
+    anchors = set(plan.anchors)
+    others = [name for name in plan.integer if name not in anchors]
     weights = [w.node for w in plan.weights if weight is None or w.storage not in _COMPUTED_IN_FLOAT]
     return list(dict.fromkeys([*others, *weights]))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -33,8 +35,8 @@ def share_transposed(model: ir.Model) -> int:
     count = 0
     for shape, values in by_shape.items():
         others = by_shape.get((*shape[:-2], shape[-1], shape[-2]), [])
-        for copy in [v for v in values if only_products(v)]:
-            base = next((v for v in others if v is not copy and v.uses() and _transposed(v, copy)), None)
+        for copy, bases in _transposed([v for v in values if only_products(v)], others):
+            base = next((v for v in bases if v is not copy and v.uses()), None)
             if base is not None:
                 _read_through(copy, base, model)
                 count += 1
@@ -47,11 +49,32 @@ def only_products(value: ir.Value) -> bool:
     return bool(uses) and all(use.idx == 1 and is_op(use.node, "MatMul", "Gemm") for use in uses)
 
 
-def _transposed(one: ir.Value, other: ir.Value) -> bool:
-    """Whether ``one`` is the transpose of ``other``, matrix by matrix; a few entries tell most pairs apart."""
-    a, b = _array(one), np.swapaxes(_array(other), -1, -2)
-    same = np.array_equal(a[..., 0, :_COMPARED], b[..., 0, :_COMPARED])
-    return same and np.array_equal(a[..., :_COMPARED, 0], b[..., :_COMPARED, 0]) and _digest(a) == _digest(b)
+def _transposed(copies: Sequence[ir.Value], others: Sequence[ir.Value]) -> Iterator[tuple[ir.Value, list[ir.Value]]]:
+    """Each of ``copies`` with those of ``others`` that it is the transpose of, matrix by matrix.
+
+    A few entries tell most apart; only what is alike in these is read as a whole, and everything but once.
+    """
+    if not copies or not others:
+        return
+    edges: dict[bytes, list[ir.Value]] = defaultdict(list)
+    for value in others:
+        edges[_edges(_array(value))].append(value)
+    whole: dict[bytes, dict[bytes, list[ir.Value]]] = {}
+    for copy in copies:
+        turned = np.swapaxes(_array(copy), -1, -2)
+        edge = _edges(turned)
+        if edge not in edges:
+            continue
+        if edge not in whole:
+            whole[edge] = defaultdict(list)
+            for value in edges[edge]:
+                whole[edge][_digest(_array(value))].append(value)
+        yield copy, whole[edge].get(_digest(turned), [])
+
+
+def _edges(array: Array) -> bytes:
+    """The first entries of the first row and column of each matrix."""
+    return array[..., 0, :_COMPARED].tobytes() + array[..., :_COMPARED, 0].tobytes()
 
 
 def _array(value: ir.Value) -> Array:
