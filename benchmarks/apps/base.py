@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ class Application:
 
     `predict` runs a session over the whole test set; `compare(float answers, answers)` gives named figures, among them
     `loss`: the percentage points that the application lost against float (the one figure that is comparable).
+    `kept_by` is what a peer that controls accuracy is told to keep of the outputs: arg-max of rows, or cosine.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Application:
     predict: Callable[[InferenceSession], Answers]
     compare: Callable[[Answers, Answers], dict[str, float]]
     latency_feed: Callable[[], Feed]
+    kept_by: Literal["labels", "cosine"] = "cosine"
 
     def evaluate(self, session_float: InferenceSession, session: InferenceSession) -> dict[str, float]:
         """The figures of `session` on the test set, judged against the float model's."""

@@ -179,6 +179,7 @@ APPLICATIONS = (
         predict=read,
         compare=compare_texts,
         latency_feed=lambda: reader_feeds("test")[0],
+        kept_by="labels",
     ),
     Application(
         name="captcha_det",

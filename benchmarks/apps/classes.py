@@ -118,6 +118,7 @@ APPLICATIONS = tuple(
         predict=partial(predict, side),
         compare=compare,
         latency_feed=lambda side=side: {"image": network_input(images(side, "test")[0])},
+        kept_by="labels",
     )
     for name, (network, side) in MODELS.items()
 )

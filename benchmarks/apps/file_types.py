@@ -119,5 +119,6 @@ APPLICATIONS = (
         predict=predict,
         compare=compare,
         latency_feed=lambda: {"bytes": tokens("test")[:1]},
+        kept_by="labels",
     ),
 )
