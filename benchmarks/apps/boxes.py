@@ -71,22 +71,23 @@ def average_precision(wanted: list[Found], got: list[Found], least: float) -> fl
 def detection_figures(wanted: list[Found], got: list[Found], threshold: float) -> dict[str, float]:
     """How well `got` (down to low scores) finds what `wanted` finds above `threshold`.
 
-    The loss is that of average precision at an overlap of one half; `f1` and the figures of single images and boxes
-    are of what both find above the threshold.
+    The loss is that of average precision at an overlap of one half. `f1` is of what both find above the threshold;
+    the worst are the score of the surest box that is not found again, and the largest change of a score.
     """
     truth = [found.above(threshold) for found in wanted]
     shown = [found.above(threshold) for found in got]
     pairs = [matches(w, g, OVERLAPS[0]) for w, g in zip(truth, shown, strict=True)]
-    hits = np.array([(pair >= 0).sum() for pair in pairs])
-    counts = np.array([len(w.scores) + len(g.scores) for w, g in zip(truth, shown, strict=True)])
+    hits = sum(int((pair >= 0).sum()) for pair in pairs)
+    count = sum(len(w.scores) + len(g.scores) for w, g in zip(truth, shown, strict=True))
+    lost = [np.delete(w.scores, p[p >= 0]) for w, p in zip(truth, pairs, strict=True)]
     gaps = [abs(w.scores[p[p >= 0]] - g.scores[p >= 0]) for w, g, p in zip(truth, shown, pairs, strict=True)]
     precisions = [average_precision(truth, got, least) for least in OVERLAPS]
     return {
         "loss": round(100 - percent(precisions[0]), 2),
         "ap_50": percent(precisions[0]),
         "ap_50_95": percent(float(np.mean(precisions))),
-        "f1": percent(float(2 * hits.sum() / counts.sum())),
-        "f1_worst": percent(float((2 * hits / np.maximum(counts, 1))[counts > 0].min())),
+        "f1": percent(2 * hits / count),
+        "surest_lost": round(float(np.concatenate(lost).max(initial=0)), 4),
         "largest_gap": round(float(np.concatenate(gaps).max(initial=0)), 4),
         "boxes_float": sum(len(w.scores) for w in truth),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 
 import numpy as np
-from scipy.signal import resample_poly
 
 from apps.base import Array
 
@@ -14,6 +13,8 @@ RATE, ESPEAK_RATE = 16_000, 22_050
 
 def spoken(voice: str, pitch: int, speed: int, text: str) -> Array:
     """A sentence at 16 kHz in [-1, 1]; ends the program, naming the package, where espeak-ng is not installed."""
+    from scipy.signal import resample_poly
+
     command = ["espeak-ng", "-v", voice, "-p", str(pitch), "-s", str(speed), "--stdout", text]
     try:
         sound = subprocess.run(command, capture_output=True, check=True).stdout[44:]
