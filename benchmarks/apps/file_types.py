@@ -25,9 +25,9 @@ PACKAGE = "magika==1.0.3"
 MODEL = "magika/models/standard_v3_3/model.onnx"
 SIDE, BLOCK, PADDING = 1024, 4096, 256
 LEAST_BYTES = 8
-CALIBRATION, TEST = 384, 1024
-PER_SUFFIX = {"calib": 16, "test": 32}
-PER_FOLDER_AND_SUFFIX = 4
+WANTED = {"calib": 384, "test": 4096}
+PER_SUFFIX = {"calib": 16, "test": 256}
+PER_FOLDER_AND_SUFFIX = {"calib": 4, "test": 16}
 BATCH = 32
 
 
@@ -73,12 +73,11 @@ def candidates() -> Iterator[tuple[str, Path]]:
 
 def collect() -> dict[str, Array]:
     """Tokens of both halves, [N, 2048] int16: many suffixes, few files of each folder."""
-    wanted = {"calib": CALIBRATION, "test": TEST}
     chosen: dict[str, list[Array]] = {"calib": [], "test": []}
     seen: Counter[tuple[str, ...]] = Counter()
     for half, path in candidates():
         by_suffix, by_folder = (half, path.suffix), (half, str(path.parent), path.suffix)
-        if len(chosen[half]) == wanted[half] or seen[by_folder] == PER_FOLDER_AND_SUFFIX:
+        if len(chosen[half]) == WANTED[half] or seen[by_folder] == PER_FOLDER_AND_SUFFIX[half]:
             continue
         if seen[by_suffix] == PER_SUFFIX[half] or (tokens := read(path)) is None:
             continue
@@ -120,5 +119,6 @@ APPLICATIONS = (
         predict=predict,
         compare=compare,
         latency_feed=lambda: {"bytes": tokens("test")[:1]},
+        kept_by="labels",
     ),
 )

@@ -135,5 +135,6 @@ APPLICATIONS = (
         predict=tell_direction,
         compare=compare_directions,
         latency_feed=lambda: {"x": crops("test")[0][:1]},
+        kept_by="labels",
     ),
 )

@@ -122,6 +122,7 @@ APPLICATIONS = tuple(
         predict=predict,
         compare=compare,
         latency_feed=latency_feed,
+        kept_by="labels",
     )
     for name, (title, package, model) in MODELS.items()
 )

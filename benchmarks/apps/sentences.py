@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from apps.base import Answers, Application, Array, Feed, cache_folder, package_folder, percent
 
@@ -127,6 +126,8 @@ def predict(session: InferenceSession) -> Answers:
 
 def compare(reference: Answers, answers: Answers) -> dict[str, float]:
     """Cosine with the float embedding, rank correlation of all pairwise similarities, nearest neighbour kept."""
+    from scipy.stats import spearmanr
+
     wanted, got = reference["embeddings"], answers["embeddings"]
     cosine = (wanted * got).sum(1)
     pairs = np.triu_indices(len(wanted), 1)

@@ -7,16 +7,14 @@ recordings together with the state that the float model had there.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.signal import resample_poly
 
-from apps import drawing
+from apps import drawing, speech
 from apps.base import Answers, Application, Array, Feed, cached_arrays, package_folder, percent
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "silero-vad==6.2.3"
 FOLDER = "silero_vad/data"
-RATE, ESPEAK_RATE = 16_000, 22_050
+RATE = speech.RATE
 FRAME, CONTEXT = 512, 64
 VOICES = {
     "calib": ("en-us+m1", "en-us+f1", "en-gb-scotland+m4", "en-gb-x-rp+f3", "en-us+m6", "de+f4", "fr+m2", "es+f1"),
@@ -39,15 +37,8 @@ THRESHOLD = 0.5
 
 def speak(voice: str, rng: np.random.Generator) -> Array:
     """One sentence at 16 kHz, peak 1."""
-    pitch, speed = str(rng.integers(20, 80)), str(rng.integers(120, 220))
-    command = ["espeak-ng", "-v", voice, "-p", pitch, "-s", speed, "--stdout", drawing.phrase(rng, 2, 9)]
-    try:
-        sound = subprocess.run(command, capture_output=True, check=True).stdout[44:]
-    except FileNotFoundError as error:
-        raise SystemExit("espeak-ng is missing: apt-get install espeak-ng") from error
-    wave = np.frombuffer(sound[: len(sound) // 2 * 2], np.int16).astype(np.float64)
-    wave = resample_poly(wave, RATE // 50, ESPEAK_RATE // 50)
-    return wave / max(1.0, np.abs(wave).max())
+    pitch, speed = int(rng.integers(20, 80)), int(rng.integers(120, 220))
+    return speech.spoken(voice, pitch, speed, drawing.phrase(rng, 2, 9))
 
 
 def noise(rng: np.random.Generator) -> Array:
@@ -93,7 +84,7 @@ def synthesise() -> dict[str, Array]:
 @lru_cache(maxsize=2)
 def recordings(half: str) -> Array:
     """[RECORDINGS, samples] float32 in [-1, 1]."""
-    sounds = cached_arrays("voice", synthesise, __file__, drawing.__file__)[half]
+    sounds = cached_arrays("voice", synthesise, __file__, drawing.__file__, speech.__file__)[half]
     return sounds.astype(np.float32) / 32768
 
 
