@@ -6,6 +6,7 @@ None means "not given": then the configuration file, the preset or the field's o
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import Field, fields, replace
 from pathlib import Path
@@ -121,7 +122,7 @@ def _parameters(*, planning: bool) -> list[inspect.Parameter]:
         if kind == "bool":
             found.append(parameter(name, Annotated[bool, option], default=False))
         else:
-            python = str if about.metavar == "TIME" else _KINDS[kind]
+            python = str if about.metavar in _READ else _KINDS[kind]
             found.append(parameter(name, Annotated[python | None, option]))
     return found
 
@@ -145,8 +146,9 @@ def _as_options(text: str) -> str:
 
 
 def _read(about: Choice, value: Any) -> Any:
-    """The value of an option: a time becomes seconds."""
-    return duration(about.flag, value) if about.metavar == "TIME" else value
+    """The value of an option: a time becomes seconds, percent a share."""
+    read = _READ.get(about.metavar)
+    return value if read is None else read(about.flag, value)
 
 
 def duration(option: str, text: str) -> float:
@@ -161,6 +163,26 @@ def duration(option: str, text: str) -> float:
     if not 0.0 < seconds < float("inf"):
         raise ConfigError(f"{option} {text} is no time", hint="give a time as 90s, 10m or 1h")
     return seconds
+
+
+def drop(option: str, text: str) -> float:
+    """What a measure may lose: ``0.005`` as it is, ``0.5%`` as points of a share. Raises ``ConfigError`` otherwise."""
+    number = text.strip()
+    percent = number.endswith("%")
+    try:
+        found = float(number.removesuffix("%")) / (100.0 if percent else 1.0)
+    except ValueError:
+        found = math.nan
+    if not 0.0 <= found < math.inf:
+        raise ConfigError(
+            f"{option} {text} is nothing that a measure may lose",
+            hint=f"give points of a share as {option} 0.5%, or a number in the measure's own unit as {option} 0.005",
+        )
+    return found
+
+
+# How the text of an option becomes its value, by what stands for that in ``--help``.
+_READ: dict[str, Callable[[str, str], Any]] = {"TIME": duration, "DROP": drop}
 
 
 def spell_out(build: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> None:

@@ -53,8 +53,6 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
                 raise ConfigError(f"weight format '{text}' {why}: it goes with activations = 'none' only")
         if self.resume and self.adapt == "none":
             raise ConfigError("resume goes with adapt: there is no adaptation to go on with")
-        if self.labels and self.adapt != "full":
-            raise ConfigError("labels go with adapt = 'full': the other levels need none")
 
     @property
     def _named_formats(self) -> tuple[str, ...]:

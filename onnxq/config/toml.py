@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from onnxq.config.choices import unknown_key
+from onnxq.config.choices import choice_of, unknown_key
 from onnxq.config.config import Config
 from onnxq.config.rules import Rule
 from onnxq.errors import ConfigError, one_line
@@ -17,11 +17,17 @@ from onnxq.files.opening import read_text
 
 
 def config_text(config: Config) -> str:
-    """``config`` as TOML that ``load_config`` reads back: what differs from the defaults."""
+    """``config`` as TOML that ``load_config`` reads back: what differs from the defaults.
+
+    What names code is left out, and what may be lost by that.
+    """
+    unnamed = {entry.name for entry in fields(Config) if choice_of(entry).code}
+    if config.metric:
+        unnamed.add("max_drop")
     lines = []
     for entry in fields(Config):
         value = getattr(config, entry.name)
-        if entry.name != "rules" and value != entry.default and value is not None:
+        if entry.name not in ("rules", *unnamed) and value != entry.default and value is not None:
             lines.append(f"{entry.name} = {json.dumps(value)}")
     for rule in config.rules:
         lines += ["", "[[rules]]", f"match = {json.dumps(rule.match)}", f'precision = "{rule.precision}"']
@@ -55,10 +61,14 @@ def config_from(table: Mapping[str, Any], *, where: str = "config") -> Config:
         for key in table:
             if key not in known:
                 raise unknown_key(key, known)
+            if choice_of(known[key]).code:
+                raise ConfigError(
+                    f"{key} names code, which no file may", hint=f"give it as {choice_of(known[key]).flag}"
+                )
         values: dict[str, Any] = {k: _rules(v) if k == "rules" else v for k, v in table.items()}
         return Config(**values)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error.what}", hint=error.hint) from None
 
 
 def _rules(value: Any) -> tuple[Rule, ...]:

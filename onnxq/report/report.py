@@ -11,6 +11,7 @@ from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import LatencyReport
 from onnxq.measure.layers import LayerNoise
+from onnxq.measure.metric import MetricComparison
 from onnxq.measure.size import ModelSize
 from onnxq.runtime.plain import plain
 
@@ -117,6 +118,7 @@ class Report:
     source: ModelSize
     result: ModelSize
     comparison: Comparison | None = None
+    metric: MetricComparison | None = None
     latency: LatencyReport | None = None
     kernels: KernelMap | None = None
     assignments: tuple[KernelAssignment, ...] = ()
@@ -168,6 +170,7 @@ class Report:
         return {
             **plain(self),
             "comparison": None if self.comparison is None else self.comparison.to_dict(),
+            "metric": None if self.metric is None else self.metric.to_dict(),
             "kernels": None if self.kernels is None else self.kernels.to_dict(),
             "fates": plain(self.assignments),  # its name until 0.2
             "left_float": plain(self.left_float),

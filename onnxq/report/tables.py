@@ -12,6 +12,7 @@ from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.measure.layers import LayerNoise
 from onnxq.measure.size import ModelSize
+from onnxq.report.certainty import metric_line
 from onnxq.report.report import Adaptation, LayerBits, LeftFloat, Report, Trial
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def _show_report(report: Report, console: Console) -> None:
     console.print(table)
     if report.comparison is not None:
         _show_outputs(report.comparison, console)
+    if report.metric is not None:
+        console.print(metric_line(report.metric), markup=False)
     if report.left_float:
         console.print(_left_table(report.left_float))
     if report.layers:

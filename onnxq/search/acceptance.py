@@ -13,6 +13,7 @@ from enum import Enum
 from onnxq.config import Config
 from onnxq.measure.compare import Comparison, OutputComparison
 from onnxq.measure.latency import LatencyReport
+from onnxq.measure.metric import MetricComparison
 from onnxq.measure.outputs import COUNTERPARTS
 
 # Above this many dB an entry that is no longer the largest of its row was as good as tied: such rows are no evidence,
@@ -51,6 +52,8 @@ RANKED_ELEMENTS = 1 << 26
 # that histograms count a small part of them, what so many elements in all allow.
 SECOND_CHECK_SAMPLES = 256
 SECOND_CHECK_ELEMENTS = 1 << 24
+# The most samples of the data that nothing was fitted to, beyond those held out.
+UNUSED_SAMPLES = 512
 AFFORDABLE_ELEMENTS = 1 << 29
 
 # A smaller share of layers that fall back to float is no reason to look for another way.
@@ -71,6 +74,7 @@ class Shortfall(Enum):
     SQNR = "an output has too much noise"
     LENGTHS = "more lengths, or more of what is picked, change than were promised, beyond chance"
     SECOND_CHECK = "the second check set contradicts the promise"
+    METRIC = "the metric loses more than max_drop"
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Verdict:
     """What data says of a candidate.
 
     ``agreement`` is that of the primary output (the largest entry of a hidden state decides nothing); ``sqnr_db`` the
-    worst over all outputs. ``shortfalls``: why it is not ``good``.
+    worst over all outputs. ``shortfalls``: why it is not ``good``. ``metric``: what the user's own measure says, where
+    there is one; then that decides.
     """
 
     comparison: Comparison
@@ -86,11 +91,12 @@ class Verdict:
     sqnr_db: float
     good: bool
     shortfalls: tuple[Shortfall, ...] = ()
+    metric: MetricComparison | None = None
 
     @property
     def standing(self) -> tuple[bool, float, float]:
         """What the better of two has more of, the first difference counts."""
-        return self.good, self.agreement, self.sqnr_db
+        return self.good, self.agreement if self.metric is None else self.metric.after, self.sqnr_db
 
     @property
     def good_but_for_lengths(self) -> bool:
@@ -100,6 +106,12 @@ class Verdict:
     def contradicted(self, why: Shortfall = Shortfall.SECOND_CHECK) -> Verdict:
         """The same where the second check set says no; the figures stay those of the held-out samples."""
         return replace(self, good=False, shortfalls=(*self.shortfalls, why))
+
+    def measured(self, metric: MetricComparison) -> Verdict:
+        """The same where ``metric`` decides; what is broken stays so."""
+        broken = (Shortfall.BROKEN,) if Shortfall.BROKEN in self.shortfalls else ()
+        shortfalls = broken if metric.good else (*broken, Shortfall.METRIC)
+        return replace(self, good=not shortfalls, shortfalls=shortfalls, metric=metric)
 
 
 def accepts(comparison: Comparison, config: Config) -> Verdict:
@@ -175,8 +187,15 @@ def contradicts(agreement: float, rows: int, promised: float) -> bool:
 
 
 def as_asked(verdict: Verdict, config: Config) -> Verdict:
-    """``verdict`` where no layer is to fall back to float for accuracy: then only what is broken counts."""
-    return verdict if config.guarded else replace(verdict, good=not verdict.comparison.problems)
+    """``verdict`` where no layer is to fall back to float for accuracy: then only what is broken counts.
+
+    What the user measures counts always.
+    """
+    return (
+        verdict
+        if config.guarded or verdict.metric is not None
+        else replace(verdict, good=not verdict.comparison.problems)
+    )
 
 
 # -- of two candidates ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from onnxq.build.build import Context, build, draft
@@ -18,9 +19,11 @@ from onnxq.errors import RuntimeFailure
 from onnxq.files.scratch import Scratch
 from onnxq.graph.lengths import ValueLengths
 from onnxq.kernels.lengths import Length
+from onnxq.measure.accuracy import Accuracy, Scorer
 from onnxq.measure.compare import compare
 from onnxq.measure.references import Answers, References, references
 from onnxq.plan import KeptFloat
+from onnxq.runtime.session import QUIET, open_session, run
 from onnxq.search.acceptance import (
     JUDGED_FEEDS,
     Shortfall,
@@ -32,6 +35,7 @@ from onnxq.search.acceptance import (
     ranked_feeds,
     second_check_samples,
 )
+from onnxq.search.measuring import MetricJudge
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 
@@ -62,7 +66,7 @@ class CandidateJudge:
     ``second_check``: calibration samples that may object to what is good, for a few held-out samples show wrong
     decisions too seldom. (Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good.)
     None where the held-out samples are the calibration samples. ``lengths``: how outputs are as long as values say.
-    ``scratch`` holds the float model's answers.
+    ``scratch`` holds the float model's answers. ``metric``: the user's own measure, which decides where there is one.
     """
 
     reference: bytes | Path
@@ -71,6 +75,7 @@ class CandidateJudge:
     second_check: Feed | None
     lengths: ValueLengths = field(default_factory=ValueLengths)
     scratch: Scratch | None = None
+    metric: MetricJudge | None = None
     _verdicts: dict[Built, Verdict] = field(default_factory=dict)
     _confirmed: dict[Built, Verdict] = field(default_factory=dict)
     _ranked: list[References] = field(default_factory=list)  # one at most: the same for all candidates
@@ -85,8 +90,8 @@ class CandidateJudge:
 
     def verdict(self, built: Built) -> Verdict:
         """What is said of ``built``; its figures are those of the held-out samples alone."""
-        verdict = self.on_held_out(built)
-        if not verdict.good or self.second_check is None:
+        verdict = self.restated(built)
+        if self.metric is not None or not verdict.good or self.second_check is None:
             return verdict
         if built not in self._confirmed:
             self._confirmed[built] = self._on(self.second_check, built)
@@ -94,6 +99,11 @@ class CandidateJudge:
         if second.good:
             return verdict
         return verdict.contradicted(Shortfall.LENGTHS) if second.good_but_for_lengths else verdict.contradicted()
+
+    def restated(self, built: Built) -> Verdict:
+        """What is said of ``built``, which makes less of what was good: no second check set objects to it."""
+        verdict = self.on_held_out(built)
+        return verdict if self.metric is None else verdict.measured(self.metric.of(built, self.answers))
 
     def on_held_out(self, built: Built) -> Verdict:
         """What the held-out samples say of ``built``."""
@@ -103,6 +113,17 @@ class CandidateJudge:
 
     def _on(self, feed: Feed, built: Built) -> Verdict:
         return judge(self.answers, built.runtime_model, feed, self.config, lengths=self.lengths.outputs)
+
+    def accuracy(self, built: Built, feeds: Iterable[Feed]) -> Accuracy:
+        """How often ``built`` and the float model are right about the labels of ``feeds``."""
+        session, names, key = open_session(built.runtime_model, config=QUIET), self.answers.names, self.config.labels
+        parts = list(feeds)
+        scorer = Scorer(np.concatenate([feed.labels(key) for feed in parts]), None)
+        for part in parts:
+            for feed in part:
+                scorer.add(names, self.answers.of(feed), run(session, feed, outputs=names))
+        self.answers.close()
+        return scorer.result()
 
     def loses_less(self, second: Built, first: Built) -> bool:
         """Whether ``second`` loses less than ``first`` on the held-out samples; not where they are equal."""

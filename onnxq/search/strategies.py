@@ -122,7 +122,7 @@ def adapted_weights(search: Search, attempt: Attempt) -> Attempt | None:
         return None
     job, fit, check = search.job, search.samples.calibration, search.samples.check
     candidate, first = attempt.candidate, attempt.built
-    labels = job.asked.labels
+    labels = job.asked.labels if job.asked.adapt == "full" else ""
     elements = attempt.context.statistics.elements(candidate.watched, feeds=JUDGED_FEEDS)
     rows = int(max(1, min(_ADAPTED_ROWS, _ADAPTED_ELEMENTS / max(1.0, elements))))
     adapter = Adapter(
