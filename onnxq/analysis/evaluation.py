@@ -106,15 +106,13 @@ def evaluate(
         raise ConfigError(f"layer_samples must be at least 0, not {layer_samples}")
     measuring = _Measuring.asked(metric, labels, max_drop)
     with opened(float_model, quantized_model) as (reference, test), temporary_folder() as name:
-        folder = Path(name)
         feed = checked_feed(data, (reference, test), feed_options)
-        targets = measuring.class_indices(feed, labels)
         with feed.explaining():
             comparison = compare(
                 reference.runnable,
                 test.runnable,
                 told(feed, progress, "compare"),
-                labels=targets,
+                labels=measuring.class_indices(feed, labels),
                 lengths=value_lengths(reference.model).outputs,
                 threads=threads,
             )
@@ -122,7 +120,7 @@ def evaluate(
         layers: tuple[LayerNoise, ...] = ()
         notes: tuple[str, ...] = ()
         if layer_samples:
-            prepared = _as_prepared(reference, test, folder)
+            prepared = _as_prepared(reference, test, Path(name))
             feeds = told(feed.limit(layer_samples), progress, "layers")
             layers, notes = _layer_by_layer(prepared, test.runnable, feeds, threads)
     notes = (*(given.reference.note for given in (reference, test) if given.reference.note), *notes)

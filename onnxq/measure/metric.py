@@ -163,21 +163,21 @@ class ScoreMetric:
 
     def __init__(self, name: str, predict: Callable[..., Any], score: Callable[..., Any]) -> None:
         self.name, self._predict, self._score = name, predict, score
-        first, second = (part.strip() for part in (*name.split(","), name)[:2])
+        self._names = tuple(part.strip() for part in (*name.split(","), name)[:2])
         if not takes(predict, 1):
             raise ConfigError(
-                f"metric {first} cannot be called with the outputs of a sample",
-                hint=f"write it as def {short(first)}(outputs), and let it return the prediction",
+                f"metric {self._names[0]} cannot be called with the outputs of a sample",
+                hint=f"write it as def {short(self._names[0])}(outputs), and let it return the prediction",
             )
         if not takes(score, 2):
             raise ConfigError(
-                f"metric {second} cannot be called with predictions and labels",
-                hint=f"write it as def {short(second)}(predictions, labels)",
+                f"metric {self._names[1]} cannot be called with predictions and labels",
+                hint=f"write it as def {short(self._names[1])}(predictions, labels)",
             )
 
     def of(self, outputs: Outputs, truth: Any, *, place: str) -> Any:
         """The prediction for one sample."""
-        return called(self._predict, (outputs,), self.name, place)
+        return called(self._predict, (outputs,), self._names[0], place)
 
     def compared(self, before: Sequence[Any], after: Sequence[Any], labels: Sequence[Any] | None) -> Compared:
         """Scores, and the interval by the jackknife with groups of samples left out in turn."""
@@ -206,7 +206,7 @@ class ScoreMetric:
     def _scored(self, predictions: Sequence[Any], labels: Sequence[Any], which: Sequence[int]) -> float:
         place = f"{len(which)} samples"
         arguments = (packed([predictions[i] for i in which]), packed([labels[i] for i in which]))
-        return number(called(self._score, arguments, self.name, place), self.name, place)
+        return number(called(self._score, arguments, self._names[1], place), self._names[1], place)
 
 
 def judged(
