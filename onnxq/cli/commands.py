@@ -1,13 +1,12 @@
 """What all commands share: exit codes, one-line errors, and groups of options that are written once.
 
-| exit code | meaning                                                                                     |
-|-----------|---------------------------------------------------------------------------------------------|
-| 0         | done                                                                                        |
-| 1         | a bug in onnxq                                                                              |
-| 2         | bad input or usage; nothing was written                                                     |
-| 3         | ``quantize`` wrote a model that is slower than float, or less accurate than was asked for;  |
-|           | ``evaluate`` found that a metric loses more than it may                                     |
-| 130       | interrupted                                                                                 |
+| exit code | meaning                                                                                             |
+|-----------|-----------------------------------------------------------------------------------------------------|
+| 0         | done                                                                                                |
+| 1         | a bug in onnxq                                                                                      |
+| 2         | bad input or usage; nothing was written                                                             |
+| 3         | ``quantize`` wrote a model that is slower than float or loses too much; ``evaluate``: a metric does |
+| 130       | interrupted                                                                                         |
 """
 
 from __future__ import annotations
