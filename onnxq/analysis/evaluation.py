@@ -13,16 +13,20 @@ import numpy.typing as npt
 
 from onnxq.analysis.running import Opened, checked_feed, opened, told
 from onnxq.calibrate.feeds import FeedOptions, FeedSource
+from onnxq.config.judged import judged
 from onnxq.equalize import equalized_as
 from onnxq.errors import ConfigError, RuntimeFailure, one_line
 from onnxq.files.temporary import temporary_folder
+from onnxq.graph.heads import heads
 from onnxq.graph.kinds import METADATA_KEY
 from onnxq.graph.lengths import value_lengths
 from onnxq.graph.prepare import prepare
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.kernels.targets import TARGETS, resolve_target
 from onnxq.measure.compare import Comparison, compare
+from onnxq.measure.kinds import guessed
 from onnxq.measure.layers import LayerNoise, common_tensors, layer_noise
+from onnxq.measure.references import Answers, seen_of
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model
 
@@ -65,6 +69,7 @@ def evaluate(
     data: FeedSource,
     *,
     labels: str | npt.ArrayLike | None = None,
+    judge: Mapping[str, str] | None = None,
     layer_samples: int = 16,
     feed_options: FeedOptions | None = None,
     threads: int | None = None,
@@ -78,6 +83,7 @@ def evaluate(
         data: anything that ``open_feed`` takes.
         labels: class indices, one a sample (for outputs ``[N, T, C]`` one a row, ``[N, T]``), in the order of the
             samples; or the name of the array in ``data`` that holds them. Negative ones are ignored.
+        judge: kinds by the name of an output, where what an output is for should not be guessed (``Config.judge``).
         layer_samples: so many samples serve to measure the layers, evenly spaced; 0: layers are not measured.
         feed_options: how files become inputs; see ``FeedOptions``.
         threads: of onnxruntime; None leaves its choice.
@@ -97,13 +103,17 @@ def evaluate(
         folder = Path(name)
         feed = checked_feed(data, (reference, test), feed_options)
         targets = feed.labels(labels) if isinstance(labels, str) else labels
+        lengths = value_lengths(reference.model).outputs
         with feed.explaining():
+            seen = seen_of(Answers(reference.runnable), feed)
+            kinds = guessed(seen, heads=heads(reference.model), lengths=lengths, asked=dict(judged(judge or {})))
             comparison = compare(
                 reference.runnable,
                 test.runnable,
                 told(feed, progress, "compare"),
                 labels=None if targets is None else np.asarray(targets),
-                lengths=value_lengths(reference.model).outputs,
+                lengths=lengths,
+                kinds=kinds,
                 threads=threads,
             )
         layers: tuple[LayerNoise, ...] = ()

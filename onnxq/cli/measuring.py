@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from onnxq.calibrate.options import FeedOptions
+from onnxq.cli.choices import Judge
 from onnxq.cli.commands import takes
 from onnxq.cli.options import Json, Samples, feed_options
 from onnxq.cli.progress import progress_bar
+from onnxq.config.judged import judged_text
 
 
 @takes(feed_options, name="options")
@@ -61,6 +63,7 @@ def evaluate(
     labels: Annotated[
         str | None, typer.Option(metavar="KEY", help="The array in DATA that holds class indices, for top-1 and top-5.")
     ] = None,
+    judge: Judge = None,
     samples: Samples = None,
     layers: Annotated[bool, typer.Option(help="Whether to tell in which layers the noise arises.")] = True,
     as_json: Json = False,
@@ -72,7 +75,7 @@ def evaluate(
     from onnxq.cli.tables import show_evaluation
 
     options = replace(options, model=float_model, limit=samples)
-    asked: dict[str, Any] = {} if layers else {"layer_samples": 0}
+    asked: dict[str, Any] = {"judge": dict(judged_text(judge or ()))} | ({} if layers else {"layer_samples": 0})
     with progress_bar(Console(stderr=True), quiet=False) as progress:
         result = compare(
             float_model, quantized_model, data, labels=labels, feed_options=options, progress=progress, **asked

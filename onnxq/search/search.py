@@ -17,6 +17,7 @@ from onnxq.calibrate.synthetic import impose_moments
 from onnxq.config import AUTO
 from onnxq.equalize import Equalized
 from onnxq.errors import ConfigError, DataError, RuntimeFailure
+from onnxq.graph.heads import heads
 from onnxq.graph.lengths import value_lengths
 from onnxq.kernels.targets import target_of
 from onnxq.plan import ReasonCode
@@ -98,7 +99,8 @@ def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
     seen = None
     if samples.calibration is not samples.held_out:
         seen = second_check(attempt.candidate, attempt.context, samples.calibration)
-    return CandidateJudge(job.reference, job.asked, samples.held_out, seen, value_lengths(job.prepared), job.scratch)
+    lengths, behind = value_lengths(job.prepared), heads(job.prepared)
+    return CandidateJudge(job.reference, job.asked, samples.held_out, seen, lengths, job.scratch, behind)
 
 
 def without_data(job: Job, options: FeedOptions | None) -> Outcome:
