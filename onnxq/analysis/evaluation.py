@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.analysis.running import Opened, checked_feed, opened, told
-from onnxq.calibrate.feeds import FeedOptions, FeedSource
+from onnxq.calibrate.feeds import Feed, FeedOptions, FeedSource
 from onnxq.config.judged import judged
 from onnxq.equalize import equalized_as
 from onnxq.errors import ConfigError, RuntimeFailure, one_line
@@ -103,17 +103,13 @@ def evaluate(
         folder = Path(name)
         feed = checked_feed(data, (reference, test), feed_options)
         targets = feed.labels(labels) if isinstance(labels, str) else labels
-        lengths = value_lengths(reference.model).outputs
         with feed.explaining():
-            seen = seen_of(Answers(reference.runnable), feed)
-            kinds = guessed(seen, heads=heads(reference.model), lengths=lengths, asked=dict(judged(judge or {})))
             comparison = compare(
                 reference.runnable,
                 test.runnable,
                 told(feed, progress, "compare"),
                 labels=None if targets is None else np.asarray(targets),
-                lengths=lengths,
-                kinds=kinds,
+                **_outputs(reference, feed, judge or {}),
                 threads=threads,
             )
         layers: tuple[LayerNoise, ...] = ()
@@ -125,6 +121,14 @@ def evaluate(
     notes = (*(given.reference.note for given in (reference, test) if given.reference.note), *notes)
     warnings = (feed.warning,) if feed.warning else ()
     return Evaluation(comparison, layers, feed.description, notes, warnings)
+
+
+def _outputs(reference: Opened, feed: Feed, asked: Mapping[str, str]) -> dict[str, Any]:
+    """What ``compare`` is told of the float model's outputs; ``asked``: what the user says some are for."""
+    known = dict(judged(asked))
+    lengths, seen = value_lengths(reference.model).outputs, seen_of(Answers(reference.runnable), feed)
+    kinds = guessed(seen, heads=heads(reference.model), lengths=lengths, asked=known)
+    return {"lengths": lengths, "kinds": kinds}
 
 
 def _layer_by_layer(

@@ -21,6 +21,7 @@ class Meaning(Enum):
     LINEAR = "sums of products"
     LARGER = "an enlarged map"
     CHOICE = "indices or choices"
+    ROUNDED = "rounded numbers"
     OTHER = ""
 
 
@@ -56,6 +57,9 @@ _MEANINGS: Mapping[str, Meaning] = {
     "Resize": Meaning.LARGER,
     "ArgMax": Meaning.CHOICE,
     "TopK": Meaning.CHOICE,
+    "Round": Meaning.ROUNDED,
+    "Ceil": Meaning.ROUNDED,
+    "Floor": Meaning.ROUNDED,
 }
 
 

@@ -7,7 +7,7 @@ boxes of a class. Which threshold it has is not known, so that several are tried
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -131,8 +131,6 @@ class DenseBoxes:
 
     def measured(self, level_db: float | None) -> Measured:
         del level_db
-        from dataclasses import replace
-
         found = self.found.measured("detections")
         scores, boxes = (self.parts[n].sqnr_db for n in ("scores", "boxes"))
         text = f"scores {scores:.1f} dB, boxes {boxes:.1f} dB"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from onnxq.numerics import Share
 # Near ties that may change for each decision that may. In sequences every row counts in full: labels of neighbours
 # depend on each other, so that odds of single rows say less. At the edges of areas one pixel more or less is no other
 # area, and odds of 3 to 2 cost at most a fifth of a decision (``sure``).
+ROUNDED_NUMBERS = ("equal numbers", "numbers within one")
+ROUNDED = 10  # rounded numbers that may be one more or less, for each decision: as of what is picked
 NEAR_TIES = {Kind.CLASSES: 2, Kind.TOKENS: 1, Kind.PIXELS: 5}
 
 
@@ -80,8 +82,6 @@ class Classes:
 
 def decided(found: Measured, tally: Tally, near_ties: int) -> Measured:
     """``found`` with counted decisions: those of which float is sure are promised, and of all some more may change."""
-    from dataclasses import replace
-
     return replace(
         found,
         share=tally.share,
@@ -158,13 +158,17 @@ def _log_softmax(x: Array) -> Array:
 
 @dataclass
 class Equal:
-    """Counts equal entries of what is not float: ``ids``."""
+    """Counts equal entries of what is not float: ``ids``. Rounded numbers that are off by one are near ties."""
 
+    layout: Layout
     tally: Tally = field(default_factory=Tally)
 
     def add(self, reference: Array, test: Array, at: Sequence[Where]) -> None:
         for a, b, where in zip(reference, test, at, strict=True):
             self.tally.note(int(np.count_nonzero(a == b)), a.size, where)
+            if self.layout.rounded:
+                near = np.abs(a.astype(np.float64) - b) <= 1.0
+                self.tally.sure += Share.of(int(np.count_nonzero(near)), a.size)
 
     def measured(self, level_db: float | None) -> Measured:
         del level_db
@@ -179,10 +183,10 @@ class Equal:
             worst=self.tally.worst.value,
             worst_what="share of equal ones",
             worst_at=self.tally.worst.at,
-            promises=(Promise("equal ones", share),),
+            promises=self._promises(share),
         )
 
-
-def shares_of(*shares: Share) -> Share:
-    """The one of ``shares`` with the lowest share of the same."""
-    return min(shares, key=lambda s: s.value)
+    def _promises(self, share: Share) -> tuple[Promise, ...]:
+        if not self.layout.rounded:
+            return (Promise("equal ones", share),)
+        return Promise(ROUNDED_NUMBERS[0], share, ROUNDED), Promise(ROUNDED_NUMBERS[1], self.tally.sure)

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 from onnxq.errors import ConfigError
 from onnxq.kernels.lengths import Length
-from onnxq.kernels.meaning import Head
+from onnxq.kernels.meaning import Head, Meaning
 from onnxq.measure.kinds.kind import Kind, KindGuess
 from onnxq.measure.kinds.layout import NO_SCORES, Layout
 from onnxq.measure.kinds.output import Output, sample_shape
 from onnxq.measure.kinds.places import places
 from onnxq.measure.kinds.seen import Seen
-from onnxq.measure.kinds.sequences import boxed, sequence
+from onnxq.measure.kinds.sequences import LONG, boxed, sequence
 from onnxq.measure.kinds.vectors import vector
 
 ASKED = "set by --judge"
@@ -59,6 +59,9 @@ def _guess(output: Output, length: Length | None) -> KindGuess:
     whole = any(a.dtype.kind != "f" for a in output.seen.outputs[output.name])
     if length in _LENGTHS:
         return KindGuess((_LENGTHS[length],), length.value if length else "", Layout(output.batch))
+    if whole and output.head.meaning is Meaning.ROUNDED:
+        reason = f"numbers behind {output.head.op}: one more or less is a near tie"
+        return KindGuess((Kind.IDS,), reason, Layout(output.batch, rounded=True))
     if whole:
         return KindGuess((Kind.IDS,), "no floats", Layout(output.batch))
     if not output.arrays or not len(output.rows()):
@@ -69,6 +72,8 @@ def _guess(output: Output, length: Length | None) -> KindGuess:
     if axis is not None and not any(output.varies):
         return vector(output, axis)
     rank = len(output.shape)
+    if length is Length.STRETCHED and max(output.shape, default=0) < LONG and not output.says("classes"):
+        return output.guess(Kind.FEATURES, reason=f"a series of {length.value}")
     if rank <= 2:
         return sequence(output)
     return places(output) if rank == 3 else output.guess(Kind.FEATURES, reason=f"{rank} axes a sample")

@@ -42,4 +42,4 @@ def _judge(kind: Kind, layout: Layout, width: int) -> Judge:
     }
     if kind in plain:
         return plain[kind](layout)
-    return Equal() if kind is Kind.IDS else Features()
+    return Equal(layout) if kind is Kind.IDS else Features()

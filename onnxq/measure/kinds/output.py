@@ -19,7 +19,7 @@ from onnxq.measure.kinds.sure import first_two
 WORDS: Mapping[str, str] = {
     "state": "present past cache state states hn cn mems kv",
     "embedding": "embed. emb pool. descriptor. vector. fingerprint dvector xvector speaker",
-    "features": "hidden feature. feat feats latent. encoder memory backbone last",
+    "features": "hidden feature. feat feats latent. encoder memory backbone mel mels spec spectrogram. mfcc",
     "classes": "logit. score. prob. class. cls softmax categor. intent label. top",
     "boxes": "box. bbox. loc locs rect. proposal.",
     "map": "attn attention. align. affinit. similarit. correlation. match. adjacenc. contact. arc arcs cost. weights",

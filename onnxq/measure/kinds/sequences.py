@@ -24,6 +24,8 @@ MOST_LOW, LOW = 0.6, 0.3
 # A blank is the choice of this share of frames or more, and labels last this few frames in the mean.
 BLANKS, SPIKE = 0.25, 3.0
 CHARACTERS = 10
+# Fewer frames and labels than that say nothing of a blank.
+FRAMES, LABELS = 32, 4
 
 
 def sequence(output: Output) -> KindGuess:
@@ -62,7 +64,7 @@ def _line(output: Output) -> KindGuess:
     if word := output.says("classes"):
         return output.guess(Kind.CLASSES, reason=f"'{word}' in its name, one score for each place", layout=layout)
     if word := output.says("regression"):
-        return output.guess(Kind.REGRESSION, reason=f"'{word}' in its name", layout=Layout(output.batch, 0))
+        return output.guess(Kind.REGRESSION, reason=f"'{word}' in its name", layout=Layout(output.batch, flat=True))
     return output.guess(Kind.FEATURES, reason="rows of any length", layout=layout)
 
 
@@ -272,7 +274,7 @@ def _reader(output: Output, layout: Layout, why: str) -> KindGuess | None:
         runs[0] += int(np.count_nonzero(labels))
         runs[1] += int(np.count_nonzero(labels & begins))
         changes += int(np.count_nonzero(begins[1:] & labels[1:] & labels[:-1])) if len(path) > 1 else 0
-    if blank < BLANKS or not runs[1] or runs[0] / runs[1] > SPIKE:
+    if frames[0] < FRAMES or blank < BLANKS or runs[1] < LABELS or runs[0] / runs[1] > SPIKE:
         return None
     text = f"{why}; class {empty} is chosen in {100 * blank:.0f} % of the places, as a blank is"
     kinds = (Kind.CTC,) if width >= CHARACTERS and changes <= 0.5 * runs[1] else (Kind.CTC, Kind.TOKENS)
