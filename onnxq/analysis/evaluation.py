@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +16,21 @@ from onnxq.analysis.running import Opened, checked_feed, opened, told
 from onnxq.calibrate.feeds import Feed, FeedOptions, FeedSource
 from onnxq.calibrate.metrics import MetricSource, metric_asked_for
 from onnxq.calibrate.unused import LabelledFeed
+from onnxq.config.judged import judged
 from onnxq.equalize import equalized_as
 from onnxq.errors import ConfigError, RuntimeFailure, one_line
 from onnxq.files.temporary import temporary_folder
+from onnxq.graph.heads import heads
 from onnxq.graph.kinds import METADATA_KEY
 from onnxq.graph.lengths import value_lengths
 from onnxq.graph.prepare import prepare
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.kernels.targets import TARGETS, resolve_target
 from onnxq.measure.compare import Comparison, compare
+from onnxq.measure.kinds import guessed
 from onnxq.measure.layers import LayerNoise, common_tensors, layer_noise
-from onnxq.measure.metric import Answering, Metric, MetricComparison, Top1, judged, seen
+from onnxq.measure.metric import Answering, Metric, MetricComparison, Top1, measured_by, seen
+from onnxq.measure.references import Answers, seen_of
 from onnxq.runtime.plain import plain
 from onnxq.runtime.proto import Model
 from onnxq.runtime.session import open_session, run
@@ -34,6 +38,9 @@ from onnxq.runtime.session import open_session, run
 if TYPE_CHECKING:
     from onnxq.pipeline import ModelSource
     from onnxq.search.attempt import Progress
+
+Layers: TypeAlias = "tuple[tuple[LayerNoise, ...], tuple[str, ...]]"  # and notes
+_NO_LAYERS: Layers = ((), ())
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ def evaluate(
     labels: str | npt.ArrayLike | None = None,
     metric: MetricSource | None = None,
     max_drop: float | None = None,
+    judge: Mapping[str, str] | None = None,
     layer_samples: int = 16,
     feed_options: FeedOptions | None = None,
     threads: int | None = None,
@@ -91,6 +99,7 @@ def evaluate(
             they are whatever that takes.
         metric: a measure of your own; see ``quantize``. It needs labels by their name, if any.
         max_drop: the most that it, or top-1 where there are only labels, may lose; None: 1 % of the float model's.
+        judge: kinds by the name of an output, where what an output is for should not be guessed (``Config.judge``).
         layer_samples: so many samples serve to measure the layers, evenly spaced; 0: layers are not measured.
         feed_options: how files become inputs; see ``FeedOptions``.
         threads: of onnxruntime; None leaves its choice.
@@ -113,16 +122,14 @@ def evaluate(
                 test.runnable,
                 told(feed, progress, "compare"),
                 labels=measuring.class_indices(feed, labels),
-                lengths=value_lengths(reference.model).outputs,
+                **_outputs(reference, feed, judge or {}),
                 threads=threads,
             )
         measured = measuring.of((reference, test), feed)
-        layers: tuple[LayerNoise, ...] = ()
-        notes: tuple[str, ...] = ()
+        layers, notes = _NO_LAYERS
         if layer_samples:
-            prepared = _as_prepared(reference, test, Path(name))
             feeds = told(feed.limit(layer_samples), progress, "layers")
-            layers, notes = _layer_by_layer(prepared, test.runnable, feeds, threads)
+            layers, notes = _layer_by_layer(_as_prepared(reference, test, Path(name)), test.runnable, feeds, threads)
     notes = (*(given.reference.note for given in (reference, test) if given.reference.note), *notes)
     warnings = (feed.warning,) if feed.warning else ()
     return Evaluation(comparison, layers, feed.description, notes, warnings, measured)
@@ -165,12 +172,20 @@ class _Measuring:
         found = [list(seen(self.metric, model, LabelledFeed(feed, self.labels), truth)) for model in both]
         before, after = ([value for value, _ in values] for values in found)
         labels = [label for _, label in found[0]] if self.labels else None
-        return judged(self.metric, before, after, labels, self.max_drop)
+        return measured_by(self.metric, before, after, labels, self.max_drop)
+
+
+def _outputs(reference: Opened, feed: Feed, asked: Mapping[str, str]) -> dict[str, Any]:
+    """What ``compare`` is told of the float model's outputs; ``asked``: what the user says some are for."""
+    known = dict(judged(asked))
+    lengths, seen = value_lengths(reference.model).outputs, seen_of(Answers(reference.runnable), feed)
+    kinds = guessed(seen, heads=heads(reference.model), lengths=lengths, asked=known)
+    return {"lengths": lengths, "kinds": kinds}
 
 
 def _layer_by_layer(
     float_model: Model, quantized_model: Model, feeds: Iterable[Mapping[str, Any]], threads: int | None
-) -> tuple[tuple[LayerNoise, ...], tuple[str, ...]]:
+) -> Layers:
     """(the noise of each layer that both models have, notes): one note and no layers where it cannot be told."""
     names = common_tensors(float_model, quantized_model)
     if not names:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from onnxq.config import AUTO, GROUPS, PRESETS, Config, load_config
+from onnxq.config import AUTO, GROUPS, JUDGE_KINDS, PRESETS, Config, load_config
 from onnxq.config import preset as find_preset
 from onnxq.config.choices import Choice, choice_of, described
 from onnxq.errors import ConfigError
@@ -40,6 +40,14 @@ Exclude = Annotated[
         help="Keep nodes float by name or operator type, wildcards allowed (head.*, Gemm); may be repeated.",
     ),
 ]
+Judge = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=KIND",
+        help="Judge the output NAME as KIND where the guess is wrong; may be repeated. Kinds: "
+        f"{', '.join(JUDGE_KINDS)}.",
+    ),
+]
 Ranges = Annotated[
     str | None,
     typer.Option(
@@ -56,9 +64,9 @@ def planning_choices(**given: Any) -> Config:
     return _chosen(**given)
 
 
-def all_choices(*, ranges: str | None = None, **given: Any) -> Config:
+def all_choices(*, ranges: str | None = None, judge: list[str] | None = None, **given: Any) -> Config:
     """The ``Config`` of all options."""
-    return _chosen(ranges=ranges, commanding=True, **given)
+    return _chosen(ranges=ranges, judge=judge, commanding=True, **given)
 
 
 def _chosen(
@@ -67,6 +75,7 @@ def _chosen(
     config: Path | None = None,
     exclude: list[str] | None = None,
     ranges: str | None = None,
+    judge: list[str] | None = None,
     commanding: bool = False,
     **given: Any,
 ) -> Config:
@@ -85,7 +94,7 @@ def _chosen(
     chosen = replace(chosen, **changes)
     if ranges is not None:
         chosen = chosen.with_range(ranges)
-    return chosen.with_excluded(tuple(exclude or ()))
+    return chosen.with_excluded(tuple(exclude or ())).with_judged(tuple(judge or ()))
 
 
 def _given(value: Any) -> bool:
@@ -106,7 +115,7 @@ def _parameters(*, planning: bool) -> list[inspect.Parameter]:
     """The parameters of a command for the options of ``Config``, in the order of the groups."""
     panels = {entry.name: title for title, group in GROUPS for entry in fields(group)}
     by_hand = {"preset": Preset, "config": ConfigFile, "exclude": Exclude}
-    by_hand |= {} if planning else {"ranges": Ranges}
+    by_hand |= {} if planning else {"ranges": Ranges, "judge": Judge}
     found = [parameter(name, annotation) for name, annotation in by_hand.items()]
     for name, entry in _options(planning=planning):
         about = choice_of(entry)

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from onnxq.calibrate.options import FeedOptions
-from onnxq.cli.choices import drop
+from onnxq.cli.choices import Judge, drop
 from onnxq.cli.commands import NOT_GOOD, lost_too_much, takes
 from onnxq.cli.options import Json, MaxDrop, Metric, Samples, feed_options
 from onnxq.cli.progress import progress_bar
+from onnxq.config.judged import judged_text
 
 
 @takes(feed_options, name="options")
@@ -68,6 +69,7 @@ def evaluate(
     ] = None,
     metric: Metric = None,
     max_drop: MaxDrop = None,
+    judge: Judge = None,
     samples: Samples = None,
     layers: Annotated[bool, typer.Option(help="Whether to tell in which layers the noise arises.")] = True,
     as_json: Json = False,
@@ -83,7 +85,7 @@ def evaluate(
 
     options = replace(options, model=float_model, limit=samples)
     asked: dict[str, Any] = {"metric": metric, "max_drop": None if max_drop is None else drop("--max-drop", max_drop)}
-    asked |= {} if layers else {"layer_samples": 0}
+    asked |= {"judge": dict(judged_text(judge or ()))} | ({} if layers else {"layer_samples": 0})
     with progress_bar(Console(stderr=True), quiet=False) as progress:
         result = compare(
             float_model, quantized_model, data, labels=labels, feed_options=options, progress=progress, **asked

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from onnxq.numerics.noise import MAX_SQNR_DB
 from onnxq.report.certainty import metric_line
-from onnxq.report.tables import db, megabytes, show
+from onnxq.report.prints import db, megabytes
+from onnxq.report.tables import show
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxq.config.choices import choice
+from onnxq.config.judged import JUDGE_KINDS
 from onnxq.config.rules import Rule
 
 # Bits of each layer's weight by sensitivity.
@@ -130,9 +131,12 @@ class SearchChoices:
         planning=True,
     )
     rules: tuple[Rule, ...] = choice((), "Ordered; for each node the first match wins")
+    judge: tuple[tuple[str, str], ...] = choice(
+        (), "What outputs are for, by name, where the guess is wrong: " + ", ".join(JUDGE_KINDS)
+    )
     min_agreement: float = choice(
         0.99,
-        "Layers go back to float until held-out agreement reaches this share; 0: never",
+        "Layers go back to float until every output keeps this share of what it is judged by; 0: never",
         unit="share",
         least=0.0,
         most=1.0,

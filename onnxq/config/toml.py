@@ -27,16 +27,18 @@ def config_text(config: Config) -> str:
     lines = []
     for entry in fields(Config):
         value = getattr(config, entry.name)
-        if entry.name not in ("rules", *unnamed) and value != entry.default and value is not None:
+        if entry.name not in ("rules", "judge", *unnamed) and value != entry.default and value is not None:
             lines.append(f"{entry.name} = {json.dumps(value)}")
     for rule in config.rules:
         lines += ["", "[[rules]]", f"match = {json.dumps(rule.match)}", f'precision = "{rule.precision}"']
         lines += [f'weights = "{rule.weights}"'] if rule.weights else []
+    if config.judge:
+        lines += ["", "[judge]", *(f"{json.dumps(name)} = {json.dumps(kind)}" for name, kind in config.judge)]
     return "\n".join(lines) + "\n"
 
 
 def load_config(path: Path | str) -> Config:
-    """The ``Config`` in a TOML file: its fields as keys, ``[[rules]]`` tables with ``match`` and ``precision``.
+    """The ``Config`` in a TOML file: its fields as keys, ``[[rules]]`` with ``match`` and ``precision``, ``[judge]``.
 
     Raises ``ConfigError`` naming the file and the key.
     """

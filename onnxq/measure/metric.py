@@ -209,7 +209,7 @@ class ScoreMetric:
         return number(called(self._score, arguments, self._names[1], place), self._names[1], place)
 
 
-def judged(
+def measured_by(
     metric: Metric, before: Sequence[Any], after: Sequence[Any], labels: Sequence[Any] | None, max_drop: float | None
 ) -> MetricComparison:
     """The ``MetricComparison`` of what ``metric`` saw of both models; ``max_drop``: None for the usual one."""

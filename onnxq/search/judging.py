@@ -19,9 +19,11 @@ from onnxq.errors import RuntimeFailure
 from onnxq.files.scratch import Scratch
 from onnxq.graph.lengths import ValueLengths
 from onnxq.kernels.lengths import Length
+from onnxq.kernels.meaning import Head
 from onnxq.measure.accuracy import Accuracy, Scorer
 from onnxq.measure.compare import compare
-from onnxq.measure.references import Answers, References, references
+from onnxq.measure.kinds import KindGuess, guessed
+from onnxq.measure.references import Answers, References, references, seen_of
 from onnxq.plan import KeptFloat
 from onnxq.runtime.session import QUIET, open_session, run
 from onnxq.search.acceptance import (
@@ -47,14 +49,15 @@ def judge(
     config: Config,
     *,
     lengths: Mapping[str, Length] | None = None,
+    kinds: Mapping[str, KindGuess] | None = None,
 ) -> Verdict:
     """The ``Verdict`` on ``quantized`` over ``held_out``, data that calibration never saw.
 
-    ``lengths``: how those outputs are as long as values say that are.
+    ``lengths``: how those outputs are as long as values say that are. ``kinds``: what each output is for.
     """
     answers = float_model if isinstance(float_model, Answers) else Answers(float_model)
     try:
-        return accepts(compare(answers, quantized, held_out, lengths=lengths), config)
+        return accepts(compare(answers, quantized, held_out, lengths=lengths, kinds=kinds), config)
     finally:
         answers.close()
 
@@ -66,7 +69,8 @@ class CandidateJudge:
     ``second_check``: calibration samples that may object to what is good, for a few held-out samples show wrong
     decisions too seldom. (Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good.)
     None where the held-out samples are the calibration samples. ``lengths``: how outputs are as long as values say.
-    ``scratch`` holds the float model's answers. ``metric``: the user's own measure, which decides where there is one.
+    ``scratch`` holds the float model's answers. ``heads``: what stands behind each output. ``metric``: the user's own
+    measure, which decides where there is one.
     """
 
     reference: bytes | Path
@@ -75,11 +79,19 @@ class CandidateJudge:
     second_check: Feed | None
     lengths: ValueLengths = field(default_factory=ValueLengths)
     scratch: Scratch | None = None
+    heads: Mapping[str, Head] = field(default_factory=dict)
     metric: MetricJudge | None = None
     _verdicts: dict[Built, Verdict] = field(default_factory=dict)
     _confirmed: dict[Built, Verdict] = field(default_factory=dict)
     _ranked: list[References] = field(default_factory=list)  # one at most: the same for all candidates
     _answers: list[Answers] = field(default_factory=list)  # likewise
+    _kinds: list[dict[str, KindGuess]] = field(default_factory=list)  # likewise
+
+    def by(self, samples: Feed) -> CandidateJudge:
+        """A judge by ``samples`` alone."""
+        return CandidateJudge(
+            self.reference, self.config, samples, None, self.lengths, self.scratch, self.heads, _kinds=[self.kinds]
+        )
 
     @property
     def answers(self) -> Answers:
@@ -87,6 +99,15 @@ class CandidateJudge:
         if not self._answers:
             self._answers.append(Answers(self.reference, self.scratch))
         return self._answers[0]
+
+    @property
+    def kinds(self) -> dict[str, KindGuess]:
+        """What each output is for, by what the float model answers to the first held-out samples."""
+        if not self._kinds:
+            seen = seen_of(self.answers, self.held_out)
+            asked = dict(self.config.judge)
+            self._kinds.append(guessed(seen, heads=self.heads, lengths=self.lengths.outputs, asked=asked))
+        return self._kinds[0]
 
     def verdict(self, built: Built) -> Verdict:
         """What is said of ``built``; its figures are those of the held-out samples alone."""
@@ -112,7 +133,9 @@ class CandidateJudge:
         return self._verdicts[built]
 
     def _on(self, feed: Feed, built: Built) -> Verdict:
-        return judge(self.answers, built.runtime_model, feed, self.config, lengths=self.lengths.outputs)
+        return judge(
+            self.answers, built.runtime_model, feed, self.config, lengths=self.lengths.outputs, kinds=self.kinds
+        )
 
     def accuracy(self, built: Built, feeds: Iterable[Feed]) -> Accuracy:
         """How often ``built`` and the float model are right about the labels of ``feeds``."""

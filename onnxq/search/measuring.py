@@ -10,7 +10,7 @@ from typing import Any
 from onnxq.build.candidate import Built
 from onnxq.calibrate.feeds import Feed
 from onnxq.calibrate.unused import LabelledFeed
-from onnxq.measure.metric import Answering, Metric, MetricComparison, judged, seen
+from onnxq.measure.metric import Answering, Metric, MetricComparison, measured_by, seen
 from onnxq.measure.references import Answers
 from onnxq.runtime.session import QUIET, open_session, run
 
@@ -47,7 +47,7 @@ class MetricJudge:
             before += [value for value, _ in known]
             labels += [label for _, label in known]
             after += [value for value, _ in seen(self.metric, quantized, LabelledFeed(feed, self.labels), truth)]
-            found = judged(self.metric, before, after, labels if self.labels else None, self.max_drop)
+            found = measured_by(self.metric, before, after, labels if self.labels else None, self.max_drop)
             if found.hopeless:
                 break
         answers.close()

@@ -18,6 +18,7 @@ from onnxq.calibrate.unused import unused
 from onnxq.config import AUTO
 from onnxq.equalize import Equalized
 from onnxq.errors import ConfigError, DataError, RuntimeFailure
+from onnxq.graph.heads import heads
 from onnxq.graph.lengths import value_lengths
 from onnxq.kernels.targets import target_of
 from onnxq.measure.accuracy import class_indices
@@ -109,9 +110,8 @@ def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
     if job.metric is not None:
         feeds = [f for f in (samples.held_out.limit(JUDGED_FEEDS), _afforded(attempt, samples.unused), seen) if f]
         metric = MetricJudge(job.metric, feeds, config.labels, config.max_drop)
-    return CandidateJudge(
-        job.reference, config, samples.held_out, seen, value_lengths(job.prepared), job.scratch, metric
-    )
+    lengths, behind = value_lengths(job.prepared), heads(job.prepared)
+    return CandidateJudge(job.reference, config, samples.held_out, seen, lengths, job.scratch, behind, metric)
 
 
 def _try_measures(job: Job, feed: Feed) -> None:

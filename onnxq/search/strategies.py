@@ -103,7 +103,7 @@ def extrapolated_ranges(search: Search, attempt: Attempt) -> Attempt | None:
     if judge is None or samples is None or second is None:
         return None
     if samples.check is not None:  # the held-out samples have their say when weights are adapted
-        judge = CandidateJudge(judge.reference, judge.config, samples.check, None, judge.lengths, judge.scratch)
+        judge = judge.by(samples.check)
     return second if judge.loses_less(second.built, attempt.built) else None
 
 

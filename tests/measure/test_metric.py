@@ -18,7 +18,7 @@ from onnxq.measure.metric import (
     SampleMetric,
     ScoreMetric,
     Top1,
-    judged,
+    measured_by,
     seen,
 )
 
@@ -143,7 +143,7 @@ def test_scores_are_given_arrays_in_the_order_of_samples() -> None:
 
 def test_without_labels_the_float_predictions_are_right() -> None:
     metric = ScoreMetric("a,b", top, share)
-    found = judged(metric, values(metric), values(metric, flipped(0)), None, None)
+    found = measured_by(metric, values(metric), values(metric, flipped(0)), None, None)
     assert (found.before, found.after, found.truth) == (1.0, 0.975, "the float model")
     assert found.max_drop == 0.01
     assert not found.good
