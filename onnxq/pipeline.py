@@ -191,6 +191,7 @@ def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Resu
         model_size(final),
         comparison=None if attempt.verdict is None else attempt.verdict.comparison,
         metric=None if attempt.verdict is None else attempt.verdict.metric,
+        certainties=() if attempt.verdict is None else attempt.verdict.certainties,
         latency=attempt.latency,
         kernels=built.kernels,
         assignments=built.assignments,

@@ -4,7 +4,34 @@ from __future__ import annotations
 
 import math
 
+from onnxq.measure.certainty import Certainty
 from onnxq.measure.metric import MetricComparison
+from onnxq.numerics import rounded_down
+
+
+def certainty_line(certainty: Certainty) -> str:
+    """How sure a promise is: what was counted, of the data and of made samples, and what can be promised."""
+    parts = [f"{certainty.output}: {certainty.what}: {certainty.real} (held out)"]
+    made = certainty.made
+    if made is not None:
+        what = f"with {made.samples:,} samples made of {made.of} of them"
+        if made.strata is None:
+            parts.append(f"{what} {certainty.counted}")
+        else:
+            weighed = "near ties weighed as in the data"
+            parts.append(f"{what}, {weighed}, at least {rounded_down(certainty.lower)}")
+    promised = f"{certainty.promised * 100:.6g} %"
+    if certainty.kept:
+        return f"{'; '.join(parts)}: the promise of {promised} is kept"
+    if contradicts(certainty):
+        return f"{'; '.join(parts)}: the promise of {promised} is not kept"
+    able = rounded_down(certainty.lower)
+    return f"{'; '.join(parts)}: {promised} cannot be proven with this data, {able} can be promised"
+
+
+def contradicts(certainty: Certainty) -> bool:
+    """Whether the interval lies below the promise."""
+    return certainty.counted.upper < certainty.promised
 
 
 def metric_line(metric: MetricComparison) -> str:

@@ -12,7 +12,7 @@ from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.measure.layers import LayerNoise
 from onnxq.measure.size import ModelSize
-from onnxq.report.certainty import metric_line
+from onnxq.report.certainty import certainty_line, metric_line
 from onnxq.report.outputs import judged_line, outputs_table
 from onnxq.report.prints import add_row, db, empty_table, megabytes, ms
 from onnxq.report.report import Adaptation, LayerBits, LeftFloat, Report, Trial
@@ -156,6 +156,8 @@ def _show_report(report: Report, console: Console) -> None:
         _show_outputs(report.comparison, console)
     if report.metric is not None:
         console.print(metric_line(report.metric), markup=False)
+    for certainty in report.certainties:
+        console.print(certainty_line(certainty), markup=False)
     if report.left_float:
         console.print(_left_table(report.left_float))
     if report.layers:

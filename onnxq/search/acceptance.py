@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from onnxq.config import Config
+from onnxq.measure.certainty import Certainty
 from onnxq.measure.compare import Comparison
 from onnxq.measure.kinds import Promise
 from onnxq.measure.kinds.classes import ROUNDED_NUMBERS
 from onnxq.measure.latency import LatencyReport
 from onnxq.measure.metric import MetricComparison
 from onnxq.measure.outputs import COUNTERPARTS
-from onnxq.numerics.share import Share, incomplete_beta
+from onnxq.numerics.share import Share, incomplete_beta, lower_end
 
 # Samples of another length for each decision that may change: a length adds up dozens of rounded numbers (predicted
 # durations), so that with the default promise a quarter of the samples may have another one.
@@ -48,8 +49,11 @@ RANKED_ELEMENTS = 1 << 26
 # that histograms count a small part of them, what so many elements in all allow.
 SECOND_CHECK_SAMPLES = 256
 SECOND_CHECK_ELEMENTS = 1 << 24
-# The most samples of the data that nothing was fitted to, beyond those held out.
+# The most samples of the data that nothing was fitted to, beyond those held out; and of made ones: so many, no more
+# than either calibration took or ``AFFORDABLE_ELEMENTS`` allow, at least so many at once.
 UNUSED_SAMPLES = 512
+MADE_SAMPLES = 1024
+MADE_AT_LEAST = 64
 AFFORDABLE_ELEMENTS = 1 << 29
 
 # A smaller share of layers that fall back to float is no reason to look for another way.
@@ -79,7 +83,7 @@ class Verdict:
 
     ``agreement``: the lowest share of decisions that stay, over all outputs that decide; ``sqnr_db``: the worst too.
     ``shortfalls``: why it is not ``good``. ``metric``: what the user's own measure says, where there is one; then that
-    decides.
+    decides. ``certainties``: how sure what was counted is, where that was asked.
     """
 
     comparison: Comparison
@@ -88,6 +92,7 @@ class Verdict:
     good: bool
     shortfalls: tuple[Shortfall, ...] = ()
     metric: MetricComparison | None = None
+    certainties: tuple[Certainty, ...] = ()
 
     @property
     def standing(self) -> tuple[bool, float, float]:
@@ -99,9 +104,21 @@ class Verdict:
         """Whether no other layers in float than those that decide lengths would make it better."""
         return self.good or self.shortfalls == (Shortfall.LENGTHS,)
 
+    def weighed(self, certainties: tuple[Certainty, ...]) -> Verdict:
+        """The same where it is known how sure it is; what contradicts a promise is a shortfall."""
+        found = replace(self, certainties=certainties)
+        return found.contradicted() if any(contradicts(c.counted, c.promised) for c in certainties) else found
+
     def contradicted(self, why: Shortfall = Shortfall.SECOND_CHECK) -> Verdict:
         """The same where the second check set says no; the figures stay those of the held-out samples."""
         return replace(self, good=False, shortfalls=(*self.shortfalls, why))
+
+    @property
+    def proven(self) -> bool:
+        """Whether it is good and the intervals of all that was counted say so."""
+        if self.metric is not None:
+            return self.good and self.metric.proven
+        return self.good and bool(self.certainties) and all(certainty.kept for certainty in self.certainties)
 
     def measured(self, metric: MetricComparison) -> Verdict:
         """The same where ``metric`` decides; what is broken stays so."""
@@ -165,6 +182,18 @@ def contradicts(found: Share, promised: float) -> bool:
     effect = found.design_effect
     # P(X >= misses) of so many independent ones, as the incomplete beta function, which takes parts of them too.
     return incomplete_beta(misses / effect, found.same / effect + 1.0, p) < SIGNIFICANCE
+
+
+def rows_to_prove(misses: int, promised: float) -> int:
+    """How many decisions prove ``promised`` if so many changed; as sure as with one that changed if none did."""
+    misses = max(misses, 1)
+    low, high = misses, 2 * misses
+    while high < MADE_SAMPLES << 8 and lower_end(high - misses, high) < promised:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if lower_end(middle - misses, middle) >= promised else (middle, high)
+    return high
 
 
 def as_asked(verdict: Verdict, config: Config) -> Verdict:
@@ -232,6 +261,14 @@ def ranked_feeds(elements: float) -> int:
 def second_check_samples(elements: float) -> int:
     """How many calibration samples a model with so many ``elements`` of activations for each can be judged on too."""
     return int(min(SECOND_CHECK_SAMPLES, max(1.0, SECOND_CHECK_ELEMENTS / max(elements, 1.0))))
+
+
+def made_samples(elements: float, calibrated: int) -> int:
+    """How many made samples a model with so many ``elements`` of activations is judged on too at most.
+
+    Each costs a run of both models, about half of what observing a calibration sample does.
+    """
+    return min(MADE_SAMPLES, max(affordable_samples(elements), calibrated // 2))
 
 
 def affordable_samples(elements: float) -> int:

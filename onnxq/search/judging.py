@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from onnxq.graph.lengths import ValueLengths
 from onnxq.kernels.lengths import Length
 from onnxq.kernels.meaning import Head
 from onnxq.measure.accuracy import Accuracy, Scorer
-from onnxq.measure.compare import compare
+from onnxq.measure.compare import Comparison, compare
 from onnxq.measure.kinds import KindGuess, guessed
 from onnxq.measure.references import Answers, References, references, seen_of
 from onnxq.plan import KeptFloat
@@ -38,6 +39,7 @@ from onnxq.search.acceptance import (
     second_check_samples,
 )
 from onnxq.search.measuring import MetricJudge
+from onnxq.search.proof import Proof
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 
@@ -70,7 +72,7 @@ class CandidateJudge:
     decisions too seldom. (Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good.)
     None where the held-out samples are the calibration samples. ``lengths``: how outputs are as long as values say.
     ``scratch`` holds the float model's answers. ``heads``: what stands behind each output. ``metric``: the user's own
-    measure, which decides where there is one.
+    measure, which decides where there is one. ``proof``: what more can be asked of what is good.
     """
 
     reference: bytes | Path
@@ -81,8 +83,10 @@ class CandidateJudge:
     scratch: Scratch | None = None
     heads: Mapping[str, Head] = field(default_factory=dict)
     metric: MetricJudge | None = None
+    proof: Proof | None = None
     _verdicts: dict[Built, Verdict] = field(default_factory=dict)
     _confirmed: dict[Built, Verdict] = field(default_factory=dict)
+    _proven: dict[Built, Verdict] = field(default_factory=dict)
     _ranked: list[References] = field(default_factory=list)  # one at most: the same for all candidates
     _answers: list[Answers] = field(default_factory=list)  # likewise
     _kinds: list[dict[str, KindGuess]] = field(default_factory=list)  # likewise
@@ -118,8 +122,17 @@ class CandidateJudge:
             self._confirmed[built] = self._on(self.second_check, built)
         second = self._confirmed[built]
         if second.good:
-            return verdict
+            return self._weighed(built, verdict)
         return verdict.contradicted(Shortfall.LENGTHS) if second.good_but_for_lengths else verdict.contradicted()
+
+    def _weighed(self, built: Built, verdict: Verdict) -> Verdict:
+        """``verdict`` on what is good so far, with how sure that is; more samples may contradict it."""
+        if self.proof is None or not self.config.guarded:
+            return verdict
+        if built not in self._proven:
+            found = self.proof.of(verdict.comparison, partial(self._compared, built))
+            self._proven[built] = verdict.weighed(found)
+        return self._proven[built]
 
     def restated(self, built: Built) -> Verdict:
         """What is said of ``built``, which makes less of what was good: no second check set objects to it."""
@@ -136,6 +149,13 @@ class CandidateJudge:
         return judge(
             self.answers, built.runtime_model, feed, self.config, lengths=self.lengths.outputs, kinds=self.kinds
         )
+
+    def _compared(self, built: Built, feeds: Feeds) -> Comparison:
+        """What more samples show of ``built``."""
+        try:
+            return compare(self.answers, built.runtime_model, feeds, lengths=self.lengths.outputs, kinds=self.kinds)
+        finally:
+            self.answers.close()
 
     def accuracy(self, built: Built, feeds: Iterable[Feed]) -> Accuracy:
         """How often ``built`` and the float model are right about the labels of ``feeds``."""

@@ -26,11 +26,19 @@ from onnxq.measure.metric import Top1
 from onnxq.measure.references import Answers
 from onnxq.plan import ReasonCode
 from onnxq.plan.place import place
-from onnxq.search.acceptance import JUDGED_FEEDS, SIZED_FEEDS, TIMED_FEEDS, UNUSED_SAMPLES, affordable_samples
+from onnxq.search.acceptance import (
+    JUDGED_FEEDS,
+    SIZED_FEEDS,
+    TIMED_FEEDS,
+    UNUSED_SAMPLES,
+    affordable_samples,
+    made_samples,
+)
 from onnxq.search.attempt import Attempt, Job, Samples, Search, split
 from onnxq.search.channels import equalized_for, stays_float
 from onnxq.search.judging import CandidateJudge, elements, second_check
 from onnxq.search.measuring import MetricJudge
+from onnxq.search.proof import Proof
 from onnxq.search.strategies import AT_THE_END, BEFORE_JUDGING, JUDGED, WITHOUT_DATA
 from onnxq.search.unrunnable import improved
 
@@ -106,12 +114,16 @@ def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
     config, seen = job.asked, None
     if samples.calibration is not samples.held_out:
         seen = second_check(attempt.candidate, attempt.context, samples.calibration)
-    metric = None
+    metric, proof = None, None
+    if seen is not None:
+        most = made_samples(elements(attempt.candidate, attempt.context), samples.calibration.len_hint or 0)
+        held_out = samples.held_out.limit(JUDGED_FEEDS)
+        proof = Proof(held_out, _afforded(attempt, samples.unused), most, config)
     if job.metric is not None:
         feeds = [f for f in (samples.held_out.limit(JUDGED_FEEDS), _afforded(attempt, samples.unused), seen) if f]
         metric = MetricJudge(job.metric, feeds, config.labels, config.max_drop)
     lengths, behind = value_lengths(job.prepared), heads(job.prepared)
-    return CandidateJudge(job.reference, config, samples.held_out, seen, lengths, job.scratch, behind, metric)
+    return CandidateJudge(job.reference, config, samples.held_out, seen, lengths, job.scratch, behind, metric, proof)
 
 
 def _try_measures(job: Job, feed: Feed) -> None:

@@ -88,8 +88,8 @@ def decided(found: Measured, tally: Tally, near_ties: int) -> Measured:
         sure=tally.sure,
         promises=(
             *found.promises,
-            Promise("decisions", tally.share, near_ties),
-            Promise("decisions where float is sure", tally.sure),
+            Promise("decisions", tally.share, near_ties, strata=tally.strata),
+            Promise("decisions where float is sure", tally.sure, sure=True),
         ),
     )
 
@@ -133,7 +133,7 @@ class NextToken:
             worst_at=self.worst.at,
             promises=(
                 # Near ties among tokens are what a divergence measures: they are not counted a second time.
-                Promise("first tokens where float is sure", self.tally.sure),
+                Promise("first tokens where float is sure", self.tally.sure, sure=True),
                 Promise("exp(-KL divergence)", level=float(np.exp(-mean))),
             ),
         )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.measure.kinds.kind import Measured, Where
-from onnxq.numerics import Share
+from onnxq.numerics import Share, Strata
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -43,18 +43,31 @@ class Worst:
 
 @dataclass
 class Tally:
-    """Decisions counted sample by sample: all of them, and those of which the float model is sure."""
+    """Decisions counted sample by sample: all of them, and those of which the float model is sure.
+
+    ``near``: the others, which are near ties; ``sureness``: of all decisions, those of which it is sure.
+    """
 
     share: Share = field(default_factory=Share)
     sure: Share = field(default_factory=Share)
     worst: Worst = field(default_factory=Worst)
+    near: Share = field(default_factory=Share)
+    sureness: Share = field(default_factory=Share)
+
+    @property
+    def strata(self) -> Strata | None:
+        """The two parts of what was counted; None where they were not told apart."""
+        return Strata(self.sure, self.near, self.sureness) if self.sureness.rows else None
 
     def add(self, same: Array, counts: Array, sure: Array, at: Where) -> None:
         """One sample: which decisions are the ``same``, which count at all, of which float is ``sure``; all bool."""
         rows, kept = np.count_nonzero(counts), np.count_nonzero(same & counts)
         counted = sure & counts
+        decided = Share.of(int(np.count_nonzero(same & counted)), int(np.count_nonzero(counted)))
         self.note(int(kept), int(rows), at)
-        self.sure += Share.of(int(np.count_nonzero(same & counted)), int(np.count_nonzero(counted)))
+        self.sure += decided
+        self.near += Share.of(int(kept) - decided.same, int(rows) - decided.rows)
+        self.sureness += Share.of(decided.rows, int(rows))
 
     def note(self, kept: int, rows: int, at: Where) -> None:
         """One sample of which ``kept`` of ``rows`` decisions are the same."""

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from onnxq.measure.kinds.layout import Layout
-from onnxq.numerics import Share
+from onnxq.numerics import Share, Strata
 
 
 class Kind(Enum):
@@ -137,13 +137,16 @@ class KindGuess:
 class Promise:
     """Something that is kept or not: a counted ``share``, or a ``level`` of which 1 is perfect.
 
-    ``times``: how many may change for each decision that may.
+    ``times``: how many may change for each decision that may. ``sure``: whether only decisions are counted of which the
+    float model is sure; ``strata``: these and the others, where all are counted and it is known.
     """
 
     what: str
     share: Share | None = None
     times: int = 1
     level: float | None = None
+    sure: bool = False
+    strata: Strata | None = None
 
     @property
     def lost(self) -> float:
