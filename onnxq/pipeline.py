@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from onnxq.build.candidate import Built
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
+from onnxq.calibrate.metrics import MetricSource, metric_asked_for
 from onnxq.config import Config
-from onnxq.errors import ModelError
+from onnxq.errors import ConfigError, ModelError
 from onnxq.files.memory import Memory, give_back_freed_memory
 from onnxq.files.scratch import Scratch
 from onnxq.files.temporary import temporary_folder
@@ -25,6 +26,7 @@ from onnxq.graph.runtime_model import or_refused, to_runtime, weight_bytes
 from onnxq.graph.signature import keep_signature, signature
 from onnxq.kernels.targets import target_of
 from onnxq.measure.compare import Comparison
+from onnxq.measure.metric import Metric, Top1
 from onnxq.measure.size import model_size
 from onnxq.plan import Plan, ReasonCode, Storage, make_plan
 from onnxq.plan.planner import nothing_to_quantize
@@ -90,6 +92,7 @@ def quantize(
     data: FeedSource | None = None,
     *,
     config: Config | None = None,
+    metric: MetricSource | None = None,
     feed_options: FeedOptions | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -100,15 +103,23 @@ def quantize(
         data: calibration inputs, unlabelled: anything that ``open_feed`` takes (a dict of arrays with samples along the
             first axis, a list of feeds, an ``.npz``, a folder of images, ...). None: the best that can be done without.
         config: the choices; see ``Config``.
+        metric: a measure of your own, which decides whether the result is good (``Config.max_drop``) and which layers
+            go back to float: a function from the outputs of one sample by name (and its label, with ``Config.labels``)
+            to a number, or two, from the outputs to a prediction and from (predictions, labels) to a score. Higher is
+            better. A callable, a pair of them, or text as ``package.module:function``; None: ``Config.metric``.
         feed_options: how files become inputs; see ``FeedOptions``.
         progress: called as ``progress(stage, done, total)``; ``total`` is None where unknown.
 
     Raises:
         ModelError: unreadable, already quantized, or nothing in it can be quantized.
-        DataError: the data does not fit the model, is empty or not finite.
+        DataError: the data does not fit the model, is empty or not finite; the metric cannot be loaded, raises or
+            returns no number.
         RuntimeFailure: onnxruntime cannot run the float model.
     """
     config = Config() if config is None else config
+    measure = _metric(metric, data, config)
+    if measure is not None and measure.name != Top1.name:
+        config = replace(config, metric=measure.name)
     tell = progress or (lambda *_: None)
     give_back_freed_memory()
     tell("prepare", 0, None)
@@ -119,13 +130,31 @@ def quantize(
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
     with or_refused(original):
-        return _quantized(original, data, config, feed_options, tell)
+        return _quantized(original, data, Asked(config, measure, feed_options), tell)
 
 
-def _quantized(
-    original: ir.Model, data: FeedSource | None, config: Config, feed_options: FeedOptions | None, tell: Progress
-) -> Result:
+@dataclass(frozen=True)
+class Asked:
+    """What the user chose: the configuration, the measure of the user's own, and how files become inputs."""
+
+    config: Config
+    metric: Metric | None
+    feed_options: FeedOptions | None
+
+
+def _metric(given: MetricSource | None, data: FeedSource | None, config: Config) -> Metric | None:
+    """The measure that decides; None where the user has none."""
+    found = metric_asked_for(
+        config.metric if given is None else given, labels=bool(config.labels), max_drop=config.max_drop
+    )
+    if found is not None and data is None:
+        raise ConfigError("a metric needs data: it measures what the model makes of it", hint="give --calib DATA")
+    return found
+
+
+def _quantized(original: ir.Model, data: FeedSource | None, asked: Asked, tell: Progress) -> Result:
     """The stages behind the checks of what was given."""
+    config, feed_options = asked.config, asked.feed_options
     target = target_of(config)
     with temporary_folder() as folder:
         memory = Memory.of(config.memory, weight_bytes(original))
@@ -137,7 +166,7 @@ def _quantized(
         if outline.empty:
             raise ModelError(nothing_to_quantize(outline))
         scratch = Scratch(folder, budget=memory.kept, workspace=memory.workspace)
-        job = Job(prepared.model, original, source, run_as.runnable, folder, config, tell, scratch, fits)
+        job = Job(prepared.model, original, source, run_as.runnable, folder, config, tell, scratch, fits, asked.metric)
         if data is None or not fits:
             outcome = without_data(job, feed_options)
         else:
@@ -161,6 +190,8 @@ def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Resu
         model_size(job.source),
         model_size(final),
         comparison=None if attempt.verdict is None else attempt.verdict.comparison,
+        metric=None if attempt.verdict is None else attempt.verdict.metric,
+        certainties=() if attempt.verdict is None else attempt.verdict.certainties,
         latency=attempt.latency,
         kernels=built.kernels,
         assignments=built.assignments,

@@ -90,14 +90,27 @@ def told(feeds: Feed, progress: Progress | None, stage: str) -> Iterable[dict[st
     """``feeds``, with ``progress`` told of each one when the next is asked for."""
     if progress is None:
         return feeds
-    return _told(feeds, progress, stage, feeds.len_hint)
+    return _Told(feeds, progress, stage)
 
 
-def _told(feeds: Feed, progress: Progress, stage: str, total: int | None) -> Iterator[dict[str, Array]]:
-    progress(stage, 0, total)
-    for done, feed in enumerate(feeds, start=1):
-        yield feed
-        progress(stage, done, total)
+@dataclass(frozen=True)
+class _Told:
+    """Feeds of which ``progress`` is told; they know where they come from, as those that they are."""
+
+    feeds: Feed
+    progress: Progress
+    stage: str
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        total = self.feeds.len_hint
+        self.progress(self.stage, 0, total)
+        for done, feed in enumerate(self.feeds, start=1):
+            yield feed
+            self.progress(self.stage, done, total)
+
+    def place(self, number: int, row: int | None = None) -> str:
+        """Which sample feed ``number``, or its ``row``, is made of."""
+        return self.feeds.place(number, row)
 
 
 def run_model(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -30,7 +30,7 @@ from onnxq.calibrate.arrays import ArrayFolder, array_file, require_file
 from onnxq.calibrate.callables import SizedStream, StreamSource, load_reference, parse_reference
 from onnxq.calibrate.casting import Array
 from onnxq.calibrate.dicts import DictSource, to_array
-from onnxq.calibrate.grouping import groups
+from onnxq.calibrate.grouping import groups, in_words
 from onnxq.calibrate.layout import OVERRIDE, Layout, require_inputs
 from onnxq.calibrate.options import FeedOptions, ImageOptions
 from onnxq.calibrate.pinned import pinned
@@ -59,6 +59,7 @@ class Feed:
 
     source: Source
     layout: Layout
+    _members: dict[int, list[int]] = field(init=False, default_factory=dict)  # of the feeds that were made so far
 
     @property
     def description(self) -> str:
@@ -110,20 +111,22 @@ class Feed:
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         empty = True
-        for feed, _ in groups(self.source, self.layout, padding=self.source.padding):
+        for number, (feed, members) in enumerate(groups(self.source, self.layout, padding=self.source.padding)):
             empty = False
+            self._members[number] = members
             yield feed
         if empty:
             self._refuse_empty()
 
-    def place(self, number: int) -> str:
-        """Which sample of the user's data feed ``number`` is made of, in words; reads the data up to there."""
-        for at, (_, members) in enumerate(groups(self.source, self.layout, padding=self.source.padding)):
-            if at == number:
-                names = list(dict.fromkeys(self.source.number(member) for member in members))
-                which = f"sample {names[0]}" if len(names) == 1 else f"one of the samples {names[0]} to {names[-1]}"
-                return f"{which} of {self.source.where}"
-        return f"feed {number}"
+    def place(self, number: int, row: int | None = None) -> str:
+        """Which sample feed ``number``, or its ``row``, is made of, in words; reads data that was not read yet."""
+        if number not in self._members:
+            for at, _ in enumerate(self):
+                if at == number:
+                    break
+        if number not in self._members:
+            return f"feed {number}"
+        return in_words([self.source.number(member) for member in self._members[number]], self.source.where, row)
 
     def labels(self, key: str) -> Array:
         """``[samples, ...]``: the array ``key`` of the data, one entry a sample, in the order of the samples yielded.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -84,3 +84,12 @@ def _join(held: list[Piece], layout: Layout, padding: Mapping[str, int]) -> dict
             ]
         joined[name] = np.concatenate(parts, axis=layout.axes[name])
     return joined
+
+
+def in_words(samples: Sequence[object], where: str, row: int | None) -> str:
+    """Which of a feed's ``samples`` its ``row`` is, in the data called ``where``; without a row, all of them."""
+    if row is not None and row < len(samples) > 1:
+        return f"sample {samples[row]} of {where}"
+    alone = len(set(samples)) == 1
+    which = f"sample {samples[0]}" if alone else f"one of the samples {samples[0]} to {samples[-1]}"
+    return f"{which} of {where}" if row is None else f"row {row} of {which} of {where}"

@@ -6,6 +6,7 @@ None means "not given": then the configuration file, the preset or the field's o
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import Field, fields, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from onnxq.config import AUTO, GROUPS, PRESETS, Config, load_config
+from onnxq.config import AUTO, GROUPS, JUDGE_KINDS, PRESETS, Config, load_config
 from onnxq.config import preset as find_preset
 from onnxq.config.choices import Choice, choice_of, described
 from onnxq.errors import ConfigError
@@ -39,6 +40,14 @@ Exclude = Annotated[
         help="Keep nodes float by name or operator type, wildcards allowed (head.*, Gemm); may be repeated.",
     ),
 ]
+Judge = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=KIND",
+        help="Judge the output NAME as KIND where the guess is wrong; may be repeated. Kinds: "
+        f"{', '.join(JUDGE_KINDS)}.",
+    ),
+]
 Ranges = Annotated[
     str | None,
     typer.Option(
@@ -55,9 +64,9 @@ def planning_choices(**given: Any) -> Config:
     return _chosen(**given)
 
 
-def all_choices(*, ranges: str | None = None, **given: Any) -> Config:
+def all_choices(*, ranges: str | None = None, judge: list[str] | None = None, **given: Any) -> Config:
     """The ``Config`` of all options."""
-    return _chosen(ranges=ranges, commanding=True, **given)
+    return _chosen(ranges=ranges, judge=judge, commanding=True, **given)
 
 
 def _chosen(
@@ -66,6 +75,7 @@ def _chosen(
     config: Path | None = None,
     exclude: list[str] | None = None,
     ranges: str | None = None,
+    judge: list[str] | None = None,
     commanding: bool = False,
     **given: Any,
 ) -> Config:
@@ -84,7 +94,7 @@ def _chosen(
     chosen = replace(chosen, **changes)
     if ranges is not None:
         chosen = chosen.with_range(ranges)
-    return chosen.with_excluded(tuple(exclude or ()))
+    return chosen.with_excluded(tuple(exclude or ())).with_judged(tuple(judge or ()))
 
 
 def _given(value: Any) -> bool:
@@ -105,7 +115,7 @@ def _parameters(*, planning: bool) -> list[inspect.Parameter]:
     """The parameters of a command for the options of ``Config``, in the order of the groups."""
     panels = {entry.name: title for title, group in GROUPS for entry in fields(group)}
     by_hand = {"preset": Preset, "config": ConfigFile, "exclude": Exclude}
-    by_hand |= {} if planning else {"ranges": Ranges}
+    by_hand |= {} if planning else {"ranges": Ranges, "judge": Judge}
     found = [parameter(name, annotation) for name, annotation in by_hand.items()]
     for name, entry in _options(planning=planning):
         about = choice_of(entry)
@@ -121,7 +131,7 @@ def _parameters(*, planning: bool) -> list[inspect.Parameter]:
         if kind == "bool":
             found.append(parameter(name, Annotated[bool, option], default=False))
         else:
-            python = str if about.metavar == "TIME" else _KINDS[kind]
+            python = str if about.metavar in _READ else _KINDS[kind]
             found.append(parameter(name, Annotated[python | None, option]))
     return found
 
@@ -145,8 +155,9 @@ def _as_options(text: str) -> str:
 
 
 def _read(about: Choice, value: Any) -> Any:
-    """The value of an option: a time becomes seconds."""
-    return duration(about.flag, value) if about.metavar == "TIME" else value
+    """The value of an option: a time becomes seconds, percent a share."""
+    read = _READ.get(about.metavar)
+    return value if read is None else read(about.flag, value)
 
 
 def duration(option: str, text: str) -> float:
@@ -161,6 +172,26 @@ def duration(option: str, text: str) -> float:
     if not 0.0 < seconds < float("inf"):
         raise ConfigError(f"{option} {text} is no time", hint="give a time as 90s, 10m or 1h")
     return seconds
+
+
+def drop(option: str, text: str) -> float:
+    """What a measure may lose: ``0.005`` as it is, ``0.5%`` as points of a share. Raises ``ConfigError`` otherwise."""
+    number = text.strip()
+    percent = number.endswith("%")
+    try:
+        found = float(number.removesuffix("%")) / (100.0 if percent else 1.0)
+    except ValueError:
+        found = math.nan
+    if not 0.0 <= found < math.inf:
+        raise ConfigError(
+            f"{option} {text} is nothing that a measure may lose",
+            hint=f"give points of a share as {option} 0.5%, or a number in the measure's own unit as {option} 0.005",
+        )
+    return found
+
+
+# How the text of an option becomes its value, by what stands for that in ``--help``.
+_READ: dict[str, Callable[[str, str], Any]] = {"TIME": duration, "DROP": drop}
 
 
 def spell_out(build: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> None:

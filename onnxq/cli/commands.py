@@ -1,12 +1,12 @@
 """What all commands share: exit codes, one-line errors, and groups of options that are written once.
 
-| exit code | meaning                                                                                     |
-|-----------|---------------------------------------------------------------------------------------------|
-| 0         | done                                                                                        |
-| 1         | a bug in onnxq                                                                              |
-| 2         | bad input or usage; nothing was written                                                     |
-| 3         | ``quantize`` wrote a model that is slower than float, or less accurate than was asked for   |
-| 130       | interrupted                                                                                 |
+| exit code | meaning                                                                                             |
+|-----------|-----------------------------------------------------------------------------------------------------|
+| 0         | done                                                                                                |
+| 1         | a bug in onnxq                                                                                      |
+| 2         | bad input or usage; nothing was written                                                             |
+| 3         | ``quantize`` wrote a model that is slower than float or loses too much; ``evaluate``: a metric does |
+| 130       | interrupted                                                                                         |
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from onnxq.errors import OnnxqError, one_line
 from onnxq.files.temporary import NO_ROOM
+
+if TYPE_CHECKING:
+    from onnxq.measure.metric import MetricComparison
 
 BUG, BAD_INPUT, NOT_GOOD, INTERRUPTED = 1, 2, 3, 130
 TRACEBACK = "ONNXQ_TRACEBACK"
@@ -40,6 +43,11 @@ _OF_THE_SYSTEM = {
 }
 # Long enough for every message that lists names, short enough to stay readable.
 _LONGEST = 1000
+
+
+def lost_too_much(metric: MetricComparison) -> str:
+    """A phrase about a measure that loses more than it may."""
+    return f"{metric.name} loses {-metric.difference:.4g}, and may lose {metric.max_drop:.4g} (--max-drop)"
 
 
 def fail(message: str, code: int, *, hint: str = "") -> NoReturn:

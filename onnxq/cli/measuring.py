@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from onnxq.calibrate.options import FeedOptions
-from onnxq.cli.commands import takes
-from onnxq.cli.options import Json, Samples, feed_options
+from onnxq.cli.choices import Judge, drop
+from onnxq.cli.commands import NOT_GOOD, lost_too_much, takes
+from onnxq.cli.options import Json, MaxDrop, Metric, Samples, feed_options
 from onnxq.cli.progress import progress_bar
+from onnxq.config.judged import judged_text
 
 
 @takes(feed_options, name="options")
@@ -59,20 +61,31 @@ def evaluate(
     options: FeedOptions,
     data: Annotated[str, typer.Option("--data", "-d", metavar="DATA", help="Inputs to compare on.")],
     labels: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The array in DATA that holds class indices, for top-1 and top-5.")
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="The array in DATA that holds class indices, for top-1 and top-5, or what --metric takes.",
+        ),
     ] = None,
+    metric: Metric = None,
+    max_drop: MaxDrop = None,
+    judge: Judge = None,
     samples: Samples = None,
     layers: Annotated[bool, typer.Option(help="Whether to tell in which layers the noise arises.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Compare a quantized model with its float model: SQNR, agreement, accuracy, and where the noise arises."""
+    """Compare a quantized model with its float model: SQNR, agreement, accuracy, and where the noise arises.
+
+    Exit code 3: --max-drop, or without it 1 % of --metric, is exceeded.
+    """
     from rich.console import Console
 
     from onnxq.analysis.evaluation import evaluate as compare
     from onnxq.cli.tables import show_evaluation
 
     options = replace(options, model=float_model, limit=samples)
-    asked: dict[str, Any] = {} if layers else {"layer_samples": 0}
+    asked: dict[str, Any] = {"metric": metric, "max_drop": None if max_drop is None else drop("--max-drop", max_drop)}
+    asked |= {"judge": dict(judged_text(judge or ()))} | ({} if layers else {"layer_samples": 0})
     with progress_bar(Console(stderr=True), quiet=False) as progress:
         result = compare(
             float_model, quantized_model, data, labels=labels, feed_options=options, progress=progress, **asked
@@ -81,6 +94,9 @@ def evaluate(
         _print_json(result.to_dict())
     else:
         show_evaluation(result, Console())
+    if result.metric is not None and not result.metric.good:
+        typer.echo(f"not good: {lost_too_much(result.metric)}", err=True)
+        raise typer.Exit(NOT_GOOD)
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -16,9 +16,11 @@ import typer
 
 from onnxq.calibrate.options import FeedOptions, ImageOptions
 from onnxq.cli.choices import parameter, parameter_name, spell_out
+from onnxq.config import Config
 from onnxq.config.choices import Choice, choice_of, described, is_choice
 from onnxq.errors import ConfigError
 
+_CHOICES = {entry.name: entry for entry in fields(Config)}
 _DATA, _IMAGES = "How data becomes inputs", "Folders of images"
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")]
@@ -27,6 +29,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Samples = Annotated[
     int | None,
     typer.Option(metavar="N", help="Use at most N samples, evenly spaced over the data.", show_default=False),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(metavar="MODULE:FUNCTION", help=f"{choice_of(_CHOICES['metric']).help}.", show_default=False),
+]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(metavar="DROP", help=described(choice_of(_CHOICES["max_drop"]), None), show_default=False),
 ]
 
 

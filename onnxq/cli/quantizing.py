@@ -12,7 +12,7 @@ import typer
 
 from onnxq.calibrate.options import FeedOptions
 from onnxq.cli.choices import all_choices
-from onnxq.cli.commands import NOT_GOOD, takes
+from onnxq.cli.commands import NOT_GOOD, lost_too_much, takes
 from onnxq.cli.options import Json, Model, Quiet, feed_options
 from onnxq.cli.progress import progress_bar
 from onnxq.config import AUTO, PRESETS, Config, config_text, preset
@@ -70,7 +70,7 @@ def quantize(
     """Quantize MODEL, to INT8 or fewer bits, compare it with the float model, and say what it cost and what it gained.
 
     Exit code 0: written and good. 2: bad input, nothing written. 3: written, but slower than float, below --min-sqnr,
-    or not as close to the float model as promised.
+    not as close to the float model as promised, or --metric loses more than --max-drop.
     """
     target = model.with_name(f"{model.stem}.{suffix(config)}.onnx") if output is None else output
     for path in (target, *([] if save_config is None else [save_config])):
@@ -182,6 +182,8 @@ def shortcomings(result: Result, config: Config) -> list[str]:
     sqnr = result.report.sqnr_db
     if config.min_sqnr is not None and sqnr is not None and sqnr < config.min_sqnr:
         found.append(f"its SQNR of {sqnr:.1f} dB is below --min-sqnr {config.min_sqnr:g}")
+    elif result.report.metric is not None and not result.report.metric.good:
+        found.append(lost_too_much(result.report.metric))
     elif not result.good:
         found.append("it is not as close to the float model as promised (min_agreement, guard_sqnr)")
     return found

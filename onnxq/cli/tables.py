@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onnxq.numerics.noise import MAX_SQNR_DB
-from onnxq.report.tables import db, megabytes, show
+from onnxq.report.certainty import metric_line
+from onnxq.report.prints import db, megabytes
+from onnxq.report.tables import show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,6 +130,8 @@ def _cells(share: KernelShare | None, otherwise: str) -> list[str]:
 def show_evaluation(result: Evaluation, console: Console) -> None:
     """Print ``result`` on ``console``: outputs, accuracy, and the layers with the most noise of their own."""
     show(result.comparison, console)
+    if result.metric is not None:
+        _print(console, metric_line(result.metric))
     if result.layers:
         # Layers left float make no noise of their own.
         noisy = [layer for layer in result.layers if layer.local_db < MAX_SQNR_DB]

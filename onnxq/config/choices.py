@@ -25,7 +25,8 @@ class Choice:
     ``flag``: its option on the command line (empty: none of its own). ``metavar``: what stands for its value there.
     ``planning``: whether it also decides what can be said of a model without running it. ``command``: the default of
     the command line, where that is another one. ``written``: the default as people write it, where that is not the
-    number itself. ``panel``: under which title ``--help`` has it, where that is not that of its group.
+    number itself. ``panel``: under which title ``--help`` has it, where that is not that of its group. ``code``:
+    whether it names code, which is taken from the command line or a call, never out of a file.
     """
 
     help: str
@@ -41,6 +42,7 @@ class Choice:
     command: Any = None
     written: str = ""
     panel: str = ""
+    code: bool = False
 
     @property
     def bounds(self) -> str:

@@ -16,6 +16,7 @@ from onnxq.config.groups import (
     SearchChoices,
     WeightChoices,
 )
+from onnxq.config.judged import judged, judged_text
 from onnxq.config.rules import Rule
 from onnxq.errors import ConfigError
 
@@ -30,10 +31,11 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            if entry.name != "rules":
+            if entry.name not in ("rules", "judge"):
                 value = checked(entry.name, getattr(self, entry.name), str(entry.type), choice_of(entry))
                 object.__setattr__(self, entry.name, value)
         self._check_rules()
+        object.__setattr__(self, "judge", judged(self.judge))
         self._check_together()
 
     def _check_rules(self) -> None:
@@ -53,8 +55,6 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
                 raise ConfigError(f"weight format '{text}' {why}: it goes with activations = 'none' only")
         if self.resume and self.adapt == "none":
             raise ConfigError("resume goes with adapt: there is no adaptation to go on with")
-        if self.labels and self.adapt != "full":
-            raise ConfigError("labels go with adapt = 'full': the other levels need none")
 
     @property
     def _named_formats(self) -> tuple[str, ...]:
@@ -99,6 +99,10 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
         """This configuration with ``patterns`` kept float, before all other rules."""
         return replace(self, rules=tuple(Rule(p, "float") for p in patterns) + self.rules)
 
+    def with_judged(self, words: tuple[str, ...]) -> Config:
+        """This configuration with outputs judged as ``words`` say, ``NAME=KIND`` each, whatever it said of them."""
+        return replace(self, judge=tuple({**dict(self.judge), **dict(judged_text(words))}.items()))
+
     def with_range(self, text: str) -> Config:
         """This configuration with ranges from ``METHOD`` or ``weights=METHOD,activations=METHOD``."""
         changed = self
@@ -116,6 +120,7 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
         return changed
 
 
+_TABLES = {"rules": "list of tables", "judge": "table"}
 _WORDS = {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}
 
 
@@ -126,7 +131,7 @@ def choice_table() -> str:
         lines += [f"### {title}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
         for entry in fields(group):
             written = "" if entry.default in (None, ()) else f"`{json.dumps(entry.default)}`"
-            kind = _WORDS.get(str(entry.type).removesuffix(" | None"), "list of tables")
+            kind = _WORDS.get(str(entry.type).removesuffix(" | None")) or _TABLES[entry.name]
             lines.append(f"| `{entry.name}` | {kind} | {written} | {described(choice_of(entry), None)} |")
         lines.append("")
     return "\n".join(lines).rstrip()

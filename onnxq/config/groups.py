@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxq.config.choices import choice
+from onnxq.config.judged import JUDGE_KINDS
 from onnxq.config.rules import Rule
 
 # Bits of each layer's weight by sensitivity.
@@ -130,9 +131,12 @@ class SearchChoices:
         planning=True,
     )
     rules: tuple[Rule, ...] = choice((), "Ordered; for each node the first match wins")
+    judge: tuple[tuple[str, str], ...] = choice(
+        (), "What outputs are for, by name, where the guess is wrong: " + ", ".join(JUDGE_KINDS)
+    )
     min_agreement: float = choice(
         0.99,
-        "Layers go back to float until held-out agreement reaches this share; 0: never",
+        "Layers go back to float until every output keeps this share of what it is judged by; 0: never",
         unit="share",
         least=0.0,
         most=1.0,
@@ -153,6 +157,31 @@ class SearchChoices:
         unit="dB",
         flag="--min-sqnr",
         metavar="DB",
+    )
+    labels: str = choice(
+        "",
+        "Name of the array in the data that holds labels: class indices give the accuracy of both models, a metric "
+        "gets them whatever they are, and adapt full trains towards them",
+        flag="--labels",
+        metavar="KEY",
+    )
+    metric: str = choice(
+        "",
+        "Measure of your own, which decides instead of agreement and SQNR: a function of one sample's outputs (and its "
+        "label), or two with a comma between, outputs -> prediction and (predictions, labels) -> score; more is "
+        "better; code, so that no configuration file may name it",
+        flag="--metric",
+        metavar="MODULE:FUNCTION",
+        code=True,
+    )
+    max_drop: float | None = choice(
+        None,
+        "The most that the metric, or with labels alone top-1, may lose: in its own unit, as 0.005, or in points of a "
+        "share, as 0.5%",
+        least=0.0,
+        flag="--max-drop",
+        metavar="DROP",
+        written="1 % of what the float model reaches",
     )
     tune_seconds: float = choice(
         0.0,
@@ -182,12 +211,6 @@ class AdaptChoices:
         least=0.0,
         flag="--adapt-budget",
         metavar="TIME",
-    )
-    labels: str = choice(
-        "",
-        "Name of the array in the data that holds class indices: adapt full trains towards them",
-        flag="--labels",
-        metavar="KEY",
     )
     resume: bool = choice(
         False, "Go on with an adaptation of this model, data and choices that was stopped", flag="--resume"

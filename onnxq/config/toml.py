@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from onnxq.config.choices import unknown_key
+from onnxq.config.choices import choice_of, unknown_key
 from onnxq.config.config import Config
 from onnxq.config.rules import Rule
 from onnxq.errors import ConfigError, one_line
@@ -17,20 +17,28 @@ from onnxq.files.opening import read_text
 
 
 def config_text(config: Config) -> str:
-    """``config`` as TOML that ``load_config`` reads back: what differs from the defaults."""
+    """``config`` as TOML that ``load_config`` reads back: what differs from the defaults.
+
+    What names code is left out, and what may be lost by that.
+    """
+    unnamed = {entry.name for entry in fields(Config) if choice_of(entry).code}
+    if config.metric:
+        unnamed.add("max_drop")
     lines = []
     for entry in fields(Config):
         value = getattr(config, entry.name)
-        if entry.name != "rules" and value != entry.default and value is not None:
+        if entry.name not in ("rules", "judge", *unnamed) and value != entry.default and value is not None:
             lines.append(f"{entry.name} = {json.dumps(value)}")
     for rule in config.rules:
         lines += ["", "[[rules]]", f"match = {json.dumps(rule.match)}", f'precision = "{rule.precision}"']
         lines += [f'weights = "{rule.weights}"'] if rule.weights else []
+    if config.judge:
+        lines += ["", "[judge]", *(f"{json.dumps(name)} = {json.dumps(kind)}" for name, kind in config.judge)]
     return "\n".join(lines) + "\n"
 
 
 def load_config(path: Path | str) -> Config:
-    """The ``Config`` in a TOML file: its fields as keys, ``[[rules]]`` tables with ``match`` and ``precision``.
+    """The ``Config`` in a TOML file: its fields as keys, ``[[rules]]`` with ``match`` and ``precision``, ``[judge]``.
 
     Raises ``ConfigError`` naming the file and the key.
     """
@@ -55,10 +63,14 @@ def config_from(table: Mapping[str, Any], *, where: str = "config") -> Config:
         for key in table:
             if key not in known:
                 raise unknown_key(key, known)
+            if choice_of(known[key]).code:
+                raise ConfigError(
+                    f"{key} names code, which no file may", hint=f"give it as {choice_of(known[key]).flag}"
+                )
         values: dict[str, Any] = {k: _rules(v) if k == "rules" else v for k, v in table.items()}
         return Config(**values)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error.what}", hint=error.hint) from None
 
 
 def _rules(value: Any) -> tuple[Rule, ...]:

@@ -1,13 +1,13 @@
 """The quantized model against the float one over the same data: noise, agreement, accuracy. Nothing is kept but sums.
 
-How an output is judged is told in ``outputs``.
+How an output is judged is told in ``outputs``, and what it is judged as in ``kinds``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,11 @@ import numpy.typing as npt
 from onnxq.errors import DataError, ModelError
 from onnxq.kernels.lengths import Length
 from onnxq.measure.accuracy import Accuracy, Scorer
+from onnxq.measure.compared import OutputComparison
+from onnxq.measure.kinds import KindGuess, Seen, guessed
+from onnxq.measure.kinds.kind import Where
 from onnxq.measure.matching import Matched, match_detections
-from onnxq.measure.outputs import OutputComparison, OutputSums
+from onnxq.measure.outputs import OutputSums
 from onnxq.measure.places import place_of, require_defined
 from onnxq.measure.references import Answers
 from onnxq.runtime.plain import plain
@@ -66,7 +69,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         return {
-            **plain(self),
+            **plain(replace(self, outputs=())),
+            "outputs": [output.to_dict() for output in self.outputs],
             "sqnr_db": plain(self.sqnr_db),
             "problems": list(self.problems),
             "differences": list(self.differences),
@@ -80,6 +84,7 @@ def compare(
     *,
     labels: npt.ArrayLike | None = None,
     lengths: Mapping[str, Length] | None = None,
+    kinds: Mapping[str, KindGuess] | None = None,
     threads: int | None = None,
 ) -> Comparison:
     """The ``Comparison`` of ``quantized_model`` with ``float_model`` over ``feeds``, one pass, constant memory.
@@ -88,7 +93,8 @@ def compare(
 
     ``labels: [N] int`` for ``[N, C]`` outputs or ``[N, T] int`` for ``[N, T, C]``, in the order of the feeds; negative
     labels are ignored. They are for the first float output with at least 2 classes. ``lengths``: the outputs whose
-    lengths follow from values, and how.
+    lengths follow from values, and how. ``kinds``: what each output is for; without it that is guessed from names,
+    shapes and ranges.
 
     Raises ``DataError`` for empty feeds, labels that do not fit, or NaN in a feed and in what float makes of it,
     ``ModelError`` where output names differ.
@@ -105,29 +111,75 @@ def compare(
             f"{label(quantized_model)} has no output {missing[0]}, which {name} has",
             hint="compare a model with its own quantized version",
         )
-    lengths = lengths or {}
-    detected = {name for name, how in lengths.items() if how is Length.DETECTED}
-    sums = {name: OutputSums(name, lengths.get(name)) for name in names}
-    scorer = None if labels is None else Scorer(labels, None)
-    count = 0
-
-    def place() -> str:
-        return place_of(feeds, count)
-
+    judged = _Judged(names, feeds, lengths or {}, kinds, None if labels is None else Scorer(labels, None))
     for feed in feeds:
-        references, tests = answer(feed), run(b, feed, outputs=names)
-        matched: dict[str, Matched] = {}
-        if detected:
-            both = [dict(zip(names, of, strict=True)) for of in (references, tests)]
-            matched = match_detections(both[0], both[1], among=detected)
-        for output, reference, test in zip(names, references, tests, strict=True):
-            require_defined(output, reference, feed, place=place)
-            sums[output].add(reference, test, place=place, matched=matched.get(output))
-        if scorer is not None:
-            scorer.add(names, references, tests)
-        count += 1
-    if not count:
+        judged.add(feed, answer(feed), run(b, feed, outputs=names))
+    if not judged.count:
         raise DataError("there is no data to compare the models on", hint="give at least one sample")
-    accuracy = None if scorer is None else scorer.result()
-    outputs = tuple(s.result() for s in sums.values())
-    return Comparison(name, label(quantized_model), count, outputs, accuracy)
+    outputs = judged.outputs()
+    accuracy = None if judged.scorer is None else judged.scorer.result()
+    return Comparison(name, label(quantized_model), judged.count, outputs, accuracy)
+
+
+class _Judged:
+    """The outputs of two models, added up feed by feed.
+
+    Where nobody says what outputs are for, the first feeds' answers wait until enough was seen to tell.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        feeds: object,
+        lengths: Mapping[str, Length],
+        kinds: Mapping[str, KindGuess] | None,
+        scorer: Scorer | None,
+    ) -> None:
+        self.names, self.feeds, self.lengths, self.scorer = names, feeds, lengths, scorer
+        self.detected = {name for name, how in lengths.items() if how is Length.DETECTED}
+        self.seen = Seen()
+        self.waiting: list[tuple[int, Sequence[Array], Sequence[Array]]] = []
+        self.sums: dict[str, OutputSums] = {}
+        self.count = 0
+        if kinds is not None:
+            self._begin(kinds)
+
+    def add(self, feed: Mapping[str, Array], references: Sequence[Array], tests: Sequence[Array]) -> None:
+        """Takes what both models answer to the next feed."""
+        for output, reference in zip(self.names, references, strict=True):
+            require_defined(output, reference, feed, place=lambda: place_of(self.feeds, self.count))
+        if self.scorer is not None:
+            self.scorer.add(self.names, references, tests)
+        if self.sums:
+            self._add(self.count, references, tests)
+        else:
+            self.waiting.append((self.count, references, tests))
+            self.seen.add(self.names, references, feed)
+            if self.seen.enough:
+                self._begin(guessed(self.seen, lengths=self.lengths))
+        self.count += 1
+
+    def outputs(self) -> tuple[OutputComparison, ...]:
+        """What was found, output by output."""
+        if not self.sums:
+            self._begin(guessed(self.seen, lengths=self.lengths))
+        return tuple(s.result(self._place) for s in self.sums.values())
+
+    def _begin(self, kinds: Mapping[str, KindGuess]) -> None:
+        self.sums = {name: OutputSums(name, kinds[name], self.lengths.get(name)) for name in self.names}
+        for count, references, tests in self.waiting:
+            self._add(count, references, tests)
+        self.waiting.clear()
+
+    def _add(self, count: int, references: Sequence[Array], tests: Sequence[Array]) -> None:
+        matched: dict[str, Matched] = {}
+        if self.detected:
+            both = [dict(zip(self.names, of, strict=True)) for of in (references, tests)]
+            matched = match_detections(both[0], both[1], among=self.detected)
+        for output, reference, test in zip(self.names, references, tests, strict=True):
+            self.sums[output].add(
+                reference, test, feed=count, place=lambda: place_of(self.feeds, count), matched=matched.get(output)
+            )
+
+    def _place(self, where: Where) -> str:
+        return place_of(self.feeds, where.feed, where.row)

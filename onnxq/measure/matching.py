@@ -113,9 +113,8 @@ class _Form:
         """That of the float model's ``array``."""
         flat = array.reshape(-1, array.shape[-1])
         box, others = flat[:, at : at + 4], np.delete(flat, range(at, at + 4), axis=1)
-        corners = not box.size or float(((box[:, 2] >= box[:, 0]) & (box[:, 3] >= box[:, 1])).mean()) >= _CORNERS
         whole = np.flatnonzero((others == np.floor(others)).all(axis=0))
-        return cls(boxes, at, tuple(int(i) for i in whole), not corners)
+        return cls(boxes, at, tuple(int(i) for i in whole), not with_corners(box))
 
 
 def _images(side: Mapping[str, Array], form: _Form, among: Collection[str]) -> list[_Boxes]:
@@ -132,9 +131,7 @@ def _images(side: Mapping[str, Array], form: _Form, among: Collection[str]) -> l
         box = rows[boxes][:, at : at + 4].astype(np.float64)
         # Padded outputs: as many as are counted, or those that are any.
         used = np.arange(lead[-1]) < counts[0].reshape(-1)[image] if counts and len(lead) == 2 else box.any(axis=1)
-        corners = (
-            np.concatenate([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], axis=1) if form.centred else box
-        )
+        corners = as_corners(box) if form.centred else box
         classes = [r for n, r in rows.items() if r.dtype.kind in "iu" and r.shape[1] == 1]
         table = np.delete(rows[boxes], range(at, at + 4), axis=1)
         alike = np.concatenate([table[:, list(form.classes)], *classes], axis=1)
@@ -144,17 +141,34 @@ def _images(side: Mapping[str, Array], form: _Form, among: Collection[str]) -> l
 
 def _overlapping(a: _Boxes, b: _Boxes) -> tuple[Array, Array]:
     """The indices of boxes of both that are of one thing, each used once, the best overlap first."""
-    low = np.maximum(a.corners[:, None, :2], b.corners[None, :, :2])
-    high = np.minimum(a.corners[:, None, 2:], b.corners[None, :, 2:])
-    both = np.prod(np.maximum(high - low, 0), axis=-1)
-    areas = [np.prod(np.maximum(side.corners[:, 2:] - side.corners[:, :2], 0), axis=-1) for side in (a, b)]
-    union = areas[0][:, None] + areas[1][None] - both
-    overlap = np.where(union > 0, both / np.where(union > 0, union, 1), 0.0)
+    overlap = overlaps(a.corners, b.corners)
     alike = (a.classes[:, None] == b.classes[None]).all(axis=-1)
-    return _greedy(np.where(alike & (overlap >= OVERLAP), 1.0 - overlap, np.inf))
+    return greedy(np.where(alike & (overlap >= OVERLAP), 1.0 - overlap, np.inf))
 
 
-def _greedy(distance: npt.NDArray[np.float64]) -> tuple[Array, Array]:
+def overlaps(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Intersection over union of each box of ``a`` with each of ``b``, both ``[N, 4]`` corners."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    both = np.prod(np.maximum(high - low, 0), axis=-1)
+    areas = [np.prod(np.maximum(side[:, 2:] - side[:, :2], 0), axis=-1) for side in (a, b)]
+    union = areas[0][:, None] + areas[1][None] - both
+    return np.asarray(np.where(union > 0, both / np.where(union > 0, union, 1), 0.0))
+
+
+def with_corners(boxes: Array) -> bool:
+    """Whether ``boxes: [N, 4]`` are two corners each, and not centre and size."""
+    behind = (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
+    return not len(boxes) or float(behind.mean()) >= _CORNERS
+
+
+def as_corners(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """``boxes: [N, 4]``, centre and size, as two corners."""
+    half = boxes[:, 2:] / 2
+    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
+
+
+def greedy(distance: npt.NDArray[np.float64]) -> tuple[Array, Array]:
     """Pairs of rows and columns of finite ``distance``, each used once, the nearest first; in the order of rows."""
     rows, columns = np.nonzero(np.isfinite(distance))
     taken: dict[int, int] = {}
@@ -203,7 +217,7 @@ def _near(a: Array, b: Array) -> tuple[Array, Array]:
         return np.arange(len(x)), np.arange(len(x))
     if max(len(x), len(y)) <= ALL_PAIRS:
         distance = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)[None] - 2.0 * (x @ y.T)
-        return _greedy(np.where(distance <= limit, distance, np.inf))
+        return greedy(np.where(distance <= limit, distance, np.inf))
     return _in_order(x, y, limit)
 
 

@@ -15,13 +15,15 @@ from onnxq.errors import DataError
 class Placed(Protocol):
     """Feeds that know which sample of the user's data each is made of."""
 
-    def place(self, number: int) -> str:
-        """That of feed ``number``, in words."""
+    def place(self, number: int, row: int | None = None) -> str:
+        """That of feed ``number``, or of its ``row``, in words."""
 
 
-def place_of(feeds: object, number: int) -> str:
-    """Where feed ``number`` of ``feeds`` comes from; its number where nobody knows."""
-    return feeds.place(number) if isinstance(feeds, Placed) else f"feed {number}"
+def place_of(feeds: object, number: int, row: int | None = None) -> str:
+    """Where feed ``number`` of ``feeds``, or its ``row``, comes from; its number where nobody knows."""
+    if isinstance(feeds, Placed):
+        return feeds.place(number, row)
+    return f"feed {number}" if row is None else f"row {row} of feed {number}"
 
 
 def holds_nan(array: npt.NDArray[Any]) -> bool:

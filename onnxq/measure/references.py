@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.files.scratch import Scratch, discard
+from onnxq.measure.kinds.seen import Seen
 from onnxq.numerics import Noise, centred, noise
 from onnxq.runtime.session import QUIET, open_session, open_to_look, run
 
@@ -141,6 +142,16 @@ class References:
                         test = np.zeros_like(reference)  # of another length: as far off as nothing at all
                     wide = reference.ndim > 1 and reference.shape[-1] > 1
                     yield (index, centred(reference), centred(test)) if wide else (index, reference, test)
+
+
+def seen_of(answers: Answers, feeds: Feeds) -> Seen:
+    """What ``answers`` say to the first of ``feeds``, as many as tell what outputs are for."""
+    seen = Seen()
+    for feed in feeds:
+        seen.add(answers.names, answers.of(feed), feed)
+        if seen.enough:
+            break
+    return seen
 
 
 def references(float_model: bytes | Path | Answers, feeds: Feeds) -> References:

@@ -17,7 +17,7 @@ from onnxq.numerics.params import (
 )
 from onnxq.numerics.qtype import INT4, INT7_NARROW, INT8, INT8_NARROW, INT32, UINT4, UINT8, QType
 from onnxq.numerics.sampling import spread_step
-from onnxq.numerics.share import Share, rounded_down
+from onnxq.numerics.share import Share, Strata, rounded_down
 from onnxq.numerics.shifting import moved, scaled, whole_steps
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "QuantParams",
     "Quantized",
     "Share",
+    "Strata",
     "agreement",
     "bias_params",
     "centred",

@@ -91,6 +91,43 @@ class Share:
         return f"{self.same:,} of {self.rows:,}, at least {rounded_down(self.lower)}"
 
 
+@dataclass(frozen=True)
+class Strata:
+    """Decisions in two parts: those of which a model is ``sure`` and ``near`` ties; ``sureness``: how many are sure.
+
+    The parts may be of other samples than ``sureness``: such as hold more near ties.
+    """
+
+    sure: Share
+    near: Share
+    sureness: Share
+
+    def __add__(self, other: Strata) -> Strata:
+        return Strata(self.sure + other.sure, self.near + other.near, self.sureness + other.sureness)
+
+    @property
+    def value(self) -> float:
+        """The share over both parts, weighed as ``sureness`` says."""
+        weight = self.sureness.value
+        return weight * self.sure.value + (1.0 - weight) * self.near.value
+
+    @property
+    def lower(self) -> float:
+        """The lower end of its 95 % interval, from those of the parts.
+
+        By the method of variance estimates recovery (Zou and Donner, Construction of confidence limits about effect
+        measures, Statistics in Medicine 27, 2008). Of a part without samples nothing is known.
+        """
+        weight, sure, near = self.sureness, self.sure, self.near
+        parts = (
+            weight.value * (sure.value - sure.lower),
+            (1.0 - weight.value) * (near.value - near.lower),
+            # Fewer sure decisions mean more of the part with the lower share.
+            max(0.0, sure.value - near.value) * (weight.value - weight.lower),
+        )
+        return max(0.0, self.value - math.sqrt(sum(part * part for part in parts)))
+
+
 def rounded_down(share: float) -> str:
     """``share`` in percent with as many digits as say something, never more than it is."""
     digits = 0 if share < 0.95 else 1 if share < 0.995 else 2

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxq.measure.assignment import KernelAssignment
+from onnxq.measure.certainty import Certainty
 from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import LatencyReport
 from onnxq.measure.layers import LayerNoise
+from onnxq.measure.metric import MetricComparison
 from onnxq.measure.size import ModelSize
 from onnxq.runtime.plain import plain
 
@@ -111,12 +113,15 @@ class Report:
     ``reasons``: why a node was left float, by node name or, for unnamed nodes, by first output name; where it says
     nothing, the cause found in the graph stands; ``reason_codes``: the codes of these.
     ``provenance``: versions, options, data, as text. ``tuning``: the candidates that were timed. ``adaptation``: None
-    where none was asked for. ``bits``: where they were given by sensitivity.
+    where none was asked for. ``bits``: where they were given by sensitivity. ``metric``: what the user's own measure
+    says; ``certainties``: how sure is what was promised of counted decisions.
     """
 
     source: ModelSize
     result: ModelSize
     comparison: Comparison | None = None
+    metric: MetricComparison | None = None
+    certainties: tuple[Certainty, ...] = ()
     latency: LatencyReport | None = None
     kernels: KernelMap | None = None
     assignments: tuple[KernelAssignment, ...] = ()
@@ -168,6 +173,8 @@ class Report:
         return {
             **plain(self),
             "comparison": None if self.comparison is None else self.comparison.to_dict(),
+            "metric": None if self.metric is None else self.metric.to_dict(),
+            "certainties": [certainty.to_dict() for certainty in self.certainties],
             "kernels": None if self.kernels is None else self.kernels.to_dict(),
             "fates": plain(self.assignments),  # its name until 0.2
             "left_float": plain(self.left_float),

@@ -12,6 +12,9 @@ from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.measure.layers import LayerNoise
 from onnxq.measure.size import ModelSize
+from onnxq.report.certainty import certainty_line, metric_line
+from onnxq.report.outputs import judged_line, outputs_table
+from onnxq.report.prints import add_row, db, empty_table, megabytes, ms
 from onnxq.report.report import Adaptation, LayerBits, LeftFloat, Report, Trial
 
 if TYPE_CHECKING:
@@ -57,51 +60,41 @@ def show(result: Showable, console: Console) -> None:
 def latency_table(report: LatencyReport) -> Table:
     """A row for each model and number of threads."""
     headers = ["model", "threads", "median ms", "IQR ms", "time / first", "95 % interval"]
-    table = _table("Latency", headers, left=1)
+    table = empty_table("Latency", headers, left=1)
     for row in report.rows:
         spread, interval = f"{ms(row.q1_ms)}-{ms(row.q3_ms)}", f"{row.ratio_low:.3f}-{row.ratio_high:.3f}"
-        _add(table, [row.model, str(row.threads), ms(row.median_ms), spread, f"{row.ratio:.3f}", interval])
+        add_row(table, [row.model, str(row.threads), ms(row.median_ms), spread, f"{row.ratio:.3f}", interval])
     return table
 
 
 def footprint_table(report: LatencyReport) -> Table:
     """A row for each model: load time, peak memory and size."""
-    table = _table("Footprint", ["model", "load ms", "peak memory MB", "file MB"], left=1)
+    table = empty_table("Footprint", ["model", "load ms", "peak memory MB", "file MB"], left=1)
     for foot in report.footprints:
         cells = [f"{foot.load_seconds * 1e3:.0f}", megabytes(foot.peak_bytes), megabytes(foot.file_bytes)]
-        _add(table, [foot.model, *cells])
-    return table
-
-
-def outputs_table(comparison: Comparison) -> Table:
-    """A row for each output of the two models."""
-    table = _table("Outputs", ["output", "SQNR dB", "row mean removed", "agreement", "rule", "max error"], left=1)
-    for o in comparison.outputs:
-        agreed = "-" if o.agreement is None else f"{o.agreement * 100:.2f} %"
-        error = "-" if o.max_abs_error is None else f"{o.max_abs_error:.3g}"
-        _add(table, [o.name, db(o.sqnr_db), db(o.centred_sqnr_db), agreed, o.agreement_rule or "-", error])
+        add_row(table, [foot.model, *cells])
     return table
 
 
 def kernel_table(kernels: KernelMap) -> Table:
     """Node counts by kind and operator."""
-    table = _table(
+    table = empty_table(
         f"Kernels of {kernels.model} on onnxruntime {kernels.runtime}", ["kind", "operators", "nodes"], left=2
     )
     for kind, ops in kernels.counts().items():
-        _add(table, [kind, ", ".join(f"{op} {n}" for op, n in ops.items()), str(sum(ops.values()))])
+        add_row(table, [kind, ", ".join(f"{op} {n}" for op, n in ops.items()), str(sum(ops.values()))])
     return table
 
 
 def tuning_table(trials: Sequence[Trial]) -> Table:
     """A row for each candidate that was kept, and one for those that were not."""
-    table = _table("Tuned on this machine", ["candidate", "time / best before", "95 % interval"], left=1)
+    table = empty_table("Tuned on this machine", ["candidate", "time / best before", "95 % interval"], left=1)
     for trial in trials:
         if trial.kept:
-            _add(table, [trial.what, f"{trial.ratio:.3f}", f"{trial.low:.3f}-{trial.high:.3f}"])
+            add_row(table, [trial.what, f"{trial.ratio:.3f}", f"{trial.low:.3f}-{trial.high:.3f}"])
     lost = sum(not trial.kept for trial in trials)
     if lost:
-        _add(table, [f"{lost} candidates that were not faster beyond noise", "-", "-"])
+        add_row(table, [f"{lost} candidates that were not faster beyond noise", "-", "-"])
     return table
 
 
@@ -109,38 +102,40 @@ def adaptation_table(adaptation: Adaptation) -> Table:
     """A row for each step: the noise at the outputs, or of labels the nats, on held-out samples, before and after."""
     title = f"Adapted to quantization noise: {adaptation.level}"
     noise = adaptation.measure == "noise"
-    table = _table(title, ["step", f"{'SQNR dB' if noise else 'nats'} before", "after", "kept", "seconds"], left=1)
+    table = empty_table(title, ["step", f"{'SQNR dB' if noise else 'nats'} before", "after", "kept", "seconds"], left=1)
     for step in adaptation.steps:
         both = (step.before, step.after)
         levels = [db(-10.0 * math.log10(max(x, 1e-20))) if noise else f"{x:.4f}" for x in both]
-        _add(table, [step.what, *levels, "yes" if step.kept else "no", f"{step.seconds:.0f}"])
+        add_row(table, [step.what, *levels, "yes" if step.kept else "no", f"{step.seconds:.0f}"])
     return table
 
 
 def bits_table(bits: Sequence[LayerBits]) -> Table:
     """A row for each layer whose bits were chosen by its sensitivity, in the order of the graph."""
-    table = _table("Bits by sensitivity", ["node", "weights", "kB", "noise at the outputs, dB"], left=2)
+    table = empty_table("Bits by sensitivity", ["node", "weights", "kB", "noise at the outputs, dB"], left=2)
     for layer in bits:
         # As a share of the outputs' energy: more negative is less.
         level = 10.0 * math.log10(max(layer.noise, 1e-20))
-        _add(table, [layer.node, layer.stored, f"{layer.nbytes / 1e3:.1f}", db(level)])
+        add_row(table, [layer.node, layer.stored, f"{layer.nbytes / 1e3:.1f}", db(level)])
     return table
 
 
 def layer_table(layers: Sequence[LayerNoise]) -> Table:
     """A row for each layer; the lowest local figure is where the most noise is made."""
-    table = _table("Noise by layer", ["tensor", "node", "op", "accumulated dB", "local dB"], left=3)
+    table = empty_table("Noise by layer", ["tensor", "node", "op", "accumulated dB", "local dB"], left=3)
     for layer in layers:
-        _add(table, [layer.tensor, layer.node, layer.op, db(layer.accumulated_db), db(layer.local_db)])
+        add_row(table, [layer.tensor, layer.node, layer.op, db(layer.accumulated_db), db(layer.local_db)])
     return table
 
 
 def _show_comparison(comparison: Comparison, console: Console) -> None:
     _show_outputs(comparison, console)
     if comparison.accuracy is not None:
-        table = _table(f"Accuracy over {comparison.accuracy.rows} labels", ["", "float", "quantized", "change"], left=1)
+        table = empty_table(
+            f"Accuracy over {comparison.accuracy.rows} labels", ["", "float", "quantized", "change"], left=1
+        )
         for row in _accuracy_rows(comparison.accuracy):
-            _add(table, row)
+            add_row(table, row)
         console.print(table)
     for problem in comparison.problems:
         console.print(f"Problem: {problem}", style="red", markup=False)
@@ -148,17 +143,21 @@ def _show_comparison(comparison: Comparison, console: Console) -> None:
 
 def _show_outputs(comparison: Comparison, console: Console) -> None:
     console.print(outputs_table(comparison))
-    for line in comparison.differences:
+    for line in (*map(judged_line, comparison.outputs), *comparison.differences):
         console.print(line, markup=False)
 
 
 def _show_report(report: Report, console: Console) -> None:
-    table = _table(report.result.name, ["", "float", "quantized", "gain"], left=1)
+    table = empty_table(report.result.name, ["", "float", "quantized", "gain"], left=1)
     for row in _summary_rows(report):
-        _add(table, row)
+        add_row(table, row)
     console.print(table)
     if report.comparison is not None:
         _show_outputs(report.comparison, console)
+    if report.metric is not None:
+        console.print(metric_line(report.metric), markup=False)
+    for certainty in report.certainties:
+        console.print(certainty_line(certainty), markup=False)
     if report.left_float:
         console.print(_left_table(report.left_float))
     if report.layers:
@@ -230,51 +229,14 @@ def _accuracy_rows(accuracy: Accuracy) -> list[list[str]]:
 
 def _left_table(left: Sequence[LeftFloat]) -> Table:
     """Nodes left float, those of one reason in one row: many models leave dozens for the same one."""
-    table = _table("Left in float", ["nodes", "runs as", "why", "which"], left=4)
+    table = empty_table("Left in float", ["nodes", "runs as", "why", "which"], left=4)
     groups: dict[tuple[str, str], list[str]] = {}
     for node in left:
         groups.setdefault((node.kernel or "(not found)", node.reason), []).append(node.node)
     for (kernel, reason), names in groups.items():
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-        _add(table, [str(len(names)), kernel, reason, ", ".join(names[:_NAMES_SHOWN]) + more])
+        add_row(table, [str(len(names)), kernel, reason, ", ".join(names[:_NAMES_SHOWN]) + more])
     return table
-
-
-def _table(title: str, headers: Sequence[str], *, left: int) -> Table:
-    """An empty table whose first ``left`` columns hold text and whose others hold numbers."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, header in enumerate(headers):
-        if i < left:
-            table.add_column(Text(header), justify="left", overflow="fold")
-        else:
-            table.add_column(Text(header), justify="right", no_wrap=True)
-    return table
-
-
-def _add(table: Table, cells: Sequence[str]) -> None:
-    # As Text, not str: tensor names hold brackets, which rich would read as markup.
-    from rich.text import Text
-
-    table.add_row(*(Text(cell) for cell in cells))
-
-
-def ms(value: float) -> str:
-    """Milliseconds with three digits that matter."""
-    return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:.1f}"
-
-
-def megabytes(count: int) -> str:
-    """Bytes in units of 10**6."""
-    return f"{count / 1e6:.3f}" if count < 1e6 else f"{count / 1e6:.1f}"
-
-
-def db(value: float | None) -> str:
-    """Decibels with one decimal, or a dash."""
-    return "-" if value is None else f"{value:.1f}"
 
 
 def _factor(times: float, gain: str, loss: str) -> str:

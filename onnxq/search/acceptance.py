@@ -11,22 +11,15 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from onnxq.config import Config
-from onnxq.measure.compare import Comparison, OutputComparison
+from onnxq.measure.certainty import Certainty
+from onnxq.measure.compare import Comparison
+from onnxq.measure.kinds import Promise
+from onnxq.measure.kinds.classes import ROUNDED_NUMBERS
 from onnxq.measure.latency import LatencyReport
+from onnxq.measure.metric import MetricComparison
 from onnxq.measure.outputs import COUNTERPARTS
+from onnxq.numerics.share import Share, incomplete_beta, lower_end
 
-# Above this many dB an entry that is no longer the largest of its row was as good as tied: such rows are no evidence,
-# and for outputs that are features rather than scores the largest entry means nothing anyway. (Probabilities are
-# scores, and most of their energy is in rows that nothing could change: there the agreement always counts.) By rank of
-# the output: a sequence of vectors is features as often as scores, and features serve at 20 dB.
-CLEAN_SQNR = {0: 30.0, 1: 30.0, 2: 30.0, 3: 20.0}
-
-# Rows that may change for each decision that may: where a sample has one row, and in sequences. (With three in
-# sequences the text recognition of PP-OCRv5 had 2.6 points more wrong characters than in float, with two 0.4.)
-ROWS_A_DECISION = 1
-ROWS_A_DECISION_IN_SEQUENCES = 2
-# The same of detections, and of all that is picked by its value: what lies near the threshold comes and goes.
-PICKED_ROWS_A_DECISION = 10
 # Samples of another length for each decision that may change: a length adds up dozens of rounded numbers (predicted
 # durations), so that with the default promise a quarter of the samples may have another one.
 LENGTHS_A_DECISION = 25
@@ -35,6 +28,11 @@ DECIDING_WORK = 0.2
 
 # With fewer disagreements than chance explains at this level, the held-out data does not contradict the promise.
 SIGNIFICANCE = 0.05
+# Decisions may all stay as they are; numbers that 8 bits made are always off by something, and 27 dB are within reach
+# of most networks. No promise asks for less noise than that.
+LEAST_LOSS = 0.002
+# What 1 less a power of ten is off by in floating point.
+ROUNDING = 1e-12
 
 # Below so many samples none is held out: the judgement would rest on one or two of them.
 FEW_SAMPLES = 8
@@ -51,6 +49,11 @@ RANKED_ELEMENTS = 1 << 26
 # that histograms count a small part of them, what so many elements in all allow.
 SECOND_CHECK_SAMPLES = 256
 SECOND_CHECK_ELEMENTS = 1 << 24
+# The most samples of the data that nothing was fitted to, beyond those held out; and of made ones: so many, no more
+# than either calibration took or ``AFFORDABLE_ELEMENTS`` allow, at least so many at once.
+UNUSED_SAMPLES = 512
+MADE_SAMPLES = 1024
+MADE_AT_LEAST = 64
 AFFORDABLE_ELEMENTS = 1 << 29
 
 # A smaller share of layers that fall back to float is no reason to look for another way.
@@ -67,18 +70,20 @@ class Shortfall(Enum):
 
     BROKEN = "its outputs are not finite or have other shapes"
     AGREEMENT = "more decisions change than were promised, beyond chance"
-    FEATURES = "an output without decisions has too much noise"
+    LEVEL = "an output is not as close to the float model as was promised"
     SQNR = "an output has too much noise"
     LENGTHS = "more lengths, or more of what is picked, change than were promised, beyond chance"
     SECOND_CHECK = "the second check set contradicts the promise"
+    METRIC = "the metric loses more than max_drop"
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What data says of a candidate.
 
-    ``agreement`` is that of the primary output (the largest entry of a hidden state decides nothing); ``sqnr_db`` the
-    worst over all outputs. ``shortfalls``: why it is not ``good``.
+    ``agreement``: the lowest share of decisions that stay, over all outputs that decide; ``sqnr_db``: the worst too.
+    ``shortfalls``: why it is not ``good``. ``metric``: what the user's own measure says, where there is one; then that
+    decides. ``certainties``: how sure what was counted is, where that was asked.
     """
 
     comparison: Comparison
@@ -86,65 +91,76 @@ class Verdict:
     sqnr_db: float
     good: bool
     shortfalls: tuple[Shortfall, ...] = ()
+    metric: MetricComparison | None = None
+    certainties: tuple[Certainty, ...] = ()
 
     @property
     def standing(self) -> tuple[bool, float, float]:
         """What the better of two has more of, the first difference counts."""
-        return self.good, self.agreement, self.sqnr_db
+        return self.good, self.agreement if self.metric is None else self.metric.after, self.sqnr_db
 
     @property
     def good_but_for_lengths(self) -> bool:
         """Whether no other layers in float than those that decide lengths would make it better."""
         return self.good or self.shortfalls == (Shortfall.LENGTHS,)
 
+    def weighed(self, certainties: tuple[Certainty, ...]) -> Verdict:
+        """The same where it is known how sure it is; what contradicts a promise is a shortfall."""
+        found = replace(self, certainties=certainties)
+        return found.contradicted() if any(contradicts(c.counted, c.promised) for c in certainties) else found
+
     def contradicted(self, why: Shortfall = Shortfall.SECOND_CHECK) -> Verdict:
         """The same where the second check set says no; the figures stay those of the held-out samples."""
         return replace(self, good=False, shortfalls=(*self.shortfalls, why))
 
+    @property
+    def proven(self) -> bool:
+        """Whether it is good and the intervals of all that was counted say so."""
+        if self.metric is not None:
+            return self.good and self.metric.proven
+        return self.good and bool(self.certainties) and all(certainty.kept for certainty in self.certainties)
+
+    def measured(self, metric: MetricComparison) -> Verdict:
+        """The same where ``metric`` decides; what is broken stays so."""
+        broken = (Shortfall.BROKEN,) if Shortfall.BROKEN in self.shortfalls else ()
+        shortfalls = broken if metric.good else (*broken, Shortfall.METRIC)
+        return replace(self, good=not shortfalls, shortfalls=shortfalls, metric=metric)
+
 
 def accepts(comparison: Comparison, config: Config) -> Verdict:
-    """The ``Verdict`` by a comparison with the float model on data that calibration never saw."""
+    """The ``Verdict`` by a comparison with the float model on data that calibration never saw.
+
+    Every output is judged by what its kind promises, and the worst counts.
+    """
     shortfalls = [Shortfall.BROKEN] if comparison.problems else []
-    primary = comparison.primary
-    agreement = 1.0 if primary.agreement is None else primary.agreement
-    level = primary.level_db
-    if primary.agreement is None and level is not None:
-        # Maps and boxes: there is no decision to count.
-        if config.min_agreement != 0.0 and not level >= CLEAN_SQNR[3]:
-            shortfalls.append(Shortfall.FEATURES)
-    else:
-        counts = level is None or level < CLEAN_SQNR[min(primary.rank, 3)] or primary.probability
-        # How many counterparts there are is a question of what decides on them.
-        if (
-            counts
-            and primary.agreement_rule != COUNTERPARTS
-            and contradicts(agreement, primary.rows, promised(primary, config))
-        ):
-            shortfalls.append(Shortfall.AGREEMENT)
+    broken = [p for o in comparison.outputs for p in o.promises if not keeps(p, config)]
+    # What decides on how many counterparts there are decides on the numbers too that lengths are sums of.
+    summed = any(o.length is not None for o in comparison.outputs)
+    lengths = [p for p in broken if p.what == COUNTERPARTS or (summed and p.what in ROUNDED_NUMBERS)]
+    if any(p.share is not None and p not in lengths for p in broken):
+        shortfalls.append(Shortfall.AGREEMENT)
+    if any(p.level is not None for p in broken):
+        shortfalls.append(Shortfall.LEVEL)
     sqnr = min((o.level_db for o in comparison.outputs if o.level_db is not None), default=math.inf)
     if not sqnr >= config.guard_sqnr:
         shortfalls.append(Shortfall.SQNR)
-    if other_lengths(comparison, config):
-        shortfalls.append(Shortfall.LENGTHS)
-    return Verdict(comparison, agreement, sqnr, not shortfalls, tuple(shortfalls))
-
-
-def other_lengths(comparison: Comparison, config: Config) -> bool:
-    """Whether outputs that are as long as values say contradict the promise: by counterparts, or by lengths alone."""
-    picked = next((o for o in comparison.outputs if o.agreement_rule == COUNTERPARTS and o.agreement is not None), None)
-    if picked is not None and contradicts(picked.agreement or 0.0, picked.rows, share(config, PICKED_ROWS_A_DECISION)):
-        return True
     series = [o for o in comparison.outputs if o.agreement_rule != COUNTERPARTS]
-    return any(contradicts(o.same_length, o.samples, share(config, LENGTHS_A_DECISION)) for o in series)
+    if lengths or any(contradicts(o.lengths, share(config, LENGTHS_A_DECISION)) for o in series):
+        shortfalls.append(Shortfall.LENGTHS)
+    shares = [o.agreement for o in comparison.outputs if o.agreement is not None]
+    return Verdict(comparison, min(shares, default=1.0), sqnr, not shortfalls, tuple(shortfalls))
 
 
-def promised(output: OutputComparison, config: Config) -> float:
-    """The share of rows of ``output`` that must agree.
+def keeps(promise: Promise, config: Config) -> bool:
+    """Whether nothing speaks against ``promise``: a share not beyond chance, a level not at all.
 
-    Where a sample has one row, that row is the decision. In a sequence many rows decide nothing by themselves (blanks
-    between characters, the inside of a word): more of them may change for one decision that may.
+    Where no agreement is asked for, nothing is promised.
     """
-    return share(config, ROWS_A_DECISION if output.rank <= 2 else ROWS_A_DECISION_IN_SEQUENCES)
+    least = share(config, promise.times)
+    if promise.share is not None:
+        return not contradicts(promise.share, least)
+    least = min(least, 1.0 - LEAST_LOSS * promise.times)
+    return config.min_agreement == 0.0 or promise.level is None or promise.level >= least - ROUNDING
 
 
 def share(config: Config, rows: int) -> float:
@@ -152,31 +168,44 @@ def share(config: Config, rows: int) -> float:
     return 1.0 - rows * (1.0 - config.min_agreement)
 
 
-def contradicts(agreement: float, rows: int, promised: float) -> bool:
-    """Whether so few agreeing rows of ``rows`` are improbable if the true share is ``promised`` (binomial tail)."""
-    misses = rows - int(agreement * rows + 0.5)
-    if agreement >= promised or misses == 0:
+def contradicts(found: Share, promised: float) -> bool:
+    """Whether so many that changed are improbable if the true share is ``promised``.
+
+    By the binomial tail; what is counted within one sample hangs together, so that it counts as fewer
+    (``Share.design_effect``).
+    """
+    p, misses = 1.0 - promised, found.rows - found.same
+    if not misses or found.value >= promised:
         return False
-    p = 1.0 - promised
     if p <= 0.0:
         return True
-    # P(X >= misses) = 1 - P(X <= misses - 1), summed in logarithms so that many rows do not underflow.
-    below = sum(
-        math.exp(
-            math.lgamma(rows + 1)
-            - math.lgamma(k + 1)
-            - math.lgamma(rows - k + 1)
-            + k * math.log(p)
-            + (rows - k) * math.log1p(-p)
-        )
-        for k in range(misses)
-    )
-    return 1.0 - below < SIGNIFICANCE
+    effect = found.design_effect
+    # P(X >= misses) of so many independent ones, as the incomplete beta function, which takes parts of them too.
+    return incomplete_beta(misses / effect, found.same / effect + 1.0, p) < SIGNIFICANCE
+
+
+def rows_to_prove(misses: int, promised: float) -> int:
+    """How many decisions prove ``promised`` if so many changed; as sure as with one that changed if none did."""
+    misses = max(misses, 1)
+    low, high = misses, 2 * misses
+    while high < MADE_SAMPLES << 8 and lower_end(high - misses, high) < promised:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if lower_end(middle - misses, middle) >= promised else (middle, high)
+    return high
 
 
 def as_asked(verdict: Verdict, config: Config) -> Verdict:
-    """``verdict`` where no layer is to fall back to float for accuracy: then only what is broken counts."""
-    return verdict if config.guarded else replace(verdict, good=not verdict.comparison.problems)
+    """``verdict`` where no layer is to fall back to float for accuracy: then only what is broken counts.
+
+    What the user measures counts always.
+    """
+    return (
+        verdict
+        if config.guarded or verdict.metric is not None
+        else replace(verdict, good=not verdict.comparison.problems)
+    )
 
 
 # -- of two candidates ------------------------------------------------------------------------------------------------
@@ -232,6 +261,14 @@ def ranked_feeds(elements: float) -> int:
 def second_check_samples(elements: float) -> int:
     """How many calibration samples a model with so many ``elements`` of activations for each can be judged on too."""
     return int(min(SECOND_CHECK_SAMPLES, max(1.0, SECOND_CHECK_ELEMENTS / max(elements, 1.0))))
+
+
+def made_samples(elements: float, calibrated: int) -> int:
+    """How many made samples a model with so many ``elements`` of activations is judged on too at most.
+
+    Each costs a run of both models, about half of what observing a calibration sample does.
+    """
+    return min(MADE_SAMPLES, max(affordable_samples(elements), calibrated // 2))
 
 
 def affordable_samples(elements: float) -> int:

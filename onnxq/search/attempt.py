@@ -17,6 +17,7 @@ from onnxq.equalize import Equalized
 from onnxq.files.scratch import Scratch
 from onnxq.graph.signature import Signature, signature
 from onnxq.measure.latency import LatencyReport
+from onnxq.measure.metric import Metric
 from onnxq.report.report import Adaptation
 from onnxq.search.acceptance import BATCHES_TO_ADAPT, FEW_SAMPLES, Verdict
 from onnxq.search.judging import CandidateJudge
@@ -34,7 +35,7 @@ class Job:
     """What all stages of one call share. ``asked``: the user's configuration; candidates have their own.
 
     ``source``: the original as a file; ``reference``: what is run of it (``graph.reference``). ``fits``: whether there
-    is memory to run it.
+    is memory to run it. ``metric``: the user's own measure.
     """
 
     prepared: ir.Model
@@ -46,6 +47,7 @@ class Job:
     tell: Progress
     scratch: Scratch
     fits: bool = True
+    metric: Metric | None = None
 
     @property
     def signature(self) -> Signature:
@@ -55,12 +57,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Samples:
-    """The data of a call: for calibration, for judging adaptation (None: there is none), for judging the result."""
+    """The data of a call: for calibration, for judging adaptation (None: there is none), for judging the result.
+
+    ``unused``: what the data holds beyond that, which nothing was fitted to either; None: nothing.
+    """
 
     calibration: Feed
     check: Feed | None
     held_out: Feed
     notes: tuple[str, ...] = ()
+    unused: Feed | None = None
 
 
 def split(feed: Feed, config: Config) -> Samples:

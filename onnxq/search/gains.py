@@ -88,7 +88,7 @@ def _as_given(search: Search, attempt: Attempt) -> Attempt:
     """``attempt``, in which nothing is quantized, with the model as it was given in place of the prepared one."""
     job = search.job
     made = _seen_anew(replace(attempt.built, model=copy_model(job.original), runtime_model=job.source))
-    verdict = None if search.judge is None else search.judge.on_held_out(made)
+    verdict = None if search.judge is None else search.judge.restated(made)
     return replace(attempt, made=made, verdict=verdict, latency=None)
 
 
@@ -119,7 +119,7 @@ def _rebuilt(search: Search, attempt: Attempt, names: Iterable[str], reason: Kep
     """``attempt`` with the nodes called ``names`` kept float for ``reason`` too, judged anew and not yet timed."""
     kept = {**attempt.built.kept_float, **dict.fromkeys(names, reason)}
     found = attempt.of(attempt.candidate.keeping(kept))
-    verdict = None if search.judge is None else search.judge.on_held_out(found.built)
+    verdict = None if search.judge is None else search.judge.restated(found.built)
     return replace(found, verdict=verdict, latency=None)
 
 

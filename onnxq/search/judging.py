@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from onnxq.build.build import Context, build, draft
@@ -18,9 +20,13 @@ from onnxq.errors import RuntimeFailure
 from onnxq.files.scratch import Scratch
 from onnxq.graph.lengths import ValueLengths
 from onnxq.kernels.lengths import Length
-from onnxq.measure.compare import compare
-from onnxq.measure.references import Answers, References, references
+from onnxq.kernels.meaning import Head
+from onnxq.measure.accuracy import Accuracy, Scorer
+from onnxq.measure.compare import Comparison, compare
+from onnxq.measure.kinds import KindGuess, guessed
+from onnxq.measure.references import Answers, References, references, seen_of
 from onnxq.plan import KeptFloat
+from onnxq.runtime.session import QUIET, open_session, run
 from onnxq.search.acceptance import (
     JUDGED_FEEDS,
     Shortfall,
@@ -32,6 +38,8 @@ from onnxq.search.acceptance import (
     ranked_feeds,
     second_check_samples,
 )
+from onnxq.search.measuring import MetricJudge
+from onnxq.search.proof import Proof
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 
@@ -43,14 +51,15 @@ def judge(
     config: Config,
     *,
     lengths: Mapping[str, Length] | None = None,
+    kinds: Mapping[str, KindGuess] | None = None,
 ) -> Verdict:
     """The ``Verdict`` on ``quantized`` over ``held_out``, data that calibration never saw.
 
-    ``lengths``: how those outputs are as long as values say that are.
+    ``lengths``: how those outputs are as long as values say that are. ``kinds``: what each output is for.
     """
     answers = float_model if isinstance(float_model, Answers) else Answers(float_model)
     try:
-        return accepts(compare(answers, quantized, held_out, lengths=lengths), config)
+        return accepts(compare(answers, quantized, held_out, lengths=lengths, kinds=kinds), config)
     finally:
         answers.close()
 
@@ -62,7 +71,8 @@ class CandidateJudge:
     ``second_check``: calibration samples that may object to what is good, for a few held-out samples show wrong
     decisions too seldom. (Ranges fit hundreds of samples with two numbers a tensor, so that those are almost as good.)
     None where the held-out samples are the calibration samples. ``lengths``: how outputs are as long as values say.
-    ``scratch`` holds the float model's answers.
+    ``scratch`` holds the float model's answers. ``heads``: what stands behind each output. ``metric``: the user's own
+    measure, which decides where there is one. ``proof``: what more can be asked of what is good.
     """
 
     reference: bytes | Path
@@ -71,10 +81,21 @@ class CandidateJudge:
     second_check: Feed | None
     lengths: ValueLengths = field(default_factory=ValueLengths)
     scratch: Scratch | None = None
+    heads: Mapping[str, Head] = field(default_factory=dict)
+    metric: MetricJudge | None = None
+    proof: Proof | None = None
     _verdicts: dict[Built, Verdict] = field(default_factory=dict)
     _confirmed: dict[Built, Verdict] = field(default_factory=dict)
+    _proven: dict[Built, Verdict] = field(default_factory=dict)
     _ranked: list[References] = field(default_factory=list)  # one at most: the same for all candidates
     _answers: list[Answers] = field(default_factory=list)  # likewise
+    _kinds: list[dict[str, KindGuess]] = field(default_factory=list)  # likewise
+
+    def by(self, samples: Feed) -> CandidateJudge:
+        """A judge by ``samples`` alone."""
+        return CandidateJudge(
+            self.reference, self.config, samples, None, self.lengths, self.scratch, self.heads, _kinds=[self.kinds]
+        )
 
     @property
     def answers(self) -> Answers:
@@ -83,17 +104,40 @@ class CandidateJudge:
             self._answers.append(Answers(self.reference, self.scratch))
         return self._answers[0]
 
+    @property
+    def kinds(self) -> dict[str, KindGuess]:
+        """What each output is for, by what the float model answers to the first held-out samples."""
+        if not self._kinds:
+            seen = seen_of(self.answers, self.held_out)
+            asked = dict(self.config.judge)
+            self._kinds.append(guessed(seen, heads=self.heads, lengths=self.lengths.outputs, asked=asked))
+        return self._kinds[0]
+
     def verdict(self, built: Built) -> Verdict:
         """What is said of ``built``; its figures are those of the held-out samples alone."""
-        verdict = self.on_held_out(built)
-        if not verdict.good or self.second_check is None:
+        verdict = self.restated(built)
+        if self.metric is not None or not verdict.good or self.second_check is None:
             return verdict
         if built not in self._confirmed:
             self._confirmed[built] = self._on(self.second_check, built)
         second = self._confirmed[built]
         if second.good:
-            return verdict
+            return self._weighed(built, verdict)
         return verdict.contradicted(Shortfall.LENGTHS) if second.good_but_for_lengths else verdict.contradicted()
+
+    def _weighed(self, built: Built, verdict: Verdict) -> Verdict:
+        """``verdict`` on what is good so far, with how sure that is; more samples may contradict it."""
+        if self.proof is None or not self.config.guarded:
+            return verdict
+        if built not in self._proven:
+            found = self.proof.of(verdict.comparison, partial(self._compared, built))
+            self._proven[built] = verdict.weighed(found)
+        return self._proven[built]
+
+    def restated(self, built: Built) -> Verdict:
+        """What is said of ``built``, which makes less of what was good: no second check set objects to it."""
+        verdict = self.on_held_out(built)
+        return verdict if self.metric is None else verdict.measured(self.metric.of(built, self.answers))
 
     def on_held_out(self, built: Built) -> Verdict:
         """What the held-out samples say of ``built``."""
@@ -102,7 +146,27 @@ class CandidateJudge:
         return self._verdicts[built]
 
     def _on(self, feed: Feed, built: Built) -> Verdict:
-        return judge(self.answers, built.runtime_model, feed, self.config, lengths=self.lengths.outputs)
+        return judge(
+            self.answers, built.runtime_model, feed, self.config, lengths=self.lengths.outputs, kinds=self.kinds
+        )
+
+    def _compared(self, built: Built, feeds: Feeds) -> Comparison:
+        """What more samples show of ``built``."""
+        try:
+            return compare(self.answers, built.runtime_model, feeds, lengths=self.lengths.outputs, kinds=self.kinds)
+        finally:
+            self.answers.close()
+
+    def accuracy(self, built: Built, feeds: Iterable[Feed]) -> Accuracy:
+        """How often ``built`` and the float model are right about the labels of ``feeds``."""
+        session, names, key = open_session(built.runtime_model, config=QUIET), self.answers.names, self.config.labels
+        parts = list(feeds)
+        scorer = Scorer(np.concatenate([feed.labels(key) for feed in parts]), None)
+        for part in parts:
+            for feed in part:
+                scorer.add(names, self.answers.of(feed), run(session, feed, outputs=names))
+        self.answers.close()
+        return scorer.result()
 
     def loses_less(self, second: Built, first: Built) -> bool:
         """Whether ``second`` loses less than ``first`` on the held-out samples; not where they are equal."""

@@ -14,17 +14,31 @@ from onnxq.calibrate.first_run import before_first_run
 from onnxq.calibrate.layout import OVERRIDE
 from onnxq.calibrate.made_up import NOT_RUN, MadeUp, failing, made_up
 from onnxq.calibrate.synthetic import impose_moments
+from onnxq.calibrate.unused import unused
 from onnxq.config import AUTO
 from onnxq.equalize import Equalized
 from onnxq.errors import ConfigError, DataError, RuntimeFailure
+from onnxq.graph.heads import heads
 from onnxq.graph.lengths import value_lengths
 from onnxq.kernels.targets import target_of
+from onnxq.measure.accuracy import class_indices
+from onnxq.measure.metric import Top1
+from onnxq.measure.references import Answers
 from onnxq.plan import ReasonCode
 from onnxq.plan.place import place
-from onnxq.search.acceptance import SIZED_FEEDS, TIMED_FEEDS
+from onnxq.search.acceptance import (
+    JUDGED_FEEDS,
+    SIZED_FEEDS,
+    TIMED_FEEDS,
+    UNUSED_SAMPLES,
+    affordable_samples,
+    made_samples,
+)
 from onnxq.search.attempt import Attempt, Job, Samples, Search, split
 from onnxq.search.channels import equalized_for, stays_float
-from onnxq.search.judging import CandidateJudge, second_check
+from onnxq.search.judging import CandidateJudge, elements, second_check
+from onnxq.search.measuring import MetricJudge
+from onnxq.search.proof import Proof
 from onnxq.search.strategies import AT_THE_END, BEFORE_JUDGING, JUDGED, WITHOUT_DATA
 from onnxq.search.unrunnable import improved
 
@@ -48,7 +62,8 @@ def with_data(job: Job, feed: Feed) -> Outcome:
     """The best static INT8 model that held-out samples bear out."""
     feed = feed.limit(job.asked.samples)
     before_first_run(job.prepared, job.reference, next(iter(feed)))
-    samples = split(feed, job.asked)
+    samples = replace(split(feed, job.asked), unused=unused(feed, UNUSED_SAMPLES))
+    _try_measures(job, samples.held_out)
     search = Search(job, samples, samples.held_out.limit(TIMED_FEEDS), feed.description)
     first = _first(job, samples)
     attempt = improved(
@@ -60,7 +75,8 @@ def with_data(job: Job, feed: Feed) -> Outcome:
         attempt = attempt.noting(f"arrays that no input wants were ignored: {', '.join(ignored)}")
     problems = () if attempt.verdict is None else attempt.verdict.comparison.problems
     warnings = (*([feed.warning] if feed.warning else []), *problems)
-    return Outcome(improved(search, attempt, AT_THE_END), feed.description, warnings)
+    attempt = improved(search, attempt, AT_THE_END)
+    return Outcome(_with_accuracy(search, attempt), feed.description, warnings)
 
 
 def _first(job: Job, samples: Samples) -> Attempt:
@@ -95,10 +111,48 @@ def typical(feed: Feed) -> dict[str, npt.NDArray[Any]]:
 
 def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
     """The judge by the held-out samples and, where they are others, by calibration samples as the second check set."""
-    seen = None
+    config, seen = job.asked, None
     if samples.calibration is not samples.held_out:
         seen = second_check(attempt.candidate, attempt.context, samples.calibration)
-    return CandidateJudge(job.reference, job.asked, samples.held_out, seen, value_lengths(job.prepared), job.scratch)
+    metric, proof = None, None
+    if seen is not None:
+        most = made_samples(elements(attempt.candidate, attempt.context), samples.calibration.len_hint or 0)
+        held_out = samples.held_out.limit(JUDGED_FEEDS)
+        proof = Proof(held_out, _afforded(attempt, samples.unused), most, config)
+    if job.metric is not None:
+        feeds = [f for f in (samples.held_out.limit(JUDGED_FEEDS), _afforded(attempt, samples.unused), seen) if f]
+        metric = MetricJudge(job.metric, feeds, config.labels, config.max_drop)
+    lengths, behind = value_lengths(job.prepared), heads(job.prepared)
+    return CandidateJudge(job.reference, config, samples.held_out, seen, lengths, job.scratch, behind, metric, proof)
+
+
+def _try_measures(job: Job, feed: Feed) -> None:
+    """Nothing; raises ``DataError`` at once where labels or the user's measure would fail after all the work."""
+    if job.asked.labels and _counts_classes(job):
+        class_indices(feed.labels(job.asked.labels))
+    if job.metric is not None:
+        answers = Answers(job.reference)
+        MetricJudge(job.metric, (feed.limit(1),), job.asked.labels, job.asked.max_drop).known(answers)
+
+
+def _counts_classes(job: Job) -> bool:
+    """Whether labels are taken for classes: a measure of the user's own takes them for what it likes."""
+    return job.metric is None or isinstance(job.metric, Top1)
+
+
+def _with_accuracy(search: Search, attempt: Attempt) -> Attempt:
+    """``attempt`` with the accuracy of both models, where there are labels, on samples that calibration did not see."""
+    job, judge, samples, verdict = search.job, search.judge, search.samples, attempt.verdict
+    if not job.asked.labels or not _counts_classes(job) or judge is None or samples is None or verdict is None:
+        return attempt
+    feeds = [feed for feed in (_afforded(attempt, samples.held_out), _afforded(attempt, samples.unused)) if feed]
+    accuracy = judge.accuracy(attempt.built, feeds)
+    return replace(attempt, verdict=replace(verdict, comparison=replace(verdict.comparison, accuracy=accuracy)))
+
+
+def _afforded(attempt: Attempt, feed: Feed | None) -> Feed | None:
+    """As many samples of ``feed`` as a model of this size can be judged on."""
+    return None if feed is None else feed.limit(affordable_samples(elements(attempt.candidate, attempt.context)))
 
 
 def without_data(job: Job, options: FeedOptions | None) -> Outcome:

@@ -103,7 +103,7 @@ def extrapolated_ranges(search: Search, attempt: Attempt) -> Attempt | None:
     if judge is None or samples is None or second is None:
         return None
     if samples.check is not None:  # the held-out samples have their say when weights are adapted
-        judge = CandidateJudge(judge.reference, judge.config, samples.check, None, judge.lengths, judge.scratch)
+        judge = judge.by(samples.check)
     return second if judge.loses_less(second.built, attempt.built) else None
 
 
@@ -122,7 +122,7 @@ def adapted_weights(search: Search, attempt: Attempt) -> Attempt | None:
         return None
     job, fit, check = search.job, search.samples.calibration, search.samples.check
     candidate, first = attempt.candidate, attempt.built
-    labels = job.asked.labels
+    labels = job.asked.labels if job.asked.adapt == "full" else ""
     elements = attempt.context.statistics.elements(candidate.watched, feeds=JUDGED_FEEDS)
     rows = int(max(1, min(_ADAPTED_ROWS, _ADAPTED_ELEMENTS / max(1.0, elements))))
     adapter = Adapter(

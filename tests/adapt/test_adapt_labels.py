@@ -11,7 +11,7 @@ from adapting import built, correlated, deep, runtime
 from typer.testing import CliRunner
 from zoo import Net
 
-from onnxq import Config, ConfigError, DataError, quantize
+from onnxq import Config, DataError, quantize
 from onnxq.adapt import levels
 from onnxq.adapt import runtime as home
 from onnxq.adapt.engine import Engine
@@ -115,8 +115,6 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         labelled([(samples, np.full(4, 3))])
     with pytest.raises(DataError, match="labels must be integers"):
         Labels(np.zeros(4), np.zeros(4))
-    with pytest.raises(ConfigError, match="labels go with adapt = 'full'"):
-        Config(labels="kind", adapt="iterative")
 
 
 @pytest.mark.network

@@ -187,7 +187,7 @@ def test_every_choice_says_what_it_is() -> None:
 
 def test_every_choice_has_an_option_or_is_set_by_another() -> None:
     without = {entry.name for entry in fields(Config) if not choice_of(entry).flag}
-    assert without == {"rules", "weight_range", "activation_range"}  # --exclude, --range
+    assert without == {"rules", "weight_range", "activation_range", "judge"}  # --exclude, --range, --judge
 
 
 def test_defaults_stand_in_one_place() -> None:

@@ -110,7 +110,7 @@ def test_probabilities_in_maps_are_judged_as_classes() -> None:
     assert result.comparison is not None
     label, maps = result.comparison.outputs
     assert (label.agreement_rule, maps.agreement_rule) == ("equal", "arg-max")
-    assert maps.probability
+    assert maps.kind == "classes"
     assert maps.elements % 32 == 0
 
 

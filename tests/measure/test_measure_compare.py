@@ -204,17 +204,12 @@ def offset(by: list[float]) -> bytes:
     return g.model({"x": ["n", "rows", 3]}, {"y": None})
 
 
-def test_of_independent_scores_only_rows_that_decide_count() -> None:
+def test_of_independent_scores_only_those_that_decide_count() -> None:
     rows = [[0.9, 0.1, 0.2], [0.55, 0.6, 0.0], [0.45, 0.0, 0.1], [0.02, 0.01, 0.0], [0.0, 0.01, 0.02]]
     plain, other = offset([0.0, 0.0, 0.0]), offset([0.07, 0.0, 0.0])
     y = compare(plain, other, scores(rows)).outputs[0]
-    # Alike: the first. Another class: the second. Decided in one model only: the third. The others decide nothing.
-    assert (y.agreement, y.agreement_rule, y.rows, y.probability) == (
-        pytest.approx(1 / 3),
-        "arg-max above 0.5",
-        3,
-        False,
-    )
+    # Above the threshold: one in the first row, two in the second, in one model only one in the third.
+    assert (y.kind, y.agreement, y.agreement_rule, y.rows) == ("labels", pytest.approx(3 / 4), "above 0.5", 4)
     quiet = compare(plain, other, scores(rows[3:])).outputs[0]
     assert (quiet.agreement, quiet.rows) == (None, 0)
 
@@ -223,7 +218,7 @@ def test_rows_that_sum_to_one_are_a_distribution_and_all_of_them_count() -> None
     y = compare(offset([0.0, 0.0, 0.0]), offset([0.1, 0.0, 0.0]), scores([[0.3, 0.35, 0.35], [0.8, 0.1, 0.1]])).outputs[
         0
     ]
-    assert (y.agreement, y.agreement_rule, y.rows, y.probability) == (0.5, "arg-max", 2, True)
+    assert (y.kind, y.agreement, y.agreement_rule, y.rows) == ("tokens", 0.5, "arg-max", 2)
 
 
 def test_a_model_is_as_good_as_its_worst_output() -> None:

@@ -19,32 +19,52 @@ from zoo import Net
 
 from onnxq.config import Config
 from onnxq.measure.compare import Comparison, OutputComparison
+from onnxq.measure.kinds import Promise
 from onnxq.measure.latency import Latency, LatencyReport
+from onnxq.measure.outputs import COUNTERPARTS, PICKED_ROWS_A_DECISION
 from onnxq.measure.size import ModelSize, model_size
+from onnxq.numerics import Share
 from onnxq.search import gains, judging, strategies
 from onnxq.search.acceptance import Verdict
 
-SCORES = OutputComparison(
-    name="y",
-    elements=10_000,
-    sqnr_db=25.0,
-    centred_sqnr_db=25.0,
-    max_abs_error=0.1,
-    agreement=1.0,
-    agreement_rule="arg-max",
-    rows=1000,
-    rank=2,
-    probability=False,
-    problem=None,
-)
+
+def counted(agreement: float, rows: int = 1000) -> Share:
+    """A share of ``rows`` decisions of as many samples."""
+    return Share(round(agreement * rows), rows, rows)
 
 
-def scores(**changes: Any) -> OutputComparison:
-    """An output of 1000 rows of logits at 25 dB, all alike, with ``changes``; ``level``: its SQNR either way."""
+def scores(
+    *,
+    agreement: float | None = 1.0,
+    rows: int = 1000,
+    sure: float | None = None,
+    near_ties: int = 2,
+    kept: float | None = None,
+    rule: str = "arg-max",
+    **changes: Any,
+) -> OutputComparison:
+    """An output of 1000 scores of classes at 25 dB, all alike, with ``changes``; ``level``: its SQNR either way.
+
+    ``sure``: the agreement where the float model is sure, by default that of all. ``kept``: a level that is promised.
+    """
     if "level" in changes:
         level = changes.pop("level")
         changes |= {"sqnr_db": level, "centred_sqnr_db": level}
-    return replace(SCORES, **changes)
+    promises: list[Promise] = []
+    share = None if agreement is None else counted(agreement, rows)
+    surely = share if sure is None else counted(sure, rows)
+    if share is not None and rule == COUNTERPARTS:
+        promises = [Promise(COUNTERPARTS, share, PICKED_ROWS_A_DECISION)]
+    elif share is not None:
+        promises = [Promise("decisions", share, near_ties), Promise("sure decisions", surely)]
+    promises += [] if kept is None else [Promise("level", level=kept)]
+    figures: dict[str, Any] = {"sqnr_db": 25.0, "centred_sqnr_db": 25.0, "max_abs_error": 0.1, **changes}
+    made = OutputComparison(name="y", elements=10_000, sqnr_db=None, centred_sqnr_db=None, max_abs_error=None)
+    counts = {"share": share, "sure": surely, "agreement_rule": "" if share is None else rule}
+    return replace(made, kind="classes", **counts, promises=tuple(promises), **figures)
+
+
+SCORES = scores()
 
 
 def compared(*outputs: OutputComparison) -> Comparison:

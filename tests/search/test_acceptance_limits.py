@@ -14,78 +14,99 @@ import pytest
 
 from onnxq.config import Config
 from onnxq.measure.compare import Comparison, OutputComparison
+from onnxq.measure.kinds import Promise
 from onnxq.measure.latency import Latency, LatencyReport
+from onnxq.numerics import Share
 from onnxq.search import acceptance
-from onnxq.search.acceptance import Shortfall, Verdict, accepts, contradicts, promised
+from onnxq.search.acceptance import Shortfall, Verdict, accepts, contradicts
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
 def output(
-    rank: int,
     *,
     level: float | None = 25.0,
     agreement: float | None = 0.5,
     rows: int = 1000,
-    probability: bool = False,
+    times: int = 1,
+    kept: float | None = None,
     problem: str | None = None,
 ) -> OutputComparison:
-    """Scores of which half were decided otherwise, unless told more."""
-    rule = "" if agreement is None else "arg-max"
-    return OutputComparison("y", 10_000, level, None, 0.1, agreement, rule, rows, rank, probability, problem)
+    """Decisions of which half were decided otherwise, unless told more."""
+    share = None if agreement is None else Share(round(agreement * rows), rows, rows)
+    promises = () if share is None else (Promise("decisions", share, times),)
+    promises += () if kept is None else (Promise("level", level=kept, times=times),)
+    return OutputComparison("y", 10_000, level, None, 0.1, problem, share=share, promises=promises)
 
 
 def verdict(*outputs: OutputComparison, min_agreement: float = 0.99, guard_sqnr: float = -1000.0) -> Verdict:
     return accepts(Comparison("float", "int8", 1, outputs), Config(min_agreement=min_agreement, guard_sqnr=guard_sqnr))
 
 
-@pytest.mark.parametrize(
-    ("rank", "clean"), [(0, 30.0), (1, 30.0), (2, 30.0), (3, 20.0), (4, 20.0), (5, 20.0), (6, 20.0)]
-)
-def test_decisions_count_below_the_clean_level_of_the_rank(rank: int, clean: float) -> None:
-    assert verdict(output(rank, level=clean)).good
-    found = verdict(output(rank, level=math.nextafter(clean, 0.0)))
+@pytest.mark.parametrize("level", [None, -50.0, 20.0, 30.0, 200.0])
+def test_decisions_count_at_any_level(level: float | None) -> None:
+    found = verdict(output(level=level))
     assert (found.good, found.shortfalls, found.agreement) == (False, (Shortfall.AGREEMENT,), 0.5)
-    assert verdict(output(rank, level=clean, probability=True)).shortfalls == (Shortfall.AGREEMENT,)
-    assert verdict(output(rank, level=None)).shortfalls == (Shortfall.AGREEMENT,)
+    assert verdict(output(level=level, agreement=1.0)).good
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2, 3, 4])
-def test_features_need_20_db_of_any_rank_if_anything_is_promised(rank: int) -> None:
-    poor = output(rank, agreement=None, level=math.nextafter(20.0, 0.0))
-    assert verdict(output(rank, agreement=None, level=20.0)).good
-    assert verdict(output(rank, agreement=None, level=60.0)).good
-    found = verdict(poor)
-    assert (found.shortfalls, found.agreement) == ((Shortfall.FEATURES,), 1.0)
-    assert verdict(poor, min_agreement=1e-9).shortfalls == (Shortfall.FEATURES,)
+@pytest.mark.parametrize(("least", "times"), [(0.99, 1), (0.99, 5), (0.9, 1), (0.5, 1), (0.998, 1), (0.9, 10)])
+def test_a_level_is_what_is_promised_or_more(least: float, times: int) -> None:
+    limit = 1 - times * (1 - least)
+    assert verdict(output(agreement=None, kept=limit, times=times), min_agreement=least).good
+    assert verdict(output(agreement=None, kept=limit - 5e-13, times=times), min_agreement=least).good
+    found = verdict(output(agreement=None, kept=limit - 1e-9, times=times), min_agreement=least)
+    assert (found.shortfalls, found.agreement) == ((Shortfall.LEVEL,), 1.0)
+    assert verdict(output(agreement=None, kept=math.nan, times=times), min_agreement=least).shortfalls == (
+        Shortfall.LEVEL,
+    )
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+@pytest.mark.parametrize("least", [0.9981, 1.0])
+def test_no_promise_asks_numbers_to_be_off_by_less_than_a_five_hundredth(least: float, times: int) -> None:
+    assert verdict(output(agreement=None, kept=1 - 0.002 * times, times=times), min_agreement=least).good
+    assert not verdict(output(agreement=None, kept=0.999999 - 0.002 * times, times=times), min_agreement=least).good
+
+
+def test_of_a_level_nothing_is_promised_where_no_agreement_is_asked_for() -> None:
+    poor = output(agreement=None, kept=-3.0)
     assert verdict(poor, min_agreement=0.0).good
-    assert verdict(output(rank, agreement=None, level=math.nan)).shortfalls == (Shortfall.FEATURES, Shortfall.SQNR)
+    assert verdict(poor, min_agreement=1e-9).shortfalls == (Shortfall.LEVEL,)
 
 
 def test_of_an_output_of_which_nothing_is_known_nothing_is_held_against_it() -> None:
-    found = verdict(output(2, agreement=None, level=None), guard_sqnr=1000.0)
+    found = verdict(output(agreement=None, level=None), guard_sqnr=1000.0)
     assert (found.good, found.agreement, found.sqnr_db) == (True, 1.0, math.inf)
+    assert acceptance.keeps(Promise("nothing"), Config())
 
 
 def test_the_worst_level_of_those_that_are_known_counts() -> None:
-    others = (output(2, level=50.0), output(2, level=None), output(2, level=40.0), output(2, level=45.0))
+    others = [output(level=level, agreement=1.0) for level in (50.0, None, 40.0, 45.0)]
     assert verdict(*others, guard_sqnr=40.0).sqnr_db == 40.0
     assert verdict(*others, guard_sqnr=40.0).good
     assert verdict(*others, guard_sqnr=math.nextafter(40.0, 50.0)).shortfalls == (Shortfall.SQNR,)
+    assert verdict(output(level=math.nan, agreement=1.0)).shortfalls == (Shortfall.SQNR,)
+
+
+def test_the_lowest_share_counts_of_those_that_decide() -> None:
+    found = verdict(output(agreement=1.0), output(agreement=None), output(agreement=0.3, rows=10), output(rows=0))
+    assert found.agreement == 0.3
+    assert verdict(output(agreement=None)).agreement == 1.0
 
 
 def test_a_problem_comes_first_and_the_rest_is_told_too() -> None:
-    found = verdict(output(2, level=5.0, problem="NaN"), guard_sqnr=10.0)
-    assert found.shortfalls == (Shortfall.BROKEN, Shortfall.AGREEMENT, Shortfall.SQNR)
+    found = verdict(output(level=5.0, kept=0.5, problem="NaN"), guard_sqnr=10.0)
+    assert found.shortfalls == (Shortfall.BROKEN, Shortfall.AGREEMENT, Shortfall.LEVEL, Shortfall.SQNR)
     assert not found.good
 
 
 def test_a_verdict_stands_as_it_was_given() -> None:
-    found = verdict(output(2, agreement=1.0))
+    found = verdict(output(agreement=1.0))
     assert Verdict(found.comparison, 1.0, 25.0, True).shortfalls == ()
     with pytest.raises(FrozenInstanceError):
         found.good = False  # type: ignore[misc]
-    poor = verdict(output(2)).contradicted()
+    poor = verdict(output()).contradicted()
     assert poor.shortfalls == (Shortfall.AGREEMENT, Shortfall.SECOND_CHECK)
     assert not poor.good
 
@@ -93,11 +114,10 @@ def test_a_verdict_stands_as_it_was_given() -> None:
 # -- how many decisions may change -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rank", "a_decision"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 2)])
-def test_what_is_promised_of_the_rows_of_each_rank(rank: int, a_decision: int) -> None:
+@pytest.mark.parametrize("times", [1, 2, 5, 10, 25])
+def test_what_is_promised_of_what_may_change_more_often(times: int) -> None:
     for least in (0.5, 0.9, 0.99, 1.0):
-        expected = 1 - a_decision * (1 - least)
-        assert promised(output(rank), Config(min_agreement=least)) == pytest.approx(expected, abs=1e-12)
+        assert acceptance.share(Config(min_agreement=least), times) == pytest.approx(1 - times * (1 - least), abs=1e-12)
 
 
 def tail(misses: int, rows: int, share: Fraction) -> Fraction:
@@ -107,6 +127,11 @@ def tail(misses: int, rows: int, share: Fraction) -> Fraction:
     )
 
 
+def alone(misses: float, rows: int) -> Share:
+    """So many misses among decisions of as many samples."""
+    return Share(rows - int(misses), rows, rows)
+
+
 @pytest.mark.parametrize("percent", [1, 5, 10, 30, 60])
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 20, 40])
 def test_what_chance_explains_at_one_in_twenty_contradicts_nothing(rows: int, percent: int) -> None:
@@ -114,35 +139,42 @@ def test_what_chance_explains_at_one_in_twenty_contradicts_nothing(rows: int, pe
     for misses in range(rows + 1):
         exact = tail(misses, rows, share)
         if abs(exact - Fraction(1, 20)) > Fraction(1, 10**9):  # nearer than that is a matter of rounding
-            found = contradicts((rows - misses) / rows, rows, float(1 - share))
-            assert found == (exact < Fraction(1, 20)), misses
+            assert contradicts(alone(misses, rows), float(1 - share)) == (exact < Fraction(1, 20)), misses
 
 
 def test_many_rows_do_not_underflow() -> None:
     """One standard deviation of the 10,000 misses that a million rows are granted is 99.5 of them."""
-    rows = 1_000_000
-    assert not contradicts(1 - 10_100 / rows, rows, 0.99)
-    assert contradicts(1 - 10_300 / rows, rows, 0.99)
+    assert not contradicts(alone(10_100, 1_000_000), 0.99)
+    assert contradicts(alone(10_300, 1_000_000), 0.99)
+
+
+def test_what_hangs_together_counts_as_fewer() -> None:
+    """Ten samples of a hundred rows, one of which is wrong as a whole: as if one of ten were."""
+    hanging = sum((Share.of(100, 100) for _ in range(9)), start=Share.of(0, 100))
+    assert hanging.design_effect == pytest.approx(100.0 * 10 / 9)
+    assert contradicts(alone(100, 1000), 0.99)
+    assert tail(1, 10, Fraction(1, 100)) > Fraction(1, 20)
+    assert not contradicts(hanging, 0.99)
+    assert contradicts(hanging, 0.999)
 
 
 def test_where_nothing_may_change_one_row_contradicts() -> None:
-    assert contradicts(0.999, 1000, 1.0)
-    assert contradicts(BELOW_ONE - 0.6 / 1000, 1000, 1.0)
-    assert not contradicts(1 - 0.4 / 1000, 1000, 1.0)  # less than a row
-    assert not contradicts(1.0, 1000, 1.0)
+    assert contradicts(alone(1, 1000), 1.0)
+    assert not contradicts(alone(0, 1000), 1.0)
+    assert not contradicts(Share(), 1.0)
 
 
-@pytest.mark.parametrize(("agreement", "promise"), [(0.0, 0.0), (0.0, -1.0), (0.5, -1.0), (0.5, 0.0)])
-def test_what_promises_nothing_cannot_be_contradicted(agreement: float, promise: float) -> None:
+@pytest.mark.parametrize(("same", "promise"), [(0, 0.0), (0, -1.0), (5, -1.0), (5, 0.0)])
+def test_what_promises_nothing_cannot_be_contradicted(same: int, promise: float) -> None:
     """Two rows a decision make a negative promise of one below a half."""
-    assert not contradicts(agreement, 10, promise)
+    assert not contradicts(Share(same, 10, 10), promise)
 
 
 # -- of two candidates, and of two files -------------------------------------------------------------------------------
 
 
 def of(sqnr_db: float, good: bool = False) -> Verdict:
-    return Verdict(Comparison("float", "int8", 1, (output(2),)), 1.0, sqnr_db, good)
+    return Verdict(Comparison("float", "int8", 1, (output(),)), 1.0, sqnr_db, good)
 
 
 def test_the_second_is_the_one_to_start_from_if_it_is_good_or_loses_less() -> None:

@@ -23,7 +23,7 @@ from onnxq.config import Config
 from onnxq.measure.compare import Comparison
 from onnxq.measure.kernels import KernelMap
 from onnxq.measure.references import references
-from onnxq.numerics import INT8_NARROW, PerAxis
+from onnxq.numerics import INT8_NARROW, PerAxis, Share
 from onnxq.parameters.choose import Parameters
 from onnxq.plan import KeptFloat, Plan, Storage, Weight
 from onnxq.search.acceptance import Verdict, contradicts
@@ -43,12 +43,11 @@ def tail(rows: int, misses: int, p: float) -> float:
 @given(st.integers(1, 300), st.data(), st.sampled_from([0.5, 0.9, 0.95, 0.99, 0.999]))
 def test_the_rule_is_the_binomial_tail(rows: int, data: st.DataObject, promised: float) -> None:
     misses = data.draw(st.integers(0, rows))
-    agreement = 1 - misses / rows
     probability = tail(rows, misses, 1 - promised)
     if abs(probability - 0.05) < 1e-9:
         return
-    expected = agreement < promised and probability < 0.05
-    assert contradicts(agreement, rows, promised) == expected
+    expected = 1 - misses / rows < promised and probability < 0.05
+    assert contradicts(Share(rows - misses, rows, rows), promised) == expected
 
 
 @pytest.mark.parametrize(
@@ -65,7 +64,7 @@ def test_the_rule_is_the_binomial_tail(rows: int, data: st.DataObject, promised:
     ],
 )
 def test_cases_by_hand(misses: int, rows: int, promised: float, expected: bool) -> None:
-    assert contradicts(1 - misses / rows, rows, promised) == expected
+    assert contradicts(Share(rows - misses, rows, rows), promised) == expected
 
 
 # -- repair on fake builds --------------------------------------------------------------------------------------------

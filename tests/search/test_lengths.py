@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from claims import SCORES, compared
+from claims import SCORES, compared, scores
 from lengths_zoo import detector, picker, pictures, sentences, speech
 from zoo import prepared
 
@@ -37,8 +37,8 @@ def series(differ: int, samples: int = 100, **changes: Any) -> OutputComparison:
 
 
 def picked(agreement: float, rows: int = 1000, **changes: Any) -> OutputComparison:
-    of = {"length": Length.DETECTED, "agreement_rule": "counterparts", "centred_sqnr_db": None, **changes}
-    return replace(SCORES, agreement=agreement, rows=rows, samples=10, **of)
+    of = {"length": Length.DETECTED, "centred_sqnr_db": None, "samples": 10, **changes}
+    return scores(agreement=agreement, rows=rows, rule="counterparts", **of)
 
 
 def shortfalls(*outputs: OutputComparison, **choices: Any) -> tuple[Shortfall, ...]:
@@ -83,7 +83,6 @@ def test_nine_in_ten_of_what_was_picked_have_a_counterpart(agreement: float, exp
     """Binomially: of 1000, up to 116 misses are explained by chance where 100 were promised."""
     assert tail(1000, 117, 0.1) < 0.05 < tail(1000, 116, 0.1)
     assert shortfalls(picked(agreement)) == expected
-    assert shortfalls(picked(agreement, probability=True)) == expected
     assert shortfalls(picked(agreement), min_agreement=0.0) == ()
 
 
@@ -91,11 +90,10 @@ def test_counterparts_say_all_there_is_to_say_of_lengths() -> None:
     assert shortfalls(replace(picked(0.95), other_length=10)) == ()
 
 
-def test_the_first_output_with_counterparts_stands_for_the_others() -> None:
-    assert shortfalls(picked(0.95), picked(0.3, name="z")) == ()
+def test_every_output_with_counterparts_counts() -> None:
+    assert shortfalls(picked(0.95), picked(0.3, name="z")) == (Shortfall.LENGTHS,)
     assert shortfalls(SCORES, picked(0.3, name="z")) == (Shortfall.LENGTHS,)
-    nothing = picked(0.0, rows=0, name="w")
-    assert shortfalls(replace(nothing, agreement=None), picked(0.3, name="z")) == (Shortfall.LENGTHS,)
+    assert shortfalls(picked(0.0, rows=0, name="w"), picked(0.95, name="z")) == ()
 
 
 def test_picked_rows_that_are_noisy_are_noise() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from claims import scores
 
 from onnxq.config import Config
 from onnxq.measure.compare import Comparison, OutputComparison
@@ -32,20 +33,7 @@ from onnxq.search.acceptance import (
 
 def output(**figures: Any) -> OutputComparison:
     """The scores of 1,000 samples, none of which changed its decision."""
-    usual: dict[str, Any] = {
-        "name": "y",
-        "elements": 10_000,
-        "sqnr_db": 25.0,
-        "centred_sqnr_db": None,
-        "max_abs_error": 0.1,
-        "agreement": 1.0,
-        "agreement_rule": "arg-max",
-        "rows": 1000,
-        "rank": 2,
-        "probability": False,
-        "problem": None,
-    }
-    return OutputComparison(**{**usual, **figures})
+    return scores(**{"centred_sqnr_db": None, **figures})
 
 
 def verdict(*outputs: OutputComparison, **choices: Any) -> Verdict:
@@ -56,15 +44,11 @@ CASES = {
     "good": (output(), {}, ()),
     "broken": (output(problem="NaN"), {}, (Shortfall.BROKEN,)),
     "decisions": (output(agreement=0.9), {}, (Shortfall.AGREEMENT,)),
-    "decisions of noise that is next to nothing": (output(agreement=0.9, sqnr_db=31.0), {}, ()),
-    "probabilities decide at any noise": (
-        output(agreement=0.9, sqnr_db=31.0, probability=True),
-        {},
-        (Shortfall.AGREEMENT,),
-    ),
-    "maps": (output(agreement=None, rank=4, sqnr_db=19.9), {}, (Shortfall.FEATURES,)),
-    "clean maps": (output(agreement=None, rank=4, sqnr_db=20.0), {}, ()),
-    "maps of which nothing is asked": (output(agreement=None, rank=4, sqnr_db=19.9), {"min_agreement": 0.0}, ()),
+    "decisions at next to no noise": (output(agreement=0.9, sqnr_db=60.0), {}, (Shortfall.AGREEMENT,)),
+    "near ties": (output(agreement=0.98, sure=1.0), {}, ()),
+    "maps": (output(agreement=None, kept=0.98), {}, (Shortfall.LEVEL,)),
+    "clean maps": (output(agreement=None, kept=0.99), {}, ()),
+    "maps of which nothing is asked": (output(agreement=None, kept=0.5), {"min_agreement": 0.0}, ()),
     "noise": (output(sqnr_db=9.9), {}, (Shortfall.SQNR,)),
     "noise that is just allowed": (output(sqnr_db=10.0), {}, ()),
     "noise that is allowed by configuration": (output(sqnr_db=9.9), {"guard_sqnr": 9.0}, ()),
@@ -80,10 +64,10 @@ def test_each_shortfall_has_its_cause(case: str) -> None:
     assert found.good == (not expected)
 
 
-def test_the_worst_output_counts_for_noise_and_the_primary_for_decisions() -> None:
+def test_the_worst_output_counts_for_noise_and_for_decisions() -> None:
     found = verdict(output(), output(name="z", sqnr_db=5.0, agreement=0.1))
-    assert found.shortfalls == (Shortfall.SQNR,)
-    assert (found.sqnr_db, found.agreement) == (5.0, 1.0)
+    assert found.shortfalls == (Shortfall.AGREEMENT, Shortfall.SQNR)
+    assert (found.sqnr_db, found.agreement) == (5.0, 0.1)
 
 
 def test_the_second_check_set_has_a_code_of_its_own_and_changes_no_figure() -> None:
