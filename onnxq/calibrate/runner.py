@@ -68,7 +68,9 @@ def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator
                 look = _Look.at(model, [t for t in tensors if t in inner - loops.keys()], folder)
                 found = look.values(feed)
             found = {**feed, **found}
-            yield {t: _joined(found[t], loops.get(t, 0)) for t in tensors if t in found}
+            named = {t: _joined(found[t], loops.get(t, 0)) for t in tensors if t in found}
+            del found, feed  # or they would hold what is taken out of the other dict
+            yield named
 
 
 @dataclass(frozen=True)
