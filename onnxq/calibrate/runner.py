@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxq.calibrate.defined import DefinedOutputs
 from onnxq.calibrate.layer_inputs import LayerInput, LayerInputs
-from onnxq.calibrate.observers import is_mask, merge, observe
+from onnxq.calibrate.observers import ends_of, is_mask, merge, observe
 from onnxq.errors import DataError, RuntimeFailure
 from onnxq.files.scratch import Scratch
 from onnxq.files.temporary import temporary_folder
@@ -22,13 +22,16 @@ from onnxq.graph.instrument import expose, loops_around
 from onnxq.graph.runtime_model import to_runtime
 from onnxq.ranges.histogram import Histogram
 from onnxq.ranges.moments import Moments
-from onnxq.runtime.session import open_to_look, run
+from onnxq.runtime.session import Level, open_to_look, run
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[int], None]
+
+# Of a value that is shown there is one in its own layout and, at the same time, one in that of blocks of channels.
+_COPIES = 2
 
 
 @dataclass
@@ -45,13 +48,17 @@ class Statistics:
     elements: dict[str, int] = field(default_factory=dict)
 
 
-def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator[dict[str, npt.NDArray[Any]]]:
+def values_of(
+    model: ir.Model, tensors: Sequence[str], feeds: Feeds, *, workspace: int | None = None
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """For each of ``feeds``, what the float ``model`` makes of ``tensors``, by name; inputs count as tensors.
 
     The values of all iterations of a Loop or Scan are one, joined along the first axis (a new one, where they have one
     axis or none). Names that do not exist are left out, and so is what lies in such bodies once iterations differ in
     shape. An empty array stands for a tensor of an If branch that did not run. Who takes the arrays out of the dict has
-    the next ones made in their memory.
+    the next ones made in their memory. ``workspace``: bytes that the values of one feed may take together with their
+    copies in the layout of the runtime's fastest kernels; where those are more, other kernels make them.
+
     Raises ``RuntimeFailure`` where the model does not run on a feed.
     """
     inner = set(tensors) - {v.name for v in model.graph.inputs}
@@ -67,22 +74,31 @@ def values_of(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator
                 # onnxruntime stacks nothing but equal shapes.
                 look = _Look.at(model, [t for t in tensors if t in inner - loops.keys()], folder)
                 found = look.values(feed)
+            if workspace is not None and not look.plain and _COPIES * sum(a.nbytes for a in found.values()) > workspace:
+                look = _Look.at(model, list(found), folder, plain=True)
             found = {**feed, **found}
-            yield {t: _joined(found[t], loops.get(t, 0)) for t in tensors if t in found}
+            named = {t: _joined(found[t], loops.get(t, 0)) for t in tensors if t in found}
+            del found, feed  # or they would hold what is taken out of the other dict
+            yield named
 
 
 @dataclass(frozen=True)
 class _Look:
-    """A model that shows some tensors, and by tensor the output that it is; no session where it shows none."""
+    """A model that shows some tensors, and by tensor the output that it is; no session where it shows none.
+
+    ``plain``: whether its kernels keep to the layout of the tensors.
+    """
 
     session: InferenceSession | None
     output_of: Mapping[str, str]
+    plain: bool = False
 
     @classmethod
-    def at(cls, model: ir.Model, tensors: Sequence[str], folder: Path) -> _Look:
+    def at(cls, model: ir.Model, tensors: Sequence[str], folder: Path, *, plain: bool = False) -> _Look:
         """That for ``tensors`` of ``model``, as far as they exist."""
         shown, output_of = expose(model, tensors)
-        return cls(open_to_look(to_runtime(shown, folder)) if output_of else None, output_of)
+        level: Level = "extended" if plain else "all"
+        return cls(open_to_look(to_runtime(shown, folder), optimize=level) if output_of else None, output_of, plain)
 
     def values(self, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The tensors, by name, in a run on ``feed``."""
@@ -136,17 +152,19 @@ def run_observers(
     masks: set[str] = set()
     done = 0
     with DefinedOutputs(model, feeds) as outputs:
-        for done, arrays in enumerate(values_of(model, tensors, outputs), start=1):
+        values = values_of(model, tensors, outputs, workspace=scratch.workspace)
+        for done, arrays in enumerate(values, start=1):
             for tensor in tuple(arrays):
                 array = arrays.pop(tensor)
                 if np.issubdtype(array.dtype, np.floating) and tensor not in masks:
-                    if is_mask(array):
+                    ends = ends_of(array) if array.size else None
+                    if is_mask(array, ends):
                         masks.add(tensor)
                         if not np.isfinite(array).all():
                             outputs.require(tensor)
                         continue
                     elements[tensor] += array.size
-                    seen = observe(array, tensor=tensor, undefined=outputs.require)
+                    seen = observe(array, tensor=tensor, undefined=outputs.require, ends=ends)
                     histograms[tensor] = merge(histograms[tensor], seen)
                     for place in readers.get(tensor, ()) if array.size else ():
                         if place not in read_by:

@@ -125,7 +125,7 @@ def equalized(
         return Equalized(model)
     most, fewest = _ROWS_OF_A_FEED
     each = min(most, max(fewest, _MOST_ROWS // (feeds_hint or 1)))
-    rows = _seen(copy, {r.tensor: r.axis for site in sites for r in site.readers}, feeds, each)
+    rows = _seen(copy, {r.tensor: r.axis for site in sites for r in site.readers}, feeds, each, scratch)
     tried = (_tried(site, planned, rows, method, _worth(site, terms)) for site in sites)
     every = [found for found in tried if found is not None]
     _take_out(every, method)
@@ -264,13 +264,16 @@ class _Planned:
         return Read(rows, reader.weight(), activation_bits, bits, block, unseen)
 
 
-def _seen(model: ir.Model, axes: Mapping[str, int], feeds: Feeds, each: int) -> dict[str, tuple[F32, ...]]:
+def _seen(
+    model: ir.Model, axes: Mapping[str, int], feeds: Feeds, each: int, scratch: Scratch | None
+) -> dict[str, tuple[F32, ...]]:
     """``[R, C]`` of each tensor: ``each`` rows of what every other feed makes of it, then of those between.
 
     ``axes`` tells where channels are. With one feed there is but one array.
     """
     kept: dict[str, list[F32]] = {tensor: [] for tensor in axes}
-    for arrays in values_of(model, list(axes), feeds):
+    workspace = None if scratch is None else scratch.workspace
+    for arrays in values_of(model, list(axes), feeds, workspace=workspace):
         for tensor in tuple(arrays):
             array = arrays.pop(tensor)
             if array.ndim < 2:

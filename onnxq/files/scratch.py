@@ -34,7 +34,7 @@ class Scratch:
         self._folder, self._left = folder, MEMORY_BYTES if budget is None else budget
         self._numbers, self._lock = count(), Lock()
         self._maps: list[weakref.ref[np.memmap[Any, Any]]] = []
-        self._workspace, self._taken, self._changed = workspace, 0, Condition()
+        self.workspace, self._taken, self._changed = workspace, 0, Condition()
 
     def kept(self, array: Array) -> Array:
         """``array``, or a map of a copy of it that can be read only."""
@@ -76,11 +76,11 @@ class Scratch:
     @contextmanager
     def working(self, size: int) -> Iterator[None]:
         """Waits until ``size`` bytes of the workspace are free, and has them; more than there are when all are free."""
-        if self._workspace is None:
+        if self.workspace is None:
             yield
             return
         with self._changed:
-            self._changed.wait_for(lambda: self._taken == 0 or self._taken + size <= (self._workspace or 0))
+            self._changed.wait_for(lambda: self._taken == 0 or self._taken + size <= (self.workspace or 0))
             self._taken += size
         try:
             yield

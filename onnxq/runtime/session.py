@@ -19,7 +19,7 @@ from onnxq.runtime.contents import contents
 from onnxq.runtime.proto import Model, label, load_proto
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, OrtValue
+    from onnxruntime import InferenceSession, OrtValue, SessionOptions
 
 Level: TypeAlias = Literal["none", "basic", "extended", "all"]
 Feed: TypeAlias = Mapping[str, npt.NDArray[Any]]
@@ -58,6 +58,19 @@ def open_session(
 
     Raises ``RuntimeFailure`` where onnxruntime refuses the model and ``ModelError`` where the file is not ONNX.
     """
+    options = _options(threads, optimize, profile)
+    entries = dict(config or {})
+    if save_optimized is not None:
+        options.optimized_model_filepath = str(save_optimized)
+        entries["session.optimized_model_external_initializers_file_name"] = save_optimized.name + ".data"
+        entries["session.optimized_model_external_initializers_min_size_in_bytes"] = str(_EXTERNAL_BYTES)
+    if data_folder is not None:
+        entries["session.model_external_initializers_file_folder_path"] = str(data_folder)
+    return _opened(model, options, entries)
+
+
+def _options(threads: int | None, optimize: Level, profile: Path | None) -> SessionOptions:
+    """What all sessions have in common."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -66,16 +79,15 @@ def open_session(
     options.inter_op_num_threads = 1
     if threads is not None:
         options.intra_op_num_threads = threads
-    entries = dict(config or {})
-    if save_optimized is not None:
-        options.optimized_model_filepath = str(save_optimized)
-        entries["session.optimized_model_external_initializers_file_name"] = save_optimized.name + ".data"
-        entries["session.optimized_model_external_initializers_min_size_in_bytes"] = str(_EXTERNAL_BYTES)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    if data_folder is not None:
-        entries["session.model_external_initializers_file_folder_path"] = str(data_folder)
+    return options
+
+
+def _opened(model: Model, options: SessionOptions, entries: Mapping[str, str]) -> InferenceSession:
+    import onnxruntime as ort
+
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     source = model if isinstance(model, bytes) else str(model)
@@ -98,11 +110,13 @@ def open_to_look(
     """A session of a float model whose values are wanted and not its time: the weights of a file stay mapped.
 
     Packing would copy all of them, which takes as long as many runs; threads that wait for the next run sleep, while
-    Python looks at what the last one gave. Arguments and errors as in ``open_session``.
+    Python looks at what the last one gave. Nor is memory laid out beforehand: the block for that comes on top of what
+    the first run took. Arguments and errors as in ``open_session``.
     """
+    options = _options(threads, optimize, profile)
+    options.enable_mem_pattern = False
     mapped = {} if isinstance(model, bytes) else {"session.disable_prepacking": "1"}
-    entries = {**QUIET, **mapped, **(config or {})}
-    return open_session(model, threads=threads, optimize=optimize, profile=profile, config=entries)
+    return _opened(model, options, {**QUIET, **mapped, **(config or {})})
 
 
 @cache
