@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from base64 import b64decode, b64encode
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,24 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.calibrate.runner import Feeds, values_of
+from onnxq.calibrate.runner import Feeds
 from onnxq.equalize.factors import best_factors, best_without, from_steps, to_steps, trial
 from onnxq.equalize.reads import Read
-from onnxq.equalize.scaling import Reader, Site
+from onnxq.equalize.scaling import WEIGHT, Site
+from onnxq.equalize.seen import MOST_ROWS, Trial, beside_others, box_of, see
 from onnxq.equalize.sites import find_sites
 from onnxq.files.scratch import Scratch
 from onnxq.graph.copying import copy_model
 from onnxq.graph.passes.unused import remove_unused
 from onnxq.graph.runtime_model import set_aside
-from onnxq.numerics import PerBlock
-from onnxq.numerics.sampling import spread_step
 from onnxq.plan import Own, Plan, Storage
 
-F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-# Rows of a tensor that are kept, and those that a feed adds to them: the most and the fewest.
-_MOST_ROWS = 8192
+# The most and the fewest rows of a tensor that a feed adds to those that are kept.
 _ROWS_OF_A_FEED = (128, 16)
 # Less is gained by chance; and what pays for a pass over the tensor.
 _WORTH_IT = 0.97
@@ -122,22 +118,29 @@ def equalized(
     if not sites:
         return Equalized(model)
     most, fewest = _ROWS_OF_A_FEED
-    each = min(most, max(fewest, _MOST_ROWS // (feeds_hint or 1)))
-    rows = _seen(copy, {r.tensor: r.axis for site in sites for r in site.readers}, feeds, each)
-    tried = (_tried(site, plan, rows, method, _worth(site, terms)) for site in sites)
-    every = [found for found in tried if found is not None]
+    each = min(most, max(fewest, MOST_ROWS // (feeds_hint or 1)))
+    bounded = {bound.tensor for site in sites for bound in site.bounds}
+    seen = see(copy, {tensor: axis for site in sites for tensor, axis in site.seen.items()}, feeds, each, bounded)
+    every: list[_Found] = []
+    scaled: dict[str, F64] = {}
+    for site in sites:
+        found = _tried(site, Trial(plan, seen, scaled), method, _worth(site, terms))
+        if found is not None:
+            every.append(found)
+            scaled.update(beside_others(site, found.factors, scaled))
     _take_out(every, method)
     return _scaled(copy, [found for found in every if found.gain_db > 0.0], scratch) or Equalized(model)
 
 
-def _tried(site: Site, plan: Plan, rows: Mapping[str, tuple[F32, ...]], method: str, worth: float) -> _Found | None:
-    """What is best for ``site`` where that gets below ``worth``; None where its ``rows`` are missing or not finite."""
-    if any(r.tensor not in rows or rows[r.tensor][0].shape[1] != site.channels for r in site.readers):
-        return None  # in a branch that did not run
-    if not all(np.isfinite(part).all() for r in site.readers for part in rows[r.tensor]):
-        return None  # an error, which observing ranges will find with the name of the first such tensor
-    reads = [_read(r, plan, rows[r.tensor]) for r in site.readers]
-    factors, relative = best_factors(reads, method=method)
+def _tried(site: Site, given: Trial, method: str, worth: float) -> _Found | None:
+    """What is best for ``site`` where that gets below ``worth``; None where what it needs was not seen, or not finite.
+
+    What is not finite observing ranges will find, with the name of the first such tensor.
+    """
+    reads = given.reads(site)
+    if reads is None:
+        return None
+    factors, relative = best_factors(reads, site.channels, method=method, box=box_of(site, given.seen))
     if relative >= worth:
         factors, relative = np.ones(site.channels), 1.0
     return _Found(site, reads, factors, -10.0 * np.log10(relative), trial(reads, factors, method))
@@ -176,7 +179,8 @@ def _take_out(every: Sequence[_Found], method: str) -> None:
     """
     noticeable = _WORTH_NODES * sum(found.noise for found in every)
     for found in every:
-        if found.site.between and found.noise > noticeable:
+        linear = all(reader.linear is not None for reader in found.site.readers)
+        if found.site.between and linear and found.noise > noticeable:
             factors, noise = best_without(found.reads, method=method)
             if found.noise - noise > noticeable and noise < _WORTH_A_PASS * found.noise:
                 found.gain_db += 10.0 * np.log10(found.noise / max(noise, 1e-12))
@@ -224,54 +228,12 @@ def _counts(site: Site, plan: Plan, untouched: Collection[str]) -> bool:
         value = site.readers[0].node.inputs[0]
         writer = None if value is None else value.producer()
         converted = any(p.tensor == site.tensor and isinstance(p.source, Own) for p in plan.points)
-        if not converted or (writer is not None and writer.name in plan.integer):
+        recurrent = {r.node.name for r in site.readers if r.linear is None}
+        at_run = any(w.node in recurrent and w.storage is Storage.DYNAMIC and w.index == WEIGHT for w in plan.weights)
+        if not (converted or at_run) or (writer is not None and writer.name in plan.integer):
             return False
     if site.gate is not None and not {site.gate.function.name, site.gate.product.name} <= set(plan.integer):
         return False
     if readers & set(untouched) or any(node.name in untouched for node in site.writers):
         return False
     return any(weight.node in readers for weight in plan.weights)
-
-
-def _read(reader: Reader, plan: Plan, parts: tuple[F32, ...]) -> Read:
-    """What ``reader`` does with the rows that it was seen to read."""
-    rows, unseen = parts[0], parts[1] if len(parts) > 1 else None
-    name = reader.node.name or ""
-    points = [p for p in plan.points if p.tensor == reader.tensor and (p.consumers is None or name in p.consumers)]
-    activation_bits = points[0].qtype.bits if points else None
-    weight = next((w for w in plan.weights if w.node == name), None)
-    if weight is None:
-        return Read(rows, reader.weight(), activation_bits, None, unseen=unseen)
-    if weight.storage is Storage.DYNAMIC:
-        activation_bits = weight.qtype.bits
-    block = weight.granularity.size if isinstance(weight.granularity, PerBlock) else weight.stored.block
-    bits = weight.stored.code_type(weight.qtype).bits
-    return Read(rows, reader.weight(), activation_bits, bits, block, unseen)
-
-
-def _seen(model: ir.Model, axes: Mapping[str, int], feeds: Feeds, each: int) -> dict[str, tuple[F32, ...]]:
-    """``[R, C]`` of each tensor: ``each`` rows of what every other feed makes of it, then of those between.
-
-    ``axes`` tells where channels are. With one feed there is but one array.
-    """
-    kept: dict[str, list[F32]] = {tensor: [] for tensor in axes}
-    for arrays in values_of(model, list(axes), feeds):
-        for tensor in tuple(arrays):
-            array = arrays.pop(tensor)
-            if array.ndim < 2:
-                continue  # of a branch that did not run
-            rows = np.moveaxis(array, axes[tensor], -1)
-            count = math.prod(rows.shape[:-1])
-            if rows.size:  # the map as a whole would be copied to have its rows behind one another
-                places = np.arange(0, count, spread_step(count, each))
-                thin = rows[np.unravel_index(places, rows.shape[:-1])]
-                kept[tensor].append(thin[~np.isnan(thin).any(axis=1)])
-            del array, rows
-    # Without rows that hold a missing value, of which there may be none left.
-    sound = {tensor: [part for part in parts if len(part)] for tensor, parts in kept.items()}
-    halves = {tensor: [h for h in (parts[::2], parts[1::2]) if h] for tensor, parts in sound.items()}
-    return {tensor: tuple(_thinned(np.concatenate(half)) for half in of) for tensor, of in halves.items() if of}
-
-
-def _thinned(rows: F32) -> F32:
-    return rows[:: spread_step(len(rows), _MOST_ROWS // 2)]

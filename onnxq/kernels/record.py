@@ -72,6 +72,13 @@ class Homogeneous(Enum):
     CHANNELS = "channel by channel of a map"
 
 
+class Arrangement(Enum):
+    """How an operator arranges the numbers that it reads anew."""
+
+    VIEW = "in another shape, their order kept"
+    TURNED = "with its axes in another order"
+
+
 @dataclass(frozen=True)
 class WeightSlot:
     """Where an operator with weights keeps them: input ``index``, output-channel axis ``axis``, bias input ``bias``.
@@ -169,8 +176,7 @@ class Operator:
     | `work`              | which kernel of a cost table it needs and how much of it; None: unknown. Where it has none to say: `name`, by elements of the output |
     | **equalization**    |                                                                                        |
     | `homogeneous`       | which factors pass through it                                                          |
-    | `pools_all`         | whether it leaves one number of a map                                                  |
-    | `flattens`          | whether it puts all axes from one on into one                                          |
+    | `arrangement`       | how it arranges numbers, if that is all that it does                                   |
     | `channel_inputs`    | the inputs with one number a channel that multiply and shift its output                |
     | **training**        |                                                                                        |
     | `gradient`          | what onnxruntime-training makes of it                                                  |
@@ -220,8 +226,7 @@ class Operator:
     changes_layout: bool = False
     work: Callable[[ir.Node, Shapes, Target], Work | None] | None = None
     homogeneous: Homogeneous | None = None
-    pools_all: bool = False
-    flattens: bool = False
+    arrangement: Arrangement | None = None
     channel_inputs: tuple[int, ...] = ()
     gradient: Gradient = Gradient.NONE
     gradient_if: Callable[[ir.Node], bool] = always

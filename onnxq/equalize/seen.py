@@ -1,0 +1,157 @@
+"""What a site's channels were seen to be, and what its readers do with them under a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, MutableMapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxq.calibrate.runner import Feeds, values_of
+from onnxq.equalize.factors import LARGEST
+from onnxq.equalize.objective import Box
+from onnxq.equalize.reads import Read, spread
+from onnxq.equalize.scaling import WEIGHT, Reader, Site
+from onnxq.numerics import PerBlock
+from onnxq.numerics.sampling import spread_step
+from onnxq.plan import Plan, Storage
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+# Rows of a tensor that are kept.
+MOST_ROWS = 8192
+# A channel that was seen below the bound of its Clip by less than this ratio is taken to reach it.
+MARGIN = 1.25
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of tensors.
+
+    ``rows``: by tensor ``[R, channels]``, those of every other feed and then those of the rest, if there were more
+    than one; ``peaks``: by tensor with a bound, the largest number of each channel in all places.
+    """
+
+    rows: dict[str, tuple[F32, ...]]
+    peaks: dict[str, F32] = field(default_factory=dict)
+
+
+def see(model: ir.Model, axes: Mapping[str, int], feeds: Feeds, each: int, bounded: Collection[str] = ()) -> Seen:
+    """What ``feeds`` make of tensors, with ``each`` rows of every feed; ``axes`` tells where channels are."""
+    kept: dict[str, list[F32]] = {tensor: [] for tensor in axes}
+    peaks: dict[str, F32] = {}
+    for arrays in values_of(model, list(axes), feeds):
+        for tensor in tuple(arrays):
+            array = arrays.pop(tensor)
+            if array.ndim < 2:
+                continue  # of a branch that did not run
+            rows = np.moveaxis(array, axes[tensor], -1)
+            count = math.prod(rows.shape[:-1])
+            if rows.size:  # the map as a whole would be copied to have its rows behind one another
+                places = np.arange(0, count, spread_step(count, each))
+                thin = rows[np.unravel_index(places, rows.shape[:-1])]
+                kept[tensor].append(thin[~np.isnan(thin).any(axis=1)])
+            if rows.size and tensor in bounded:
+                peak = rows.max(axis=tuple(range(rows.ndim - 1)))
+                peaks[tensor] = np.maximum(peaks.get(tensor, peak), peak)
+            del array, rows
+    # Without rows that hold a missing value, of which there may be none left.
+    sound = {tensor: [part for part in parts if len(part)] for tensor, parts in kept.items()}
+    halves = {tensor: [h for h in (parts[::2], parts[1::2]) if h] for tensor, parts in sound.items()}
+    rows_of = {tensor: tuple(_thinned(np.concatenate(half)) for half in of) for tensor, of in halves.items() if of}
+    return Seen(rows_of, peaks)
+
+
+def _thinned(rows: F32) -> F32:
+    return rows[:: spread_step(len(rows), MOST_ROWS // 2)]
+
+
+def box_of(site: Site, seen: Seen) -> Box | None:
+    """What the Clips of ``site`` allow: channels that reach an end keep their size, others must not reach it then.
+
+    With the end as it is, a channel that grows by s is clipped at the s-th part of it. One that is not seen there
+    computes the same, and what it may do beyond what was seen its quantizer cuts off in any case.
+    """
+    if not site.bounds:
+        return None
+    most = np.full(site.channels, LARGEST)
+    for bound in site.bounds:
+        known = bound.of >= 0
+        peaks = np.maximum(seen.peaks[bound.tensor][known].astype(np.float64), bound.ceiling / LARGEST)
+        np.minimum.at(most, bound.of[known], bound.ceiling / (MARGIN * peaks))
+    return Box(most <= 1.0, np.maximum(most, 1.0))
+
+
+def beside_others(site: Site, factors: F64, before: Mapping[str, F64]) -> dict[str, F64]:
+    """By tensor in which the channels of ``site`` lie beside others, all factors that what it holds has by now.
+
+    ``before``: those without ``site``. One site after the other goes down a function of all that is convex.
+    """
+    found = {}
+    for reader in site.readers:
+        if reader.of is not None and (reader.of < 0).any():
+            own = spread(factors, reader.of)
+            found[reader.tensor] = own * before.get(reader.tensor, np.ones_like(own))
+    return found
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What factors are tried on: a ``plan``, what was ``seen``, and the factors that are ``scaled`` into it by now."""
+
+    plan: Plan
+    seen: Seen
+    scaled: MutableMapping[str, F64]
+
+    def reads(self, site: Site) -> list[Read] | None:
+        """What the readers of ``site`` do; None where that was not seen, is not finite, or has no place for it."""
+        rows = self.seen.rows
+        for reader in (*site.readers, *site.summed):
+            parts = rows.get(reader.tensor)
+            width = site.channels if reader.of is None else len(reader.of)
+            if parts is None or parts[0].shape[1] != width:  # in a branch that did not run
+                return None
+            if not all(np.isfinite(part).all() for part in parts):
+                return None
+        if any(b.tensor not in self.seen.peaks or len(self.seen.peaks[b.tensor]) != len(b.of) for b in site.bounds):
+            return None
+        found = {reader.node: self._read(reader) for reader in site.readers}
+        return [*found.values(), *(self._passing(r, found[r.node]) for r in site.summed if self._rounded(r, found))]
+
+    def _rounded(self, reader: Reader, reads: Mapping[ir.Node, Read]) -> bool:
+        """Whether what is ``summed`` is rounded by itself, and was seen in the places where its sum was."""
+        points = any(p.tensor == reader.tensor for p in self.plan.points)
+        parts, whole = self.seen.rows[reader.tensor], reads[reader.node]
+        sizes = (len(whole.rows), *(() if whole.unseen is None else (len(whole.unseen),)))
+        return points and tuple(len(part) for part in parts) == sizes
+
+    def _passing(self, reader: Reader, whole: Read) -> Read:
+        """What reads the sum, of one of its operands: rounding it makes noise, its weight makes none once more."""
+        parts = self.seen.rows[reader.tensor]
+        bits = next(p.qtype.bits for p in self.plan.points if p.tensor == reader.tensor)
+        return Read(parts[0], whole.weight, bits, None, 0, parts[1] if len(parts) > 1 else None, whole, reader.of)
+
+    def _read(self, reader: Reader) -> Read:
+        """What ``reader`` does with the rows that it was seen to read."""
+        plan, name = self.plan, reader.node.name or ""
+        parts, weight_values = self.seen.rows[reader.tensor], reader.weight()
+        if reader.tensor in self.scaled:
+            factors = self.scaled[reader.tensor].astype(np.float32)
+            groups, inner = weight_values.shape[:2]
+            parts = tuple(part * factors for part in parts)
+            weight_values = weight_values / factors.reshape(groups, inner, 1, 1)
+        rows, unseen = parts[0], parts[1] if len(parts) > 1 else None
+        points = [p for p in plan.points if p.tensor == reader.tensor and (p.consumers is None or name in p.consumers)]
+        activation_bits = points[0].qtype.bits if points else None
+        weight = next((w for w in plan.weights if w.node == name and w.index == WEIGHT), None)
+        if weight is None:
+            return Read(rows, weight_values, activation_bits, None, unseen=unseen, of=reader.of)
+        if weight.storage is Storage.DYNAMIC:
+            activation_bits = weight.qtype.bits
+        block = weight.granularity.size if isinstance(weight.granularity, PerBlock) else weight.stored.block
+        bits = weight.stored.code_type(weight.qtype).bits
+        return Read(rows, weight_values, activation_bits, bits, block, unseen, of=reader.of)
