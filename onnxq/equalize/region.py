@@ -67,6 +67,7 @@ class _Walk:
         self.found = Region()
         self._reads, self._writes, self._start = reads, writes, start
         self._ahead: deque[ir.Value] = deque()
+        self._through: set[ir.Node] = set()
 
     def from_(self, value: ir.Value, marks: Marks) -> bool:
         if not self._mark(value, marks):
@@ -105,6 +106,7 @@ class _Walk:
         if not node.outputs or node.domain:
             return False
         out = node.outputs[0]
+        self._through.add(node)
         if record.joins:
             return self._mark(out, joined(node, self.found.marks))
         if record.arithmetic is not None:
@@ -117,7 +119,7 @@ class _Walk:
                 if (node, 1 - index) not in self.found.shifts:
                     self.found.shifts.append((node, 1 - index))
                 return marks.whole and self._mark(out, marks)
-            alike = other.producer() is not None and _same_shape(value, other) and other.producer() is not None
+            alike = other.producer() is not None and _same_shape(value, other)
             return alike and self._mark(other, marks) and self._mark(out, marks)
         if index != 0:
             return False
@@ -135,8 +137,8 @@ class _Walk:
             return True
         if node is None:
             return False
-        if any(v is not None and v in self.found.marks for v in node.inputs):
-            return True  # the channels came this way; an operand that brings in more is marked by ``_use``
+        if node in self._through:
+            return True  # an operand that brings in more is marked by ``_use``
         layer, marks = self._writes(node), self.found.marks[value]
         if layer is not None:
             self.found.writers.append(layer)
