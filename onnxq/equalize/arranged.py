@@ -87,7 +87,9 @@ def reshaped(old: Sequence[object], new: Sequence[object], marks: Marks) -> Mark
         if not isinstance(size, int) or step > inner or inner % step:
             return None
         if size * step % period == 0:
-            return Marks(-1 if axis == len(new) - 1 else axis, marks.of[np.arange(size) * step // inner % len(marks.of)])
+            return Marks(
+                -1 if axis == len(new) - 1 else axis, marks.of[np.arange(size) * step // inner % len(marks.of)]
+            )
         step *= size
     return None
 
