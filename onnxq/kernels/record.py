@@ -146,7 +146,7 @@ class Operator:
     | `kernel_to_float`   | the integer kernel that writes floats and takes a float bias                           |
     | `direct`            | whether there are two integer kernels: a direct one, and matrix products               |
     | `between_codes`     | whether its integer kernel goes from codes to codes: what it reads and writes is there as codes for others. A matrix product may write floats |
-    | `rounded_at_load`   | where onnxruntime may quantize its float weight by itself when it loads a model: from the shape of the weight, axis and number of the channels that the node reads |
+    | `rounded_at_load`   | where onnxruntime may quantize its float weight by itself when it loads a model: from the shape of the weight, axis and number of the channels that the node reads; None: not there |
     | `recurrence`        | what it is made of if it is recurrent                                                  |
     | **followers**       |                                                                                        |
     | `kernels`           | its integer kernels in the optimised graph                                             |
@@ -200,7 +200,7 @@ class Operator:
     kernel_to_float: str | None = None
     direct: bool = False
     between_codes: bool = False
-    rounded_at_load: Callable[[ir.Node, tuple[int, ...]], tuple[int, int]] | None = None
+    rounded_at_load: Callable[[ir.Node, tuple[int, ...]], tuple[int, int] | None] | None = None
     recurrence: Recurrence | None = None
     kernels: tuple[str, ...] = ()
     fast_on: frozenset[str] | None = None
