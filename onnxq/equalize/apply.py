@@ -14,7 +14,7 @@ from onnxq.calibrate.runner import Feeds
 from onnxq.equalize.factors import best_factors, best_without, from_steps, to_steps, trial
 from onnxq.equalize.reads import Read
 from onnxq.equalize.scaling import WEIGHT, Site
-from onnxq.equalize.seen import MOST_ROWS, Trial, beside_others, box_of, see
+from onnxq.equalize.seen import MOST_ROWS, Trial, beside_others, see
 from onnxq.equalize.sites import find_sites
 from onnxq.files.scratch import Scratch
 from onnxq.graph.copying import copy_model
@@ -133,14 +133,14 @@ def equalized(
 
 
 def _tried(site: Site, given: Trial, method: str, worth: float) -> _Found | None:
-    """What is best for ``site`` where that gets below ``worth``; None where what it needs was not seen, or not finite.
+    """What is best for ``site`` where that gets below ``worth``; None where it must not change, or was not seen.
 
     What is not finite observing ranges will find, with the name of the first such tensor.
     """
     reads = given.reads(site)
     if reads is None:
         return None
-    factors, relative = best_factors(reads, site.channels, method=method, box=box_of(site, given.seen))
+    factors, relative = best_factors(reads, site.channels, method=method)
     if relative >= worth:
         factors, relative = np.ones(site.channels), 1.0
     return _Found(site, reads, factors, -10.0 * np.log10(relative), trial(reads, factors, method))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.calibrate.observers import observe
-from onnxq.equalize.objective import Box, Ends, minimum
+from onnxq.equalize.objective import Ends, minimum
 from onnxq.equalize.reads import Read, energies, gathered, spread
 from onnxq.numerics import PerAxis, QType, round_half_even
 from onnxq.numerics.sampling import spread_step
@@ -38,25 +38,25 @@ _ONE_OF = 16
 _WORTH_MORE = 0.8
 
 
-def best_factors(reads: Sequence[Read], channels: int, *, method: str, box: Box | None = None) -> tuple[F64, float]:
+def best_factors(reads: Sequence[Read], channels: int, *, method: str) -> tuple[F64, float]:
     """(factors ``[channels]``, noise with them relative to noise without), for a site read by ``reads``.
 
     The minima of J for the ends of what was seen and for the ends less a few outliers are tried on ``unseen``, with
     ``method`` for ranges; so is leaving all as it is, which gives ones and 1.0. Which of them is best being known, all
-    rows say how large its factors are. Their geometric mean is about 1, unless some are fixed; ``to_steps`` loses
-    nothing of them.
+    rows say how large its factors are. Their geometric mean is about 1, unless other channels lie beside them;
+    ``to_steps`` loses nothing of them.
     """
     if not any((read.rows != 0).any() for read in reads):
         return np.ones(channels), 1.0
     before = least = trial(reads, np.ones(channels), method)
     best = None
     for share in (0.0, _BEYOND):
-        noise = trial(reads, _wanted(reads, channels, share, box), method)
+        noise = trial(reads, _wanted(reads, channels, share), method)
         if noise < least:
             best, least = share, noise
     if best is None:
         return np.ones(channels), 1.0
-    return _wanted([read.both for read in reads], channels, best, box), least / before
+    return _wanted([read.both for read in reads], channels, best), least / before
 
 
 def best_without(reads: Sequence[Read], *, method: str) -> tuple[F64, float]:
@@ -91,7 +91,7 @@ def _without(read: Read, channels: npt.NDArray[np.intp]) -> Read:
     return replace(read, rows=rows, weight=weight, unseen=unseen, whole=read.whole or read)
 
 
-def _wanted(reads: Sequence[Read], channels: int, share: float, box: Box | None) -> F64:
+def _wanted(reads: Sequence[Read], channels: int, share: float) -> F64:
     """The factors at the minimum of J for the rows of ``reads``; ends leave a ``share`` of the numbers outside."""
     by_rows: dict[int, Ends] = {}
     live = np.zeros(channels)
@@ -101,14 +101,9 @@ def _wanted(reads: Sequence[Read], channels: int, share: float, box: Box | None)
             by_rows[id(read.rows)] = np.maximum(high, 0.0), np.maximum(-low, 0.0)
             live += gathered((read.rows != 0).any(axis=0).astype(np.float64), read.of, channels)
     ends = [by_rows[id(read.rows)] for read in reads]
-    held = any(read.of is not None and (read.of < 0).any() for read in reads)
-    if held or (box is not None and box.fixed.any()):
-        box = box or Box(np.zeros(channels, bool), np.full(channels, LARGEST))
-        logs = np.where(live > 0, minimum(reads, ends, channels, box), 0.0)
-    else:  # a factor for all channels changes nothing
-        logs = minimum(reads, ends, channels)
-        logs = np.where(live > 0, logs - logs[live > 0].mean(), 0.0)
-        logs = logs if box is None else logs + np.minimum(np.log(box.most) - logs, 0.0).min()
+    logs = np.where(live > 0, minimum(reads, ends, channels), 0.0)
+    if not any(read.of is not None and (read.of < 0).any() for read in reads):
+        logs[live > 0] -= logs[live > 0].mean()  # one factor for all changes nothing, where nothing lies beside them
     return from_steps(to_steps(np.exp(logs).clip(1.0 / LARGEST, LARGEST)))
 
 

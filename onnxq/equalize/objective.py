@@ -10,8 +10,7 @@ the normalisations that follow make rows alike. With ``a = E[1 / c]`` and ``m_i 
     J(t) = a D^2 / 12 sum_i |W_i|^2 / s_i^2  +  sum_o d_o^2 / 12 sum_i m_i s_i^2.
 
 A tensor that several layers read counts once for each of them. What is read may be the site's channels in another
-order, several times, or beside others that have no factor (``Read.of``), and ends are those of what is read. Channels
-may be held to a box (``Box``): J is convex on it too.
+order, several times, or beside others that have no factor (``Read.of``), and ends are those of what is read.
 
 With a p-norm for each maximum, J is a sum of products of powers of sums of exponentials of t: convex, and its gradient
 costs two products with ``|W|^p``. Writers need no term: their own scales, one for each channel, follow the factors.
@@ -20,7 +19,6 @@ costs two products with ``|W|^p``. Writers need no term: their own scales, one f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -40,20 +38,8 @@ _MOMENTUM, _SPREAD = 0.9, 0.99  # of Adam
 Ends = tuple[F64, F64]
 
 
-@dataclass(frozen=True)
-class Box:
-    """Limits of factors: ``fixed: [channels]`` those that must stay 1, and ``most: [channels]`` of the others."""
-
-    fixed: npt.NDArray[np.bool_]
-    most: F64
-
-    def within(self, t: F64) -> F64:
-        """The nearest logarithms of factors that keep to it."""
-        return np.where(self.fixed, 0.0, np.minimum(t, np.log(self.most)))
-
-
-def minimum(reads: Sequence[Read], ends: Sequence[Ends], channels: int, box: Box | None = None) -> F64:
-    """The t at which J is least: ``[channels]``; ``ends`` of each of ``reads``; within ``box``, if there is one."""
+def minimum(reads: Sequence[Read], ends: Sequence[Ends], channels: int) -> F64:
+    """The t at which J is least: ``[channels]``; ``ends`` of each of ``reads``."""
     objective = Objective(reads, ends)
     t = np.zeros(channels)
     mean, square = np.zeros_like(t), np.zeros_like(t)
@@ -69,7 +55,6 @@ def minimum(reads: Sequence[Read], ends: Sequence[Ends], channels: int, box: Box
         square = _SPREAD * square + (1 - _SPREAD) * gradient**2
         rate = _RATE * 0.5 * (1 + np.cos(np.pi * step / _STEPS))
         t = t - rate * (mean / (1 - _MOMENTUM**step)) / (np.sqrt(square / (1 - _SPREAD**step)) + 1e-12)
-        t = t if box is None else box.within(t)
     return best
 
 

@@ -40,14 +40,14 @@ class Region:
     | `marks`   | by tensor, where the channels are in it                                                          |
     | `writers` | the layers that write them                                                                       |
     | `readers` | what reads them, and the tensor that each reads                                                  |
-    | `bounds`  | by output of a Clip from 0, its upper end                                                        |
+    | `bounds`  | by Clip from 0, its upper end                                                                    |
     | `shifts`  | constants for each channel that are added, as (node, input)                                      |
     """
 
     marks: dict[ir.Value, Marks] = field(default_factory=dict)
     writers: list[Linear] = field(default_factory=list)
     readers: list[tuple[ir.Node, ir.Value]] = field(default_factory=list)
-    bounds: dict[ir.Value, float] = field(default_factory=dict)
+    bounds: dict[ir.Node, float] = field(default_factory=dict)
     shifts: list[tuple[ir.Node, int]] = field(default_factory=list)
 
 
@@ -162,7 +162,7 @@ class _Walk:
     def _bound(self, node: ir.Node) -> None:
         ceiling = absorbed_ceiling(node)
         if ceiling is not None and np.isfinite(ceiling):
-            self.found.bounds[node.outputs[0]] = ceiling
+            self.found.bounds[node] = ceiling
 
 
 def places_of(value: ir.Value) -> int:

@@ -21,6 +21,8 @@ Array = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 
+# The input of a Clip that is its upper end.
+_END = 2
 # Where the weight lies that a layer, recurrent or not, multiplies what it reads by.
 WEIGHT = 1
 
@@ -71,8 +73,12 @@ def recurrent_weight(node: ir.Node) -> Array:
 
 @dataclass(frozen=True)
 class Bound:
-    """The upper end of a Clip of channels from 0; ``tensor``, ``axis``, ``of``: of what it writes, as in ``Reader``."""
+    """The upper end, ``ceiling``, of the Clip ``node`` of channels from 0.
 
+    ``tensor``, ``axis``, ``of``: of what it writes, as in ``Reader``.
+    """
+
+    node: ir.Node
     ceiling: float
     tensor: str
     axis: int
@@ -87,8 +93,8 @@ class Site:
     layers that write it, none where ``constants``, as (node, input), multiply its channels. With neither
     a Mul between it and its ``readers``, which are not all that read it, is to do so. ``gate``: what lies between the
     layer and all ``readers`` and has to be changed too; ``shifts``, as (node, input): what is added behind it.
-    ``bounds``: Clips on the way, which hold factors down; ``summed``: as readers of what is summed on the way to them,
-    where that is rounded by itself.
+    ``bounds``: Clips on the way, whose ends must not be reached; ``summed``: as readers of what is summed on the way to
+    them, where that is rounded by itself.
     """
 
     tensor: str
@@ -146,6 +152,11 @@ class Site:
             if value is not None and array is not None:
                 scaled = (array * factors).astype(np.float32)
                 set_input(node, index, new_constant(owner(node), scaled, name=f"{value.name}_equalized"))
+        for bound in self.bounds:  # nothing reaches it: it must only not cut off more than it did
+            largest = float(spread(factors, bound.of)[bound.of >= 0].max())
+            end = np.asarray(min(bound.ceiling * largest, np.finfo(np.float32).max), np.float32)
+            name = f"{bound.node.name}_equalized_end"
+            set_input(bound.node, _END, new_constant(owner(bound.node), end, name=name))
         if self.gate is not None:
             rescale(self.gate, factors)
         for node, index in self.shifts:

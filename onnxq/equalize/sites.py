@@ -42,13 +42,13 @@ def find_sites(model: ir.Model, *, costly: bool = False) -> list[Site]:
             continue
         whole = region(value, axis, channels, _reads, _writer)
         if whole is not None:
-            found.append(_site(value, Marks(axis, np.arange(channels)), whole, constants))
+            found.append(_site(value, axis, channels, whole, constants))
         elif costly and layer is not None and axis == 1 and (gate := gate_behind(value)) is not None:
             behind = gate.product.outputs[0]
             whole = region(behind, axis, channels, _reads, _none)
             if whole is not None:
                 whole.writers.append(layer)
-                found.append(_site(value, Marks(axis, np.arange(channels)), whole, (), gate))
+                found.append(_site(value, axis, channels, whole, (), gate))
         written.update(layer.node for layer in (() if whole is None else whole.writers))
     if costly:
         taken = {site.tensor for site in found} | {reader.tensor for site in found for reader in site.readers}
@@ -57,16 +57,18 @@ def find_sites(model: ir.Model, *, costly: bool = False) -> list[Site]:
     return found
 
 
-def _site(value: ir.Value, marks: Marks, whole: Region, constants: Places, gate: Gate | None = None) -> Site:
-    """The site at ``value``, whose channels are those of the region ``whole``."""
+def _site(
+    value: ir.Value, axis: int, channels: int, whole: Region, constants: Places, gate: Gate | None = None
+) -> Site:
+    """The site at ``value``, whose ``channels`` on ``axis`` are those of the region ``whole``."""
     readers = tuple(_reader(node, read, whole.marks[read]) for node, read in whole.readers)
     bounds = tuple(
-        Bound(ceiling, bound.name or "", whole.marks[bound].axis, whole.marks[bound].of)
-        for bound, ceiling in whole.bounds.items()
+        Bound(node, ceiling, node.outputs[0].name or "", (marks := whole.marks[node.outputs[0]]).axis, marks.of)
+        for node, ceiling in whole.bounds.items()
     )
     return Site(
         value.name or "",
-        marks.axis,
+        axis,
         tuple(whole.writers),
         constants,
         readers,
@@ -74,7 +76,7 @@ def _site(value: ir.Value, marks: Marks, whole: Region, constants: Places, gate:
         tuple(whole.shifts),
         bounds,
         tuple(_summed(whole)),
-        marks.channels,
+        channels,
     )
 
 

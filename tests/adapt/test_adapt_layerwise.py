@@ -105,7 +105,12 @@ def test_the_errors_that_are_reported_are_those_of_the_outputs(weights: str, tmp
 def test_a_simulation_run_whole_computes_what_its_nodes_do_one_by_one(activations: str, tmp_path: Path) -> None:
     """onnxruntime makes a Gemm of a product and its bias, and would round its float weight to int8 as a whole."""
     config = Config(
-        weights="int4", activations=activations, first_last="int4", placement="all", equalize="none", operators="standard"
+        weights="int4",
+        activations=activations,
+        first_last="int4",
+        placement="all",
+        equalize="none",
+        operators="standard",
     )
     builder, made, _ = built(skipped(), {"x": correlated(COUNT, 32, 1)}, tmp_path, config)
     model = serialize(simulated(builder.prepared, made.plan, made.parameters))
