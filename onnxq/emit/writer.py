@@ -162,7 +162,8 @@ class _Writer(Operands):
         """(axis, size) of the channels of input ``index`` where the runtime must not quantize the weight of ``node``.
 
         From 1.21 on onnxruntime's WeightBiasQuantization rounds the float weight of a Conv, ConvTranspose or Gemm to
-        int8 per tensor where it lies between a DequantizeLinear with one scale and a QuantizeLinear.
+        int8 per tensor where it lies between a DequantizeLinear with one scale and a QuantizeLinear; so it does that
+        of a MatMul whose sum with a bias it has made a Gemm of.
         """
         channels = operator(node).rounded_at_load
         if index != 0 or channels is None or node.name in self._weight_of:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from base64 import b64decode, b64encode
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,24 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.calibrate.runner import Feeds, values_of
+from onnxq.calibrate.runner import Feeds
 from onnxq.equalize.factors import best_factors, best_without, from_steps, to_steps, trial
 from onnxq.equalize.reads import Read
-from onnxq.equalize.scaling import Reader, Site
+from onnxq.equalize.scaling import Site
+from onnxq.equalize.seen import MOST_ROWS, Planned, Trial, beside_others, see
 from onnxq.equalize.sites import find_sites
 from onnxq.files.scratch import Scratch
 from onnxq.graph.copying import copy_model
 from onnxq.graph.passes.unused import remove_unused
 from onnxq.graph.runtime_model import set_aside
-from onnxq.numerics import PerBlock
-from onnxq.numerics.sampling import spread_step
-from onnxq.plan import Own, Plan, Point, Storage, Weight
+from onnxq.plan import Plan
 
-F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-# Rows of a tensor that are kept, and those that a feed adds to them: the most and the fewest.
-_MOST_ROWS = 8192
+# The most and the fewest rows of a tensor that a feed adds to those that are kept.
 _ROWS_OF_A_FEED = (128, 16)
 # Less is gained by chance; and what pays for a pass over the tensor.
 _WORTH_IT = 0.97
@@ -119,29 +114,35 @@ def equalized(
     Raises ``RuntimeFailure`` where the model does not run on the feeds.
     """
     copy = copy_model(model)
-    planned, untouched = _Planned(plan), set(terms.untouched)
+    planned, untouched = Planned(plan), set(terms.untouched)
     sites = [site for site in find_sites(copy, costly=terms.costly) if planned.counts(site, untouched)]
     if not sites:
         return Equalized(model)
     most, fewest = _ROWS_OF_A_FEED
-    each = min(most, max(fewest, _MOST_ROWS // (feeds_hint or 1)))
-    rows = _seen(copy, {r.tensor: r.axis for site in sites for r in site.readers}, feeds, each, scratch)
-    tried = (_tried(site, planned, rows, method, _worth(site, terms)) for site in sites)
-    every = [found for found in tried if found is not None]
+    each = min(most, max(fewest, MOST_ROWS // (feeds_hint or 1)))
+    bounded = {bound.tensor for site in sites for bound in site.bounds}
+    axes = {tensor: axis for site in sites for tensor, axis in site.seen.items()}
+    seen = see(copy, axes, feeds, each, bounded, workspace=None if scratch is None else scratch.workspace)
+    every: list[_Found] = []
+    scaled: dict[str, F64] = {}
+    for site in sites:
+        found = _tried(site, Trial(planned, seen, scaled), method, _worth(site, terms))
+        if found is not None:
+            every.append(found)
+            scaled.update(beside_others(site, found.factors, scaled))
     _take_out(every, method)
     return _scaled(copy, [found for found in every if found.gain_db > 0.0], scratch) or Equalized(model)
 
 
-def _tried(
-    site: Site, planned: _Planned, rows: Mapping[str, tuple[F32, ...]], method: str, worth: float
-) -> _Found | None:
-    """What is best for ``site`` where that gets below ``worth``; None where its ``rows`` are missing or not finite."""
-    if any(r.tensor not in rows or rows[r.tensor][0].shape[1] != site.channels for r in site.readers):
-        return None  # in a branch that did not run
-    if not all(np.isfinite(part).all() for r in site.readers for part in rows[r.tensor]):
-        return None  # an error, which observing ranges will find with the name of the first such tensor
-    reads = [planned.read(r, rows[r.tensor]) for r in site.readers]
-    factors, relative = best_factors(reads, method=method)
+def _tried(site: Site, given: Trial, method: str, worth: float) -> _Found | None:
+    """What is best for ``site`` where that gets below ``worth``; None where it must not change, or was not seen.
+
+    What is not finite observing ranges will find, with the name of the first such tensor.
+    """
+    reads = given.reads(site)
+    if reads is None:
+        return None
+    factors, relative = best_factors(reads, site.channels, method=method)
     if relative >= worth:
         factors, relative = np.ones(site.channels), 1.0
     return _Found(site, reads, factors, -10.0 * np.log10(relative), trial(reads, factors, method))
@@ -180,7 +181,8 @@ def _take_out(every: Sequence[_Found], method: str) -> None:
     """
     noticeable = _WORTH_NODES * sum(found.noise for found in every)
     for found in every:
-        if found.site.between and found.noise > noticeable:
+        linear = all(reader.linear is not None for reader in found.site.readers)
+        if found.site.between and linear and found.noise > noticeable:
             factors, noise = best_without(found.reads, method=method)
             if found.noise - noise > noticeable and noise < _WORTH_A_PASS * found.noise:
                 found.gain_db += 10.0 * np.log10(found.noise / max(noise, 1e-12))
@@ -215,81 +217,3 @@ def equalized_as(model: ir.Model, steps: Mapping[str, str]) -> ir.Model:
             site.scale(from_steps(np.frombuffer(b64decode(steps[site.tensor]), np.int8)))
     remove_unused(copy)
     return copy
-
-
-class _Planned:
-    """What a plan says of single tensors and nodes."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._integer = set(plan.integer)
-        self._points: dict[str, list[Point]] = defaultdict(list)
-        for point in plan.points:
-            self._points[point.tensor].append(point)
-        self._weights: dict[str, Weight] = {}
-        for weight in plan.weights:
-            self._weights.setdefault(weight.node, weight)
-
-    def counts(self, site: Site, untouched: Collection[str]) -> bool:
-        """Whether anything that reads ``site`` is quantized, and nothing of it must stay as it is.
-
-        A node is only added where activations are converted to integers in any case, and a gate only changed where it
-        computes with integers.
-        """
-        readers = {reader.node.name or "" for reader in site.readers}
-        if site.between:
-            value = site.readers[0].node.inputs[0]
-            writer = None if value is None else value.producer()
-            converted = any(isinstance(p.source, Own) for p in self._points[site.tensor])
-            if not converted or (writer is not None and writer.name in self._integer):
-                return False
-        if site.gate is not None and not {site.gate.function.name, site.gate.product.name} <= self._integer:
-            return False
-        if any(name in untouched for name in readers) or any(node.name in untouched for node in site.writers):
-            return False
-        return any(name in self._weights for name in readers)
-
-    def read(self, reader: Reader, parts: tuple[F32, ...]) -> Read:
-        """What ``reader`` does with the rows that it was seen to read."""
-        rows, unseen = parts[0], parts[1] if len(parts) > 1 else None
-        name = reader.node.name or ""
-        points = [p for p in self._points[reader.tensor] if p.consumers is None or name in p.consumers]
-        activation_bits = points[0].qtype.bits if points else None
-        weight = self._weights.get(name)
-        if weight is None:
-            return Read(rows, reader.weight(), activation_bits, None, unseen=unseen)
-        if weight.storage is Storage.DYNAMIC:
-            activation_bits = weight.qtype.bits
-        block = weight.granularity.size if isinstance(weight.granularity, PerBlock) else weight.stored.block
-        bits = weight.stored.code_type(weight.qtype).bits
-        return Read(rows, reader.weight(), activation_bits, bits, block, unseen)
-
-
-def _seen(
-    model: ir.Model, axes: Mapping[str, int], feeds: Feeds, each: int, scratch: Scratch | None
-) -> dict[str, tuple[F32, ...]]:
-    """``[R, C]`` of each tensor: ``each`` rows of what every other feed makes of it, then of those between.
-
-    ``axes`` tells where channels are. With one feed there is but one array.
-    """
-    kept: dict[str, list[F32]] = {tensor: [] for tensor in axes}
-    workspace = None if scratch is None else scratch.workspace
-    for arrays in values_of(model, list(axes), feeds, workspace=workspace):
-        for tensor in tuple(arrays):
-            array = arrays.pop(tensor)
-            if array.ndim < 2:
-                continue  # of a branch that did not run
-            rows = np.moveaxis(array, axes[tensor], -1)
-            count = math.prod(rows.shape[:-1])
-            if rows.size:  # the map as a whole would be copied to have its rows behind one another
-                places = np.arange(0, count, spread_step(count, each))
-                thin = rows[np.unravel_index(places, rows.shape[:-1])]
-                kept[tensor].append(thin[~np.isnan(thin).any(axis=1)])
-            del array, rows
-    # Without rows that hold a missing value, of which there may be none left.
-    sound = {tensor: [part for part in parts if len(part)] for tensor, parts in kept.items()}
-    halves = {tensor: [h for h in (parts[::2], parts[1::2]) if h] for tensor, parts in sound.items()}
-    return {tensor: tuple(_thinned(np.concatenate(half)) for half in of) for tensor, of in halves.items() if of}
-
-
-def _thinned(rows: F32) -> F32:
-    return rows[:: spread_step(len(rows), _MOST_ROWS // 2)]

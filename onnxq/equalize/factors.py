@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.calibrate.observers import observe
-from onnxq.equalize.objective import minimum
-from onnxq.equalize.reads import Read, energies
+from onnxq.equalize.objective import Ends, minimum
+from onnxq.equalize.reads import Read, energies, gathered, spread
 from onnxq.numerics import PerAxis, QType, round_half_even
 from onnxq.numerics.sampling import spread_step
 from onnxq.ranges import activation_params, weight_params
@@ -38,25 +38,25 @@ _ONE_OF = 16
 _WORTH_MORE = 0.8
 
 
-def best_factors(reads: Sequence[Read], *, method: str) -> tuple[F64, float]:
+def best_factors(reads: Sequence[Read], channels: int, *, method: str) -> tuple[F64, float]:
     """(factors ``[channels]``, noise with them relative to noise without), for a site read by ``reads``.
 
     The minima of J for the ends of what was seen and for the ends less a few outliers are tried on ``unseen``, with
     ``method`` for ranges; so is leaving all as it is, which gives ones and 1.0. Which of them is best being known, all
-    rows say how large its factors are. Their geometric mean is about 1; ``to_steps`` loses nothing of them.
+    rows say how large its factors are. Their geometric mean is about 1, unless other channels lie beside them;
+    ``to_steps`` loses nothing of them.
     """
-    channels = reads[0].rows.shape[1]
     if not any((read.rows != 0).any() for read in reads):
         return np.ones(channels), 1.0
     before = least = trial(reads, np.ones(channels), method)
     best = None
     for share in (0.0, _BEYOND):
-        noise = trial(reads, _wanted(reads, share), method)
+        noise = trial(reads, _wanted(reads, channels, share), method)
         if noise < least:
             best, least = share, noise
     if best is None:
         return np.ones(channels), 1.0
-    return _wanted([read.both for read in reads], best), least / before
+    return _wanted([read.both for read in reads], channels, best), least / before
 
 
 def best_without(reads: Sequence[Read], *, method: str) -> tuple[F64, float]:
@@ -64,14 +64,14 @@ def best_without(reads: Sequence[Read], *, method: str) -> tuple[F64, float]:
 
     Those of the largest ends go first. Of 1, 2, 4, 8 and 16 of them as few are taken as make about the least noise.
     """
-    ends = np.abs(_distinct(reads)).max(axis=0)
+    ends = np.abs(reads[0].rows).max(axis=0)  # a Mul in front: all read one tensor
     order = np.argsort(-ends, kind="stable")
     best, least = np.ones(ends.size), trial(reads, np.ones(ends.size), method)
     for number in _NUMBERS:
         if number * _ONE_OF > ends.size:
             break
         rest = [_without(read, order[:number]) for read in reads]
-        factors, _ = best_factors(rest, method=method)
+        factors, _ = best_factors(rest, ends.size, method=method)
         noise = trial(rest, factors, method)
         if noise < _WORTH_MORE * least:
             factors[order[:number]] = 0.0
@@ -91,19 +91,20 @@ def _without(read: Read, channels: npt.NDArray[np.intp]) -> Read:
     return replace(read, rows=rows, weight=weight, unseen=unseen, whole=read.whole or read)
 
 
-def _distinct(reads: Sequence[Read]) -> F32:
-    """The rows of all ``reads``, once where several read one tensor."""
-    return np.concatenate([read.rows for read in {id(read.rows): read for read in reads}.values()])
-
-
-def _wanted(reads: Sequence[Read], share: float) -> F64:
+def _wanted(reads: Sequence[Read], channels: int, share: float) -> F64:
     """The factors at the minimum of J for the rows of ``reads``; ends leave a ``share`` of the numbers outside."""
-    rows = _distinct(reads)
-    live = (rows != 0).any(axis=0)
-    low, high = np.quantile(rows, (share, 1.0 - share), axis=0).astype(np.float64)
-    logs = minimum(reads, np.maximum(high, 0.0), np.maximum(-low, 0.0))
-    wanted = np.where(live, np.exp(logs - logs[live].mean()), 1.0).clip(1.0 / LARGEST, LARGEST)
-    return from_steps(to_steps(wanted))
+    by_rows: dict[int, Ends] = {}
+    live = np.zeros(channels)
+    for read in reads:
+        if id(read.rows) not in by_rows:
+            low, high = np.quantile(read.rows, (share, 1.0 - share), axis=0).astype(np.float64)
+            by_rows[id(read.rows)] = np.maximum(high, 0.0), np.maximum(-low, 0.0)
+            live += gathered((read.rows != 0).any(axis=0).astype(np.float64), read.of, channels)
+    ends = [by_rows[id(read.rows)] for read in reads]
+    logs = np.where(live > 0, minimum(reads, ends, channels), 0.0)
+    if not any(read.of is not None and (read.of < 0).any() for read in reads):
+        logs[live > 0] -= logs[live > 0].mean()  # one factor for all changes nothing, where nothing lies beside them
+    return from_steps(to_steps(np.exp(logs).clip(1.0 / LARGEST, LARGEST)))
 
 
 def to_steps(factors: F64) -> npt.NDArray[np.int8]:
@@ -130,16 +131,16 @@ def trial(reads: Sequence[Read], factors: F64, method: str) -> float:
         groups, inner, places, outer = full.shape
         most = max(_FEWEST_ROWS, _WORK // (2 * max(1, full.size)))
         step = spread_step(len(read.tried), most)
-        rows = read.tried[::step]
-        scaled = rows * factors.astype(np.float32)
+        rows, own = read.tried[::step], spread(factors, read.of).astype(np.float32)
+        scaled = rows * own
         if read.activation_bits:
-            seen = observe(read.rows * factors.astype(np.float32), tensor="")
+            seen = observe(read.rows * own, tensor="")
             qtype = QType(read.activation_bits, signed=False)
             if seen is not None:
                 scaled = activation_params(seen, qtype=qtype, method=method).fake_quantize(scaled)
         split = (len(rows), groups, inner)
         plain, noisy = (x.reshape(split).transpose(1, 0, 2) for x in (rows, scaled))
-        weight = full / factors.astype(np.float32).reshape(groups, inner, 1, 1)
+        weight = full / own.reshape(groups, inner, 1, 1)
         if read.weight_bits:
             weight = _rounded(weight, replace(read, weight=full))
         flat = (groups, inner, places * outer)

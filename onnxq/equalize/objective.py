@@ -9,6 +9,9 @@ the normalisations that follow make rows alike. With ``a = E[1 / c]`` and ``m_i 
 
     J(t) = a D^2 / 12 sum_i |W_i|^2 / s_i^2  +  sum_o d_o^2 / 12 sum_i m_i s_i^2.
 
+A tensor that several layers read counts once for each of them. What is read may be the site's channels in another
+order, several times, or beside others that have no factor (``Read.of``), and ends are those of what is read.
+
 With a p-norm for each maximum, J is a sum of products of powers of sums of exponentials of t: convex, and its gradient
 costs two products with ``|W|^p``. Writers need no term: their own scales, one for each channel, follow the factors.
 """
@@ -20,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.equalize.reads import CHANNELS, Read
+from onnxq.equalize.reads import CHANNELS, Indices, Read, gathered, spread
 from onnxq.numerics.sampling import spread_step
 
 F64 = npt.NDArray[np.float64]
@@ -31,11 +34,15 @@ _RATE = 0.1
 _MOMENTUM, _SPREAD = 0.9, 0.99  # of Adam
 
 
-def minimum(reads: Sequence[Read], high: F64, low: F64) -> F64:
-    """The t at which J is least: ``[channels]``; ``high`` and ``low`` as in the module's text."""
-    objective = Objective(reads, high, low)
-    t = np.zeros(high.size)
-    mean, spread = np.zeros_like(t), np.zeros_like(t)
+# Ends of what a reader reads: ``high`` and ``low`` as in the module's text, ``[n]`` each.
+Ends = tuple[F64, F64]
+
+
+def minimum(reads: Sequence[Read], ends: Sequence[Ends], channels: int) -> F64:
+    """The t at which J is least: ``[channels]``; ``ends`` of each of ``reads``."""
+    objective = Objective(reads, ends)
+    t = np.zeros(channels)
+    mean, square = np.zeros_like(t), np.zeros_like(t)
     best, least = t, np.inf
     for step in range(1, _STEPS + 1):
         value, gradient = objective(t)
@@ -45,42 +52,44 @@ def minimum(reads: Sequence[Read], high: F64, low: F64) -> F64:
             break
         gradient /= value  # of log J: the rate need not know how large the noise is
         mean = _MOMENTUM * mean + (1 - _MOMENTUM) * gradient
-        spread = _SPREAD * spread + (1 - _SPREAD) * gradient**2
+        square = _SPREAD * square + (1 - _SPREAD) * gradient**2
         rate = _RATE * 0.5 * (1 + np.cos(np.pi * step / _STEPS))
-        t = t - rate * (mean / (1 - _MOMENTUM**step)) / (np.sqrt(spread / (1 - _SPREAD**step)) + 1e-12)
+        t = t - rate * (mean / (1 - _MOMENTUM**step)) / (np.sqrt(square / (1 - _SPREAD**step)) + 1e-12)
     return best
 
 
 class Objective:
     """J and its gradient."""
 
-    def __init__(self, reads: Sequence[Read], high: F64, low: F64) -> None:
-        self._high, self._low = high, low
-        self._read: list[tuple[float, F64]] = []
-        self._weights = []
-        for read in reads:
-            inverse = 1.0 / (read.whole or read).carried((read.whole or read).rows)
+    def __init__(self, reads: Sequence[Read], ends: Sequence[Ends]) -> None:
+        self._read: list[tuple[float, F64, Ends, Indices | None]] = []
+        self._weights: list[tuple[_Weights, Indices | None]] = []
+        for read, own in zip(reads, ends, strict=True):
+            whole = read.whole or read
+            inverse = 1.0 / whole.carried(whole.rows)
             if read.activation_bits:
                 factor = inverse.mean() / (12.0 * (2**read.activation_bits - 1) ** 2)
-                self._read.append((float(factor), _energy(read)))
+                self._read.append((float(factor), _energy(read), own, read.of))
             if read.weight_bits:
                 square = inverse @ np.square(read.rows, dtype=np.float64) / inverse.size
-                self._weights.append(_Weights(read, square))
+                self._weights.append((_Weights(read, square), read.of))
 
     def __call__(self, t: F64) -> tuple[float, F64]:
         """J and ``dJ/dt: [channels]`` at ``t: [channels]``."""
-        s = np.exp(t, dtype=np.float64)
+        factors = np.exp(t, dtype=np.float64)
         value, gradient = 0.0, np.zeros_like(t)
-        ends = [_largest(s * self._high), _largest(s * self._low)]
-        width, widths = sum(end for end, _ in ends), sum(slope for _, slope in ends)
-        for factor, energy in self._read:
+        for factor, energy, (high, low), of in self._read:
+            s = spread(factors, of)
+            ends = [_largest(s * high), _largest(s * low)]
+            width, widths = sum(end for end, _ in ends), sum(slope for _, slope in ends)
             through = energy / s**2
             value += factor * width**2 * through.sum()
-            gradient += factor * (2 * width * widths * through.sum() - 2 * width**2 * through)
-        for weights in self._weights:
-            noise, slope = weights(s)
+            slope = factor * (2 * width * widths * through.sum() - 2 * width**2 * through)
+            gradient += gathered(slope, of, t.size)
+        for weights, of in self._weights:
+            noise, slope = weights(spread(factors, of))
             value += noise
-            gradient += slope
+            gradient += gathered(slope, of, t.size)
         return float(value), gradient
 
 

@@ -11,6 +11,7 @@ from onnxq.numerics.sampling import spread_step
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 
 # Output channels that stand for all where noise is computed.
 CHANNELS = 512
@@ -27,7 +28,8 @@ class Read:
     ``rows: [R, channels]`` what it reads, before scaling; ``weight: [g, n, k, C]``; ``activation_bits``,
     ``weight_bits``: None for what stays float; ``block``: inputs that share a scale (0: all of an output channel);
     ``unseen: [R', channels]`` what it reads for other inputs, None where there are none. ``whole``: the read whose
-    outputs tell what rows carry, where this one leaves channels out; None: itself.
+    outputs tell what rows carry, where this one leaves channels out; None: itself. ``of``: by what it reads, the
+    channel of the site, -1 for what is none; None: they are the same.
     """
 
     rows: F32
@@ -37,6 +39,7 @@ class Read:
     block: int = 0
     unseen: F32 | None = None
     whole: Read | None = None
+    of: Indices | None = None
 
     @property
     def both(self) -> Read:
@@ -72,6 +75,20 @@ class Read:
         if not self.block or inner % self.block:
             return self.weight
         return self.weight.reshape(groups * (inner // self.block), self.block, places, outer)
+
+
+def spread(factors: F64, of: Indices | None) -> F64:
+    """``[n]``: for what has the channels ``of``, its factor; 1 for what belongs to none (-1)."""
+    return factors if of is None else np.append(factors, 1.0)[of]
+
+
+def gathered(parts: F64, of: Indices | None, channels: int) -> F64:
+    """``[channels]``: the sum of ``parts: [n]`` by channel; the other way round than ``spread``."""
+    if of is None:
+        return parts
+    known = of >= 0
+    found: F64 = np.bincount(of[known], weights=parts[known], minlength=channels).astype(np.float64)
+    return found
 
 
 def energies(rows: F32, weight: F32) -> F64:

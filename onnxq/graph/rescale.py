@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.graph.edit import Array, integer, is_op, new_constant, owner, redirect, set_input
+from onnxq.graph.edit import Array, constant, integer, is_op, new_constant, owner, redirect, set_input
 from onnxq.graph.linear import Linear
 from onnxq.graph.nodes import After, NodeBuilder
 
@@ -77,6 +77,30 @@ class Change:
         add = build.node("Add", terms, name=f"{label}_add", outputs=(f"{output.name}_biased",), like=output)
         redirect(output, add.outputs[0], but=[add])
         return add.outputs[0]
+
+
+def rescaled_columns(node: ir.Node, index: int, scale: Array) -> Columns | None:
+    """What multiplies the last axis of the constant input ``index`` of ``node`` by ``scale``; None on overflow."""
+    weight = constant(node.inputs[index])
+    assert weight is not None
+    with np.errstate(over="ignore"):
+        scaled = (weight * scale).astype(np.float32)
+    return Columns(node, index, scaled) if np.isfinite(scaled).all() else None
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A ``weight`` for an input of a node, float32, that the graph does not hold yet."""
+
+    node: ir.Node
+    index: int
+    weight: Array
+
+    def store(self, *, label: str) -> None:
+        """Gives it to the node; ``label`` names what is new."""
+        old = self.node.inputs[self.index]
+        name = _name(old, f"{label}_weight")
+        set_input(self.node, self.index, new_constant(owner(self.node), self.weight, name=name))
 
 
 def _over_outputs(linear: Linear, factor: Array) -> Array:

@@ -191,6 +191,16 @@ def _transposed_conv_channels(_: ir.Node, weight: tuple[int, ...]) -> tuple[int,
     return 1, weight[0]
 
 
+def _product_channels(node: ir.Node, weight: tuple[int, ...]) -> tuple[int, int] | None:
+    """Where onnxruntime makes a Gemm of a product and the sum behind it, before it looks for weights to round."""
+    x, uses = node.inputs[0], tuple(node.outputs[0].uses())
+    summed = len(uses) == 1 and uses[0].node.op_type == "Add"
+    if not summed or x is None or x.shape is None or not len(x.shape):
+        return None
+    inputs = x.shape[-1]
+    return len(x.shape) - 1, inputs if isinstance(inputs, int) else weight[0]
+
+
 def _gemm_channels(node: ir.Node, weight: tuple[int, ...]) -> tuple[int, int]:
     return 1 - int(attribute(node, "transA", 0)), weight[1 if attribute(node, "transB", 0) else 0]
 
@@ -218,6 +228,7 @@ OPERATORS = (
         kind="float compute",
         slot=_matmul_slot,
         obstacle=_matmul_obstacle,
+        rounded_at_load=_product_channels,
         dynamic=lambda node, _: _matmul_obstacle(node) is None,
         kernel_to_float="MatMulIntegerToFloat",
         kernels=("QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"),

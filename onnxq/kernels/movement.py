@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onnxq.kernels.costs import Shapes, Work
-from onnxq.kernels.record import Gradient, Layout, Operator, Role, always
+from onnxq.kernels.record import Arrangement, Gradient, Layout, Operator, Role, always
 from onnxq.kernels.sizes import elements, in_layout
 from onnxq.kernels.targets import Target
 from onnxq.query import array, attribute, constant
@@ -91,7 +91,7 @@ def _embedding(node: ir.Node) -> Mapping[int, tuple[int, ...]]:
     return {0: (0,)} if is_embedding and attribute(node, "axis", 0) == 0 else {}
 
 
-def _view(name: str, *, propagates: bool = True, flattens: bool = False) -> Operator:
+def _view(name: str, *, propagates: bool = True) -> Operator:
     return Operator(
         name,
         role=Role.MOVES,
@@ -99,7 +99,7 @@ def _view(name: str, *, propagates: bool = True, flattens: bool = False) -> Oper
         kernels=(name,),
         propagates=propagates,
         work=_no_work,
-        flattens=flattens,
+        arrangement=Arrangement.VIEW,
         gradient=Gradient.SMOOTH,
     )
 
@@ -120,8 +120,14 @@ OPERATORS = (
     _view("Reshape"),
     _view("Squeeze"),
     _view("Unsqueeze"),
-    _view("Flatten", propagates=False, flattens=True),
-    _copy("Transpose", propagates=True, changes_layout=True, gradient=Gradient.SMOOTH),
+    _view("Flatten", propagates=False),
+    _copy(
+        "Transpose",
+        propagates=True,
+        changes_layout=True,
+        arrangement=Arrangement.TURNED,
+        gradient=Gradient.SMOOTH,
+    ),
     _copy("Slice", propagates=True, gradient=Gradient.SMOOTH),
     _copy("Split", all_outputs=True, gradient=Gradient.SMOOTH),
     _copy("DepthToSpace"),

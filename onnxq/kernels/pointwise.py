@@ -149,6 +149,7 @@ OPERATORS = (
         homogeneous=Homogeneous.NUMBERS,
         gradient=Gradient.SMOOTH,
     ),
+    Operator("PRelu", homogeneous=Homogeneous.NUMBERS),
     Operator("Clip", ceiling=_clip_ceiling, absorbed=True, blocks=Blocks.KEEPS, gradient=Gradient.SMOOTH),
     Operator(
         "LayerNormalization", channel_inputs=(1, 2), gradient=Gradient.SMOOTH, gradient_outputs=("mean", "inverse")

@@ -59,7 +59,6 @@ OPERATORS = (
         blocks=Blocks.STARTS,
         work=_read_work,
         homogeneous=Homogeneous.CHANNELS,
-        pools_all=True,
         gradient=Gradient.SMOOTH,
     ),
     Operator(
@@ -76,7 +75,7 @@ OPERATORS = (
         gradient=Gradient.SMOOTH,
     ),
     Operator("NhwcMaxPool", domains=(MICROSOFT,), kind="integer movement"),
-    Operator("GlobalMaxPool", homogeneous=Homogeneous.CHANNELS, pools_all=True),
+    Operator("GlobalMaxPool", homogeneous=Homogeneous.CHANNELS),
     *(Operator(name, gradient=Gradient.SMOOTH) for name in ("ReduceMean", "ReduceSum", "ReduceL2")),
     *(Operator(name, kind="integer movement") for name in ("ReduceMax", "ReduceMin")),
     Operator("ArgMax", kind="integer movement", gradient=Gradient.FLAT),

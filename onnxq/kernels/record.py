@@ -72,6 +72,13 @@ class Homogeneous(Enum):
     CHANNELS = "channel by channel of a map"
 
 
+class Arrangement(Enum):
+    """How an operator arranges the numbers that it reads anew."""
+
+    VIEW = "in another shape, their order kept"
+    TURNED = "with its axes in another order"
+
+
 @dataclass(frozen=True)
 class WeightSlot:
     """Where an operator with weights keeps them: input ``index``, output-channel axis ``axis``, bias input ``bias``.
@@ -139,7 +146,7 @@ class Operator:
     | `kernel_to_float`   | the integer kernel that writes floats and takes a float bias                           |
     | `direct`            | whether there are two integer kernels: a direct one, and matrix products               |
     | `between_codes`     | whether its integer kernel goes from codes to codes: what it reads and writes is there as codes for others. A matrix product may write floats |
-    | `rounded_at_load`   | where onnxruntime may quantize its float weight by itself when it loads a model: from the shape of the weight, axis and number of the channels that the node reads |
+    | `rounded_at_load`   | where onnxruntime may quantize its float weight by itself when it loads a model: from the shape of the weight, axis and number of the channels that the node reads; None: not there |
     | `recurrence`        | what it is made of if it is recurrent                                                  |
     | **followers**       |                                                                                        |
     | `kernels`           | its integer kernels in the optimised graph                                             |
@@ -169,8 +176,7 @@ class Operator:
     | `work`              | which kernel of a cost table it needs and how much of it; None: unknown. Where it has none to say: `name`, by elements of the output |
     | **equalization**    |                                                                                        |
     | `homogeneous`       | which factors pass through it                                                          |
-    | `pools_all`         | whether it leaves one number of a map                                                  |
-    | `flattens`          | whether it puts all axes from one on into one                                          |
+    | `arrangement`       | how it arranges numbers, if that is all that it does                                   |
     | `channel_inputs`    | the inputs with one number a channel that multiply and shift its output                |
     | **training**        |                                                                                        |
     | `gradient`          | what onnxruntime-training makes of it                                                  |
@@ -194,7 +200,7 @@ class Operator:
     kernel_to_float: str | None = None
     direct: bool = False
     between_codes: bool = False
-    rounded_at_load: Callable[[ir.Node, tuple[int, ...]], tuple[int, int]] | None = None
+    rounded_at_load: Callable[[ir.Node, tuple[int, ...]], tuple[int, int] | None] | None = None
     recurrence: Recurrence | None = None
     kernels: tuple[str, ...] = ()
     fast_on: frozenset[str] | None = None
@@ -220,8 +226,7 @@ class Operator:
     changes_layout: bool = False
     work: Callable[[ir.Node, Shapes, Target], Work | None] | None = None
     homogeneous: Homogeneous | None = None
-    pools_all: bool = False
-    flattens: bool = False
+    arrangement: Arrangement | None = None
     channel_inputs: tuple[int, ...] = ()
     gradient: Gradient = Gradient.NONE
     gradient_if: Callable[[ir.Node], bool] = always

@@ -20,7 +20,9 @@ from onnxq.adapt.simulation import Simulation, simulated
 from onnxq.adapt.walk import Walk
 from onnxq.build.candidate import Built
 from onnxq.calibrate.feeds import Feed
+from onnxq.graph.io import serialize
 from onnxq.parameters.choose import Parameters
+from onnxq.runtime.session import open_session, run
 
 F32 = npt.NDArray[np.float32]
 COUNT = 1024
@@ -97,3 +99,21 @@ def test_the_errors_that_are_reported_are_those_of_the_outputs(weights: str, tmp
         assert refit.before == pytest.approx(before, rel=2e-3, abs=1e-6)
         assert refit.after == pytest.approx(after, rel=2e-3, abs=1e-6)
         assert refit.after > 1e-4
+
+
+@pytest.mark.parametrize("activations", ["uint8", "uint4"])
+def test_a_simulation_run_whole_computes_what_its_nodes_do_one_by_one(activations: str, tmp_path: Path) -> None:
+    """onnxruntime makes a Gemm of a product and its bias, and would round its float weight to int8 as a whole."""
+    config = Config(
+        weights="int4",
+        activations=activations,
+        first_last="int4",
+        placement="all",
+        equalize="none",
+        operators="standard",
+    )
+    builder, made, _ = built(skipped(), {"x": correlated(COUNT, 32, 1)}, tmp_path, config)
+    model = serialize(simulated(builder.prepared, made.plan, made.parameters))
+    feed = {"x": correlated(144, 32, 5)}
+    (whole,), (apart,) = (run(open_session(model, optimize=level), feed) for level in ("all", "none"))
+    np.testing.assert_allclose(whole, apart, rtol=1e-5, atol=1e-5 * float(np.abs(apart).max()))

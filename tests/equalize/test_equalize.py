@@ -112,7 +112,7 @@ def reads(
 )
 def test_the_gradient_is_that_of_finite_differences(how) -> None:
     (read,) = reads(**how)
-    objective = Objective([read], read.rows.max(0), -read.rows.min(0))
+    objective = Objective([read], [(read.rows.max(0), -read.rows.min(0))])
     t, step = 0.3 * RNG.standard_normal(16), 1e-5
     _, gradient = objective(t)
     for i in range(16):
@@ -123,8 +123,8 @@ def test_the_gradient_is_that_of_finite_differences(how) -> None:
 def test_the_minimum_is_below_every_rule_and_convex_along_lines() -> None:
     (read,) = reads()
     ends, weights = np.abs(read.rows).max(0), np.abs(read.weight).max((2, 3)).reshape(-1)
-    objective = Objective([read], read.rows.max(0), -read.rows.min(0))
-    found = minimum([read], read.rows.max(0), -read.rows.min(0))
+    objective = Objective([read], [(read.rows.max(0), -read.rows.min(0))])
+    found = minimum([read], [(read.rows.max(0), -read.rows.min(0))], 16)
     rules = [np.log(weights ** (1 - alpha) / ends**alpha) for alpha in (0.0, 0.25, 0.5, 0.75, 1.0)]
     best = objective(found)[0]
     assert all(best < objective(rule)[0] for rule in [*rules, np.zeros(16)])
@@ -140,19 +140,19 @@ def test_rows_count_alike_however_much_they_carry() -> None:
     (read,) = reads(activation_bits=None, weight_bits=4)
     louder = read.rows.copy()
     louder[::20] *= 30.0
-    found = [best_factors([replace(read, rows=rows)], method="mse") for rows in (read.rows, louder)]
+    found = [best_factors([replace(read, rows=rows)], 16, method="mse") for rows in (read.rows, louder)]
     assert np.array_equal(found[0][0], found[1][0])
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)
     assert found[0][1] < 0.97
 
 
 def test_unlike_channels_gain_and_alike_channels_are_left_alone() -> None:
-    factors, relative = best_factors(reads(), method="mse")
+    factors, relative = best_factors(reads(), 16, method="mse")
     assert relative < 0.6
     assert np.log(factors).mean() == pytest.approx(0.0, abs=0.05)
     assert np.array_equal(from_steps(to_steps(factors)), factors)
     alike = [Read(np.tile(rand(400, 1), (1, 16)), np.ones((1, 16, 1, 4), np.float32), 8, 8)]
-    factors, relative = best_factors(alike, method="mse")
+    factors, relative = best_factors(alike, 16, method="mse")
     assert relative > 0.97
 
 
@@ -161,7 +161,7 @@ def test_dead_channels_and_extreme_ones_stay_within_bounds() -> None:
     rows = read.rows.copy()
     rows[:, 3] = 0.0
     rows[:, 5] *= 1e6
-    factors, relative = best_factors([Read(rows, read.weight, 8, 8)], method="minmax")
+    factors, relative = best_factors([Read(rows, read.weight, 8, 8)], 16, method="minmax")
     assert factors[3] == 1.0
     assert factors.min() >= 1 / LARGEST
     assert factors.max() <= LARGEST
@@ -195,8 +195,8 @@ def test_factors_that_only_suit_the_rows_that_were_seen_are_not_taken() -> None:
     rows = rand(300, 16).astype(np.float32)
     lucky = rows * np.where(np.arange(16) % 4 == 0, 0.1, 1.0).astype(np.float32)
     read = Read(lucky, rand(1, 16, 1, 8).astype(np.float32), 8, None)
-    assert best_factors([read], method="minmax")[1] < 0.97
-    factors, relative = best_factors([replace(read, unseen=rows)], method="minmax")
+    assert best_factors([read], 16, method="minmax")[1] < 0.97
+    factors, relative = best_factors([replace(read, unseen=rows)], 16, method="minmax")
     assert relative == 1.0
     assert (factors == 1.0).all()
 
@@ -205,14 +205,14 @@ def test_the_size_of_factors_is_that_of_all_rows() -> None:
     (read,) = reads()
     half = len(read.rows) // 2
     parts = replace(read, rows=read.rows[:half], unseen=read.rows[half:])
-    whole, relative = best_factors([parts], method="mse")
+    whole, relative = best_factors([parts], 16, method="mse")
     assert relative < 0.97
-    apart = [best_factors([replace(read, rows=r)], method="mse")[0] for r in (parts.rows, parts.unseen)]
+    apart = [best_factors([replace(read, rows=r)], 16, method="mse")[0] for r in (parts.rows, parts.unseen)]
     assert not any(np.array_equal(whole, part) for part in apart)
     wanted = []
     for share in (0.0, 1e-3):
         low, high = np.quantile(read.rows, (share, 1 - share), axis=0)
-        logs = minimum([read], high, -low)
+        logs = minimum([read], [(high, -low)], 16)
         wanted.append(from_steps(to_steps(np.exp(logs - logs.mean()))))
     assert any(np.allclose(whole, one, rtol=0.1) for one in wanted)
 

@@ -46,7 +46,7 @@ def network(channels: int = 8, *, gate: bool = False, size: float = 1.0) -> ir.M
 def changed(graph: ir.Model, relative: float, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether ``graph`` is changed where the best factors leave ``relative`` of the noise."""
 
-    def best(reads: list[Read], *, method: str) -> tuple[np.ndarray, float]:
+    def best(reads: list[Read], channels: int, *, method: str) -> tuple[np.ndarray, float]:
         return np.linspace(1.0, 2.0, reads[0].rows.shape[1]), relative
 
     monkeypatch.setattr(apply, "best_factors", best)
