@@ -12,6 +12,7 @@ from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import LatencyReport
 from onnxq.measure.layers import LayerNoise
 from onnxq.measure.size import ModelSize
+from onnxq.report.curve import CurvePoint
 from onnxq.runtime.plain import plain
 
 
@@ -111,7 +112,8 @@ class Report:
     ``reasons``: why a node was left float, by node name or, for unnamed nodes, by first output name; where it says
     nothing, the cause found in the graph stands; ``reason_codes``: the codes of these.
     ``provenance``: versions, options, data, as text. ``tuning``: the candidates that were timed. ``adaptation``: None
-    where none was asked for. ``bits``: where they were given by sensitivity.
+    where none was asked for. ``bits``: where they were given by sensitivity. ``curve``: the
+    candidates between integers and float that were built where too much was lost.
     """
 
     source: ModelSize
@@ -129,6 +131,7 @@ class Report:
     tuning: tuple[Trial, ...] = ()
     adaptation: Adaptation | None = None
     bits: tuple[LayerBits, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
 
     @property
     def integer(self) -> tuple[KernelAssignment, ...]:

@@ -12,6 +12,7 @@ from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.measure.layers import LayerNoise
 from onnxq.measure.size import ModelSize
+from onnxq.report import curve
 from onnxq.report.report import Adaptation, LayerBits, LeftFloat, Report, Trial
 
 if TYPE_CHECKING:
@@ -169,6 +170,11 @@ def _show_report(report: Report, console: Console) -> None:
         console.print(tuning_table(report.tuning))
     if report.adaptation is not None:
         console.print(adaptation_table(report.adaptation))
+    if report.curve:
+        table = _table(curve.TITLE, curve.HEADERS, left=1)
+        for row in curve.rows(report.curve):
+            _add(table, row)
+        console.print(table)
     for note in report.notes:
         console.print(note, markup=False)
     problems = () if report.comparison is None else report.comparison.problems
