@@ -82,10 +82,9 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
 
     @property
     def promised_agreement(self) -> float:
-        """The share of decisions that is promised to stay: ``min_agreement`` as strictly as ``keep_accuracy`` takes it."""
-        return (
-            max(0.0, 1.0 - _STRICTNESS[self.keep_accuracy] * (1.0 - self.min_agreement)) if self.min_agreement else 0.0
-        )
+        """The share of decisions that is promised to stay: ``min_agreement``, as strictly as ``keep_accuracy`` says."""
+        lost = _STRICTNESS[self.keep_accuracy] * (1.0 - self.min_agreement)
+        return max(0.0, 1.0 - lost) if self.min_agreement > 0.0 else 0.0
 
     @property
     def activation_bits(self) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -33,7 +34,7 @@ _NEAR_TIME = 0.002
 
 
 class Way(NamedTuple):
-    """One thing that a node can become: ``weight`` as in ``KeptFloat``, microseconds, the noise that it makes by itself.
+    """What a node can become: ``weight`` as in ``KeptFloat``, microseconds, the noise that it makes by itself.
 
     ``integer``: whether its neighbours see a node on integers.
     """
@@ -84,7 +85,7 @@ class Tradeoff(Cut):
         self, model: ir.Model, plan: Plan, shapes: Shapes, table: CostTable, costs: Costs, sources: Sources
     ) -> None:
         super().__init__(model, plan, shapes, table, costs, ())
-        self._floor = sources.floor
+        self._floor, self._tied = sources.floor, sources.tied
         self._float: dict[str, tuple[Way, ...]] = {}
         self._integer: dict[str, tuple[Way, ...]] = {}
         anchors = set(plan.anchors)
@@ -141,7 +142,10 @@ class Tradeoff(Cut):
         return self._step({name: ways[name in kept] for name, ways in best.items()})
 
     def steps(self) -> list[Step]:
-        """The lower convex hull of noise over time, from the plan to float: each has less noise and takes longer."""
+        """From the plan to float, the lower convex hull of noise over time, and steps of one node between its points.
+
+        Each makes less noise than the one before it and takes longer.
+        """
         first, last = self.as_planned(), self.in_float()
         found, pending = [first, last], [(first, last)]
         little = _NEAR_TIME * abs(last.time - first.time)
@@ -155,7 +159,30 @@ class Tradeoff(Cut):
             if middle.time + price * middle.noise < ends * (1.0 - _ROUNDING):
                 found.append(middle)
                 pending += [(before, middle), (middle, behind)]
-        return worthwhile(found)
+        hull = worthwhile(found)
+        return worthwhile([*hull, *(step for pair in pairwise(hull) for step in self._between(*pair))])
+
+    def _between(self, low: Step, high: Step) -> list[Step]:
+        """The steps from ``low`` to ``high``, one node after another: what makes most noise first."""
+        changed = [name for name in self.names if low.ways.get(name) != high.ways.get(name)]
+        loud = {name: self._loudness(name) for name in changed}
+        ways = {name: low.ways.get(name, self._integer[name][0]) for name in self.names}
+        steps = []
+        for name in sorted(changed, key=lambda n: (-loud[n], n))[:-1]:
+            for moved in (name, *self._tied_to(name)):
+                ways[moved] = high.ways.get(moved, self._integer[moved][0])
+            steps.append(self._step(ways))
+        return steps
+
+    def _loudness(self, name: str) -> float:
+        """The noise that goes if ``name`` alone, and whatever else makes the same, no longer is on integers."""
+        read = sum(self._noise.get((v, self.SINK), 0.0) for v in self.graph.successors(name))
+        return read + self._integer[name][0].noise
+
+    def _tied_to(self, name: str) -> list[str]:
+        return [
+            other for node, other in (*self._tied.items(), *((b, a) for a, b in self._tied.items())) if node == name
+        ]
 
     def _step(self, ways: Mapping[str, Way]) -> Step:
         """What ``ways``, one for each node, come to."""

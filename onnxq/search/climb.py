@@ -70,7 +70,7 @@ class Climb:
             found = self._search(further) if further else None
             if found is not None:
                 return found
-            least = min(least, *(s.noise for s in allowed)) if allowed else least
+            least = min([least, *(s.noise for s in allowed)])
             if self.most < 1.0:
                 return None
         return None
@@ -105,19 +105,22 @@ class Climb:
             return tried is not None and tried.verdict.good_but_for_lengths
 
         low = 0 if not steps[0].ways else -1  # as planned: known to be bad
-        start, gain, last = level(steps[0]), _FIRST_GAIN, len(steps) - 1
+        gain, last = _FIRST_GAIN, len(steps) - 1
         while low < last:
-            high = next((i for i in range(low + 1, last) if level(steps[i]) <= start - gain), last)
+            high = next((i for i in range(low + 1, last) if level(steps[i]) <= level(steps[0]) - gain), last)
             if good(high):
                 break
             low, gain = high, 2.0 * gain
         else:
             return None
-        while high - low > 1 and self._share(steps[high]) - self._share(steps[max(low, 0)]) > _CLOSE:
+        while high - low > 1 and not self._close(steps[max(low, 0)], steps[high]):
             aim = (level(steps[max(low, 0)]) + level(steps[high])) / 2.0
             middle = min(range(low + 1, high), key=lambda i: abs(level(steps[i]) - aim))
             low, high = (low, middle) if good(middle) else (middle, high)
         return found[high]
+
+    def _close(self, one: Step, other: Step) -> bool:
+        return abs(self._share(other) - self._share(one)) <= _CLOSE
 
     def _judged(self, step: Step) -> Tried | None:
         try:
@@ -153,9 +156,8 @@ def described(first: Built, step: Step) -> str:
     others = sum(name in integer - layers for name in gone)
     stored = sum(name not in integer | layers for name in gone)
     bare = sum(name in layers and way.weight is None for name, way in gone.items())
-    parts = (
-        [f"{count} of {len(layers)} layers float" + (f" ({bare} with their weights)" if bare else "")] if count else []
-    )
+    parts = [f"{count} of {len(layers)} layers float"] if count else []
+    parts += [f"{bare} of these with their weights"] if bare else []
     parts += [f"{others} nodes between layers float"] if others else []
     parts += [f"{dynamic} layers with ranges of the run"] if dynamic else []
     parts += [f"{stored} weights float again"] if stored else []

@@ -21,8 +21,8 @@ from onnxq.kernels import ops
 from onnxq.kernels.costs import QUANTIZE, CostTable
 from onnxq.kernels.targets import Target
 from onnxq.kernels.work import Shapes, elements, work_of
-from onnxq.plan import KeptFloat, Own, Point, ReasonCode, Storage
-from onnxq.plan.placement import table_costs
+from onnxq.plan import KeptFloat, Own, Plan, Point, ReasonCode, Storage
+from onnxq.plan.placement import Costs, table_costs
 from onnxq.plan.tradeoff import Reading, Sources, Step, Tradeoff, Way
 from onnxq.query import nodes, values_by_name
 
@@ -58,12 +58,23 @@ class Meter(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What is known of a candidate before anything is measured: its graph, sizes, and what kernels cost."""
+    """What is known of a candidate before anything is measured: its graph, sizes, and what kernels cost.
+
+    ``timed``: whether that counts; else every layer counts the same.
+    """
 
     graph: ir.Model
     shapes: Shapes
     table: CostTable
     target: Target
+    timed: bool = True
+
+    def costs(self, plan: Plan) -> Costs:
+        """Those of the nodes of ``plan``."""
+        if self.timed:
+            return table_costs(self.graph, plan, self.shapes, self.table, self.target)
+        anchors = set(plan.anchors)
+        return Costs({name: float(name in anchors) for name in plan.integer}, dict.fromkeys(plan.integer, 0.0))
 
 
 class Rungs:
@@ -86,14 +97,16 @@ class Rungs:
         self._layers = [name for name in first.plan.layers if name not in self._tied]
         self._progress = progress
         self._nodes = {n.name or "": n for n in nodes(scene.graph)}
-        self._costs = table_costs(scene.graph, first.plan, scene.shapes, scene.table, scene.target)
+        if scene.timed and self._in_vain():
+            self.scene = replace(scene, timed=False)
+        self._costs = self.scene.costs(first.plan)
         self._readings: tuple[Reading, ...] = ()
         self._dynamic: dict[str, tuple[Way, ...]] = {}
 
     def stages(self) -> Iterator[list[Step]]:
         """Steps from the candidate towards float: weights stay int8, then they are given back too."""
-        yield self._trade(self.with_stored_weights()).steps()
-        yield self._trade(self.with_float_weights()).steps()
+        for sources in (self.with_stored_weights, self.with_float_weights):
+            yield self._trade(sources()).steps()
         if further := self._without_stored_weights():
             yield further
 
@@ -167,7 +180,16 @@ class Rungs:
 
     def _trade(self, sources: Sources) -> Tradeoff:
         scene = self.scene
-        return Tradeoff(scene.graph, self.first.plan, scene.shapes, scene.table, self._costs, sources)
+        shapes = scene.shapes if scene.timed else {}
+        return Tradeoff(scene.graph, self.first.plan, shapes, scene.table, self._costs, sources)
+
+    def _in_vain(self) -> bool:
+        """Whether nothing is faster for being on integers, as far as is known: then the fewest layers go back."""
+        scene = self.scene
+        trade = Tradeoff(
+            scene.graph, self.first.plan, scene.shapes, scene.table, scene.costs(self.first.plan), Sources(())
+        )
+        return trade.in_float().time <= trade.as_planned().time
 
     def _points(self) -> list[tuple[Point, tuple[str, ...]]]:
         """The points with ranges of their own, each for those that read it alike, and the names of these.
@@ -193,7 +215,8 @@ class Rungs:
 
     def _linear_at_run_time(self) -> dict[str, tuple[Way, ...]]:
         """Ways of linear layers whose input makes much of the noise: with a range that is measured at every run."""
-        total, found = sum(r.noise for r in self._readings), {}
+        total = sum(r.noise for r in self._readings)
+        found: dict[str, tuple[Way, ...]] = {}
         for name in self._layers:
             node = self._nodes[name]
             read = sum(r.noise for r in self._readings if name in r.readers)

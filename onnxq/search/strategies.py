@@ -220,7 +220,8 @@ def _ladder(search: Search, way: Attempt, meter: OutputNoise) -> Ladder | None:
     shapes = {} if feed is None else tensor_shapes(way.candidate.graph, feed, search.job.folder)
     if not shapes:
         return None
-    scene = Scene(way.candidate.graph, shapes, conversion_table(way.context.target.name), way.context.target)
+    target, timed = way.context.target, way.candidate.config.placement == "cost"
+    scene = Scene(way.candidate.graph, shapes, conversion_table(target.name), target, timed)
     progress = partial(search.job.tell, "repair")
     rungs = Rungs(way.built, meter, scene, depends_on=way.equalized.gates, progress=progress)
     return Ladder(rungs.stages, most_given(search.job.asked))
