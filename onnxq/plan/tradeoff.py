@@ -26,11 +26,16 @@ from onnxq.kernels.work import Shapes
 from onnxq.plan.placement import Costs, Cut, writes_codes
 from onnxq.plan.types import Plan, Storage
 from onnxq.plan.units import ends_in_activation
-from onnxq.query import values_by_name
+from onnxq.query import nodes, values_by_name
 
 # Points of the hull nearer to each other than that are as good as one: a ratio of noises, a share of all time.
 _NEAR_NOISE = 1.05
 _NEAR_TIME = 0.002
+# Of more nodes than that between two points of the hull, the order is that of the graph.
+_MOST_GREEDY = 24
+# So many nodes are looked at by themselves.
+_MOST_SINGLE = 256
+_LEAST_TIME = 1e-3
 
 
 class Way(NamedTuple):
@@ -86,6 +91,7 @@ class Tradeoff(Cut):
     ) -> None:
         super().__init__(model, plan, shapes, table, costs, ())
         self._floor, self._tied = sources.floor, sources.tied
+        self._order = [name for node in nodes(model) if (name := node.name or "") in self.names | sources.ways.keys()]
         self._float: dict[str, tuple[Way, ...]] = {}
         self._integer: dict[str, tuple[Way, ...]] = {}
         anchors = set(plan.anchors)
@@ -142,7 +148,7 @@ class Tradeoff(Cut):
         return self._step({name: ways[name in kept] for name, ways in best.items()})
 
     def steps(self) -> list[Step]:
-        """From the plan to float, the lower convex hull of noise over time, and steps of one node between its points.
+        """From the plan to float, the lower convex hull of noise over time, and steps of single nodes beside it.
 
         Each makes less noise than the one before it and takes longer.
         """
@@ -160,24 +166,27 @@ class Tradeoff(Cut):
                 found.append(middle)
                 pending += [(before, middle), (middle, behind)]
         hull = worthwhile(found)
-        return worthwhile([*hull, *(step for pair in pairwise(hull) for step in self._between(*pair))])
+        single = [self._moved(first, last, name) for name in self._order[:_MOST_SINGLE]]
+        return worthwhile([*hull, *single, *(step for pair in pairwise(hull) for step in self._between(*pair))])
 
     def _between(self, low: Step, high: Step) -> list[Step]:
-        """The steps from ``low`` to ``high``, one node after another: what makes most noise first."""
-        changed = [name for name in self.names if low.ways.get(name) != high.ways.get(name)]
-        loud = {name: self._loudness(name) for name in changed}
-        ways = {name: low.ways.get(name, self._integer[name][0]) for name in self.names}
-        steps = []
-        for name in sorted(changed, key=lambda n: (-loud[n], n))[:-1]:
-            for moved in (name, *self._tied_to(name)):
-                ways[moved] = high.ways.get(moved, self._integer[moved][0])
-            steps.append(self._step(ways))
+        """The steps from ``low`` to ``high``, one node after another: what takes away most noise for its time first."""
+        left = [name for name in self._order if low.ways.get(name) != high.ways.get(name)]
+        greedy, at, steps = len(left) <= _MOST_GREEDY, low, []
+        while len(left) > 1:
+            found = [(name, self._moved(at, high, name)) for name in (left if greedy else left[:1])]
+            name, at = min(found, key=lambda f: (f[1].noise - at.noise) / max(f[1].time - at.time, _LEAST_TIME))
+            gone = {name, *self._tied_to(name)}
+            left = [other for other in left if other not in gone]
+            steps.append(at)
         return steps
 
-    def _loudness(self, name: str) -> float:
-        """The noise that goes if ``name`` alone, and whatever else makes the same, no longer is on integers."""
-        read = sum(self._noise.get((v, self.SINK), 0.0) for v in self.graph.successors(name))
-        return read + self._integer[name][0].noise
+    def _moved(self, at: Step, high: Step, name: str) -> Step:
+        """``at`` with the way of ``high`` for the node called ``name``, and for those tied to it."""
+        ways = {other: at.ways.get(other, self._integer[other][0]) for other in self.names}
+        for moved in (name, *self._tied_to(name)):
+            ways[moved] = high.ways.get(moved, self._integer[moved][0])
+        return self._step(ways)
 
     def _tied_to(self, name: str) -> list[str]:
         return [

@@ -1,7 +1,7 @@
 """The cheapest step towards float that is good, with few trials.
 
 Each step makes less noise than the one before it and takes longer. How much noise is too much only the judge knows: the
-budget is found by doubling and halving what is taken away, in decibels.
+budget is found by taking more and more of it away, in decibels, and halving.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from onnxq.plan.tradeoff import Step
 from onnxq.report.curve import CurvePoint
 from onnxq.search.acceptance import Verdict
 
-# What the first trial takes away, in decibels; each further one twice as much.
-_FIRST_GAIN = 3.0
+# What the first trial takes away, in decibels, and how many times as much each further one does.
+_FIRST_GAIN, _GROWTH = 1.0, 2.5
 # Of the time between all integers and float: steps nearer to each other than that need not be told apart.
 _CLOSE = 0.02
 _LEAST_NOISE = 1e-15
@@ -110,7 +110,7 @@ class Climb:
             high = next((i for i in range(low + 1, last) if level(steps[i]) <= level(steps[0]) - gain), last)
             if good(high):
                 break
-            low, gain = high, 2.0 * gain
+            low, gain = high, _GROWTH * gain
         else:
             return None
         while high - low > 1 and not self._close(steps[max(low, 0)], steps[high]):
