@@ -90,7 +90,7 @@ class Tradeoff(Cut):
         self, model: ir.Model, plan: Plan, shapes: Shapes, table: CostTable, costs: Costs, sources: Sources
     ) -> None:
         super().__init__(model, plan, shapes, table, costs, ())
-        self._floor, self._tied = sources.floor, sources.tied
+        self._floor = sources.floor
         self._order = [name for node in nodes(model) if (name := node.name or "") in self.names | sources.ways.keys()]
         self._float: dict[str, tuple[Way, ...]] = {}
         self._integer: dict[str, tuple[Way, ...]] = {}
@@ -174,24 +174,22 @@ class Tradeoff(Cut):
         left = [name for name in self._order if low.ways.get(name) != high.ways.get(name)]
         greedy, at, steps = len(left) <= _MOST_GREEDY, low, []
         while len(left) > 1:
-            found = [(name, self._moved(at, high, name)) for name in (left if greedy else left[:1])]
-            name, at = min(found, key=lambda f: (f[1].noise - at.noise) / max(f[1].time - at.time, _LEAST_TIME))
-            gone = {name, *self._tied_to(name)}
-            left = [other for other in left if other not in gone]
+            found = [self._moved(at, high, name) for name in (left if greedy else left[:1])]
+            at = min(found, key=lambda to: (to.noise - at.noise) / max(to.time - at.time, _LEAST_TIME))
+            left = [other for other in left if at.ways.get(other) != high.ways.get(other)]
             steps.append(at)
         return steps
 
     def _moved(self, at: Step, high: Step, name: str) -> Step:
-        """``at`` with the way of ``high`` for the node called ``name``, and for those tied to it."""
+        """``at`` with the way of ``high`` for the node called ``name``, and for those that cannot do without it."""
         ways = {other: at.ways.get(other, self._integer[other][0]) for other in self.names}
-        for moved in (name, *self._tied_to(name)):
+        pending = [name]
+        while pending:
+            moved = pending.pop()
             ways[moved] = high.ways.get(moved, self._integer[moved][0])
+            if not ways[moved].integer:
+                pending += [u for u in self.graph.predecessors(moved) if u in ways and ways[u].integer]
         return self._step(ways)
-
-    def _tied_to(self, name: str) -> list[str]:
-        return [
-            other for node, other in (*self._tied.items(), *((b, a) for a, b in self._tied.items())) if node == name
-        ]
 
     def _step(self, ways: Mapping[str, Way]) -> Step:
         """What ``ways``, one for each node, come to."""

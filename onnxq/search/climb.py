@@ -21,7 +21,7 @@ from onnxq.search.acceptance import Verdict
 # What the first trial takes away, in decibels, and how many times as much each further one does.
 _FIRST_GAIN, _GROWTH = 1.0, 2.5
 # Of the time between all integers and float: steps nearer to each other than that need not be told apart.
-_CLOSE = 0.02
+_CLOSE = 0.03
 _LEAST_NOISE = 1e-15
 
 
