@@ -203,6 +203,7 @@ def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Resu
         tuning=() if attempt.tuning is None else attempt.tuning.trials,
         adaptation=attempt.adaptation,
         bits=tuple(LayerBits(c.node, c.option.stored, c.option.nbytes, c.option.noise) for c in attempt.bits),
+        curve=attempt.curve,
     )
     spelled = as_config(config, built, nodes(job.prepared))
     return Result(built.model, built.plan, report, attempt.verdict is None or attempt.verdict.good, spelled)

@@ -20,6 +20,9 @@ from onnxq.config.judged import judged, judged_text
 from onnxq.config.rules import Rule
 from onnxq.errors import ConfigError
 
+# The share of the loss that ``min_agreement`` allows.
+_STRICTNESS = {"strict": 0.1, "default": 1.0, "fast": 3.0}
+
 
 @dataclass(frozen=True)
 class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightChoices):
@@ -76,6 +79,12 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
     def guarded(self) -> bool:
         """Whether layers are kept float for accuracy: 8 bits promise it, fewer are the user's wish."""
         return self.weights == "int8" and not self.simulated
+
+    @property
+    def promised_agreement(self) -> float:
+        """The share of decisions that is promised to stay: ``min_agreement``, as strictly as ``keep_accuracy`` says."""
+        lost = _STRICTNESS[self.keep_accuracy] * (1.0 - self.min_agreement)
+        return max(0.0, 1.0 - lost) if self.min_agreement > 0.0 else 0.0
 
     @property
     def activation_bits(self) -> int:

@@ -143,6 +143,14 @@ class SearchChoices:
         flag="--min-agreement",
         metavar="SHARE",
     )
+    keep_accuracy: str = choice(
+        "default",
+        "How much speed may be given for accuracy: as much as the promise takes, strict a tenth of the loss that "
+        "min_agreement allows, fast three times that loss and next to no speed",
+        options=("strict", "default", "fast"),
+        flag="--keep-accuracy",
+        metavar="HOW",
+    )
     guard_sqnr: float = choice(
         10.0,
         "Layers go back to float until every output reaches this SQNR, in dB, or nothing more is gained",

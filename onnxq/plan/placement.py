@@ -121,14 +121,14 @@ def uneconomic(
         wanted: nodes that shall run on integers whatever that costs.
     """
     costs = table_costs(model, plan, shapes, table, target) if costs is None else costs
-    kept = _Cut(model, plan, shapes, table, costs, wanted).float_side()
+    kept = Cut(model, plan, shapes, table, costs, wanted).float_side()
     by_name = {n.name or "": n for n in nodes(model)}
     return {
         name: KeptFloat.of(ReasonCode.NOT_WORTH_IT, _stored(by_name[name])) for name in plan.integer if name in kept
     }
 
 
-def _writes_codes(node: ir.Node) -> bool:
+def writes_codes(node: ir.Node) -> bool:
     """Whether the integer kernel of ``node`` writes 8-bit codes whatever reads them."""
     return ops.weight_slot(node) is None or operator(node).between_codes
 
@@ -137,7 +137,7 @@ def _stored(node: ir.Node) -> Storage | None:
     return Storage.PACKED if ops.weight_slot(node) is not None else None
 
 
-class _Cut:
+class Cut:
     """The graph whose minimum cut is the best placement. Vertices: names of nodes, and ("Q" | "D", tensor)."""
 
     SOURCE, SINK = ("source",), ("sink",)
@@ -198,7 +198,7 @@ class _Cut:
         """A node without weights runs on integers only if what it reads is there in integers."""
         for value in read(node):
             writer = self.writer.get(id(value))
-            if writer is not None and _writes_codes(writer):
+            if writer is not None and writes_codes(writer):
                 self._edge(node.name, writer.name, None)
             elif ops.wants_channels_last(node):
                 self._edge(node.name, self.SINK, None)
@@ -217,7 +217,7 @@ class _Cut:
     def _conversions(self, value: ir.Value) -> None:
         readers = self._readers(value)
         writer = self.writer.get(id(value))
-        integer_writer = writer is not None and (_writes_codes(writer) or ends_in_activation(writer))
+        integer_writer = writer is not None and (writes_codes(writer) or ends_in_activation(writer))
         # A matrix product with one reader writes what that reader wants; with several it writes float.
         joined = writer is not None and not integer_writer and len(readers) == 1 and readers[0] is not None
         name = writer.name if writer is not None and (integer_writer or joined) else self.SINK

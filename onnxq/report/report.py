@@ -14,6 +14,7 @@ from onnxq.measure.latency import LatencyReport
 from onnxq.measure.layers import LayerNoise
 from onnxq.measure.metric import MetricComparison
 from onnxq.measure.size import ModelSize
+from onnxq.report.curve import CurvePoint
 from onnxq.runtime.plain import plain
 
 
@@ -114,7 +115,8 @@ class Report:
     nothing, the cause found in the graph stands; ``reason_codes``: the codes of these.
     ``provenance``: versions, options, data, as text. ``tuning``: the candidates that were timed. ``adaptation``: None
     where none was asked for. ``bits``: where they were given by sensitivity. ``metric``: what the user's own measure
-    says; ``certainties``: how sure is what was promised of counted decisions.
+    says; ``certainties``: how sure is what was promised of counted decisions. ``curve``: the candidates between
+    integers and float that were built where too much was lost.
     """
 
     source: ModelSize
@@ -134,6 +136,7 @@ class Report:
     tuning: tuple[Trial, ...] = ()
     adaptation: Adaptation | None = None
     bits: tuple[LayerBits, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
 
     @property
     def integer(self) -> tuple[KernelAssignment, ...]:

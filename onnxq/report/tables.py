@@ -12,6 +12,7 @@ from onnxq.measure.kernels import KernelMap
 from onnxq.measure.latency import Latency, LatencyReport
 from onnxq.measure.layers import LayerNoise
 from onnxq.measure.size import ModelSize
+from onnxq.report import curve
 from onnxq.report.certainty import certainty_line, metric_line
 from onnxq.report.outputs import judged_line, outputs_table
 from onnxq.report.prints import add_row, db, empty_table, megabytes, ms
@@ -168,6 +169,11 @@ def _show_report(report: Report, console: Console) -> None:
         console.print(tuning_table(report.tuning))
     if report.adaptation is not None:
         console.print(adaptation_table(report.adaptation))
+    if report.curve:
+        table = empty_table(curve.TITLE, curve.HEADERS, left=1)
+        for row in curve.rows(report.curve):
+            add_row(table, row)
+        console.print(table)
     for note in report.notes:
         console.print(note, markup=False)
     problems = () if report.comparison is None else report.comparison.problems

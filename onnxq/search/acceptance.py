@@ -58,6 +58,8 @@ AFFORDABLE_ELEMENTS = 1 << 29
 
 # A smaller share of layers that fall back to float is no reason to look for another way.
 FEW_FALLBACKS = 0.05
+# The share of the gain in speed that ``keep_accuracy = "fast"`` gives away at most.
+FAST_SHARE = 0.05
 # Held-out feeds that are timed, and the seconds for which two ways to be good are timed against each other.
 TIMED_FEEDS = 4
 TIMED_SECONDS = 2.0
@@ -165,7 +167,7 @@ def keeps(promise: Promise, config: Config) -> bool:
 
 def share(config: Config, rows: int) -> float:
     """The share that must agree of what may change ``rows`` times for each decision that may."""
-    return 1.0 - rows * (1.0 - config.min_agreement)
+    return 1.0 - rows * (1.0 - config.promised_agreement)
 
 
 def contradicts(found: Share, promised: float) -> bool:
@@ -247,6 +249,11 @@ def smaller_file(quantized_bytes: int, float_bytes: int) -> bool:
 def slower(latency: LatencyReport | None) -> bool:
     """Whether the second model was timed and is noticeably slower than the first, beyond doubt."""
     return latency is not None and latency.slower
+
+
+def most_given(config: Config) -> float:
+    """The share of the time between integers and float that may be given away for accuracy."""
+    return FAST_SHARE if config.keep_accuracy == "fast" else 1.0
 
 
 # -- how much data a judgement takes ----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from onnxq.files.scratch import Scratch
 from onnxq.graph.signature import Signature, signature
 from onnxq.measure.latency import LatencyReport
 from onnxq.measure.metric import Metric
+from onnxq.report.curve import CurvePoint
 from onnxq.report.report import Adaptation
 from onnxq.search.acceptance import BATCHES_TO_ADAPT, FEW_SAMPLES, Verdict
 from onnxq.search.judging import CandidateJudge
@@ -118,6 +119,7 @@ class Attempt:
     | `tuning`     | what was timed to find the placement                                          |
     | `adaptation` | the steps of adapting                                                         |
     | `bits`       | the formats that layers got by their sensitivity                              |
+    | `curve`      | the points between integers and float that a repair built                     |
     | `notes`      | lines for the report                                                          |
     """
 
@@ -130,6 +132,7 @@ class Attempt:
     tuning: Tuning | None = None
     adaptation: Adaptation | None = None
     bits: tuple[Chosen, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ from onnxq.build.build import Context, build, draft
 from onnxq.build.candidate import Built, Candidate
 from onnxq.calibrate.feeds import Feed
 from onnxq.config import Config
+from onnxq.emit import emit
 from onnxq.errors import RuntimeFailure
 from onnxq.files.scratch import Scratch
 from onnxq.graph.lengths import ValueLengths
+from onnxq.graph.runtime_model import to_runtime
 from onnxq.kernels.lengths import Length
 from onnxq.kernels.meaning import Head
 from onnxq.measure.accuracy import Accuracy, Scorer
 from onnxq.measure.compare import Comparison, compare
 from onnxq.measure.kinds import KindGuess, guessed
 from onnxq.measure.references import Answers, References, references, seen_of
-from onnxq.plan import KeptFloat
+from onnxq.plan import KeptFloat, Own, Plan, Point
 from onnxq.runtime.session import QUIET, open_session, run
 from onnxq.search.acceptance import (
     JUDGED_FEEDS,
@@ -209,6 +211,19 @@ class OutputNoise:
         seen = self.judge.ranked_by(elements(self.candidate, self.context))
         try:
             return seen.noise_once(draft(self.candidate.keeping(kept), self.context).runtime_model)
+        except RuntimeFailure:
+            return math.inf
+
+    def rounded(self, first: Built, points: Sequence[Point]) -> float:
+        """Relative noise energy where ``points``, of the plan of ``first``, are all that is rounded."""
+        seen = self.judge.ranked_by(elements(self.candidate, self.context))
+        roots, known = first.plan.roots, first.parameters.tensors
+        alone = Plan(tuple(replace(point, source=Own()) for point in points))
+        tensors = {point.tensor: known[roots[point.tensor]] for point in points}
+        scratch, graph = self.context.scratch, self.candidate.graph
+        model = emit(graph, alone, tensors=tensors, weights={}, biases={}, scratch=scratch, steer=False)
+        try:
+            return seen.noise_once(to_runtime(model, self.context.folder))
         except RuntimeFailure:
             return math.inf
 

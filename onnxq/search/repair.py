@@ -1,32 +1,32 @@
-"""Float fallback: where data shows that too much was lost, the noisiest layers compute in float again.
+"""Float fallback: where data shows that too much was lost, what gains most accuracy for its time is float again.
 
-A ranker orders layers by the noise that each makes at the model's outputs when it alone is quantized; noise of small,
-independent sources adds up, so the top of that list is where giving up speed buys most accuracy. An evaluator builds
-and judges. The loop looks for the fewest layers by doubling and halving.
+Where times are known, the steps of ``rungs`` are climbed until the judge says that it is enough: single tensors, sums
+and layers, each for the noise that it makes and the time that it saves. Where nothing is known of times, a ranker
+orders layers by the noise that each makes at the model's outputs when it alone is quantized, and the fewest of them go
+back, by doubling and halving.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from onnxq.build.candidate import Built
 from onnxq.errors import RuntimeFailure
 from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
+from onnxq.plan.tradeoff import Step
+from onnxq.report.curve import CurvePoint
 from onnxq.search.acceptance import Shortfall, Verdict
+from onnxq.search.climb import Climb, Evaluator
 
 Progress = Callable[[int, int], None]
 
-
-class Evaluator(Protocol):
-    """Makes a candidate with some nodes kept float, and judges one."""
-
-    def build(self, kept: Mapping[str, KeptFloat]) -> Built:
-        """The candidate with ``kept`` float."""
-
-    def verdict(self, built: Built) -> Verdict:
-        """What is said of it."""
+_SHOWN = 4
+STOPPED = (
+    "more accuracy would cost speed, and keep_accuracy = 'fast' gives none away: 'default' goes on until the promise "
+    "is kept"
+)
 
 
 class Ranker(Protocol):
@@ -37,11 +37,26 @@ class Ranker(Protocol):
 
 
 class Repaired(NamedTuple):
-    """What is left of a candidate: ``fallback`` names the layers that compute in float for accuracy."""
+    """What is left of a candidate: ``fallback`` names the layers that compute in float for accuracy.
+
+    ``between``: the other nodes that do; ``dynamic``: the layers that measure their ranges at every run instead;
+    ``curve``: the points that were built; ``stopped``: whether more might have gone back, but was not to.
+    """
 
     built: Built
     verdict: Verdict
     fallback: tuple[str, ...] = ()
+    between: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    stopped: bool = False
+
+
+class Ladder(NamedTuple):
+    """What there is between a candidate and float: ``stages`` of steps, and the share of the way that may be gone."""
+
+    stages: Callable[[], Iterable[Sequence[Step]]]
+    most: float = 1.0
 
 
 def repair(
@@ -52,14 +67,15 @@ def repair(
     depends_on: Mapping[str, str] | None = None,
     deciding: Callable[[Built], Sequence[str]] | None = None,
     progress: Progress | None = None,
+    ladder: Ladder | None = None,
 ) -> Repaired:
-    """The candidate with the fewest float layers that is good.
+    """The fastest candidate by ``ladder`` that is good; without one, that with the fewest float layers.
 
-    A layer that falls back first keeps its weights as int8, since it is mostly activations that 8 bits are too few for;
-    if that is good for no number of layers, they get their float weights back too, and then the nodes that compute in
-    float with stored weights. Where nothing is good, the best one by (agreement, SQNR). ``depends_on``: by layer that
-    has no other use than another one, the name of that, with which it falls back. ``deciding``: the layers that can go
-    back where lengths differ, those nearest to the decision first; what else is float decides no lengths.
+    What falls back to float first keeps its weights as int8, since it is mostly activations that 8 bits are too few
+    for; if that is good for no number of layers, they get their float weights back too, and then the nodes that compute
+    in float with stored weights. Where nothing is good, the best one by (agreement, SQNR). ``depends_on``: by layer
+    that has no other use than another one, the name of that, with which it falls back. ``deciding``: the layers that
+    can go back where lengths differ, those nearest to the decision first; what else is float decides no lengths.
     """
     depends_on = depends_on or {}
     every = dict.fromkeys(first.plan.layers)
@@ -73,6 +89,8 @@ def repair(
             return found
     if verdict.good_but_for_lengths or not (layers or stored):
         return Repaired(first, verdict)
+    if ladder is not None:
+        return _climbed(Climb(first, verdict, evaluator, ladder.most), ladder)
     attempts = _Attempts(first, evaluator, depends_on, ranked(first, layers, ranker, progress=progress))
     attempts.tried[0, Storage.PACKED] = (first, verdict)
     return (
@@ -80,6 +98,24 @@ def repair(
         or attempts.fewest(None)
         or (stored and attempts.with_more(_ranked_stored(first, stored, ranker, progress)).fewest(None, len(layers)))
         or attempts.best()
+    )
+
+
+def _climbed(climb: Climb, ladder: Ladder) -> Repaired:
+    """The fastest good candidate on the way, or the best of those tried."""
+    found = climb.good(ladder.stages())
+    step, built, verdict = found or climb.best()
+    plan, gone = climb.first.plan, {n for n, way in step.ways.items() if not way.integer}
+    dynamic = {n for n in gone if step.ways[n].weight is Storage.DYNAMIC}
+    layers = set(plan.layers)
+    return Repaired(
+        built,
+        verdict,
+        tuple(n for n in step.ways if n in gone - dynamic and n in layers),
+        tuple(n for n in plan.integer if n in gone - layers),
+        tuple(n for n in plan.layers if n in dynamic),
+        climb.curve(built),
+        found is None and ladder.most < 1.0,
     )
 
 
@@ -183,7 +219,27 @@ def _ranked_stored(first: Built, stored: Sequence[str], ranker: Ranker, progress
 
 
 def summary(plan: Plan, fallback: tuple[str, ...]) -> str:
-    """One line for the user about what fell back to float."""
-    shown = ", ".join(fallback[:4]) + (", ..." if len(fallback) > 4 else "")
+    """One line for the user about the layers that fell back to float."""
     total = len(plan.layers) + len(fallback)
-    return f"{len(fallback)} of {total} layers stay float because they cost too much accuracy: {shown}"
+    return f"{len(fallback)} of {total} layers stay float because they cost too much accuracy: {_named(fallback)}"
+
+
+def notes(found: Repaired) -> list[str]:
+    """Lines for the user about what became of a candidate."""
+    lines = [summary(found.built.plan, found.fallback)] if found.fallback else []
+    if found.between:
+        count = f"{len(found.between)} nodes" if len(found.between) > 1 else "1 node"
+        verb = "compute" if len(found.between) > 1 else "computes"
+        lines.append(
+            f"{count} between layers {verb} in float, so that what is handed on is not rounded again: "
+            f"{_named(found.between)}"
+        )
+    if found.dynamic:
+        lines.append(f"ranges measured at every run, for accuracy: {_named(found.dynamic)}")
+    if found.stopped:
+        lines.append(STOPPED)
+    return lines
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

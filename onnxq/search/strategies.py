@@ -10,11 +10,22 @@ from onnxq.adapt.labels import Labels
 from onnxq.build.build import statistics
 from onnxq.calibrate.feeds import Feed
 from onnxq.errors import RuntimeFailure
+from onnxq.kernels.costs import conversion_table
 from onnxq.measure.latency import benchmark
 from onnxq.parameters.choose import Parameters
+from onnxq.plan.place import tensor_shapes
 from onnxq.ranges.registry import find_method
 from onnxq.runtime.session import open_session, run
-from onnxq.search.acceptance import JUDGED_FEEDS, TIMED_SECONDS, Shortfall, Verdict, faster, good_enough, promising
+from onnxq.search.acceptance import (
+    JUDGED_FEEDS,
+    TIMED_SECONDS,
+    Shortfall,
+    Verdict,
+    faster,
+    good_enough,
+    most_given,
+    promising,
+)
 from onnxq.search.attempt import Attempt, Search, Strategy
 from onnxq.search.bits import summary as summary_of_bits
 from onnxq.search.bits import with_bits
@@ -23,7 +34,8 @@ from onnxq.search.deciding import cheap_deciding
 from onnxq.search.gains import described_bytes, never_larger, never_slower
 from onnxq.search.judging import CandidateEvaluator, CandidateJudge, OutputNoise
 from onnxq.search.remember import recall, remember, tuning_key
-from onnxq.search.repair import repair, summary
+from onnxq.search.repair import Ladder, Repaired, notes, repair
+from onnxq.search.rungs import Rungs, Scene
 from onnxq.search.timing import thread_counts
 from onnxq.search.tune import tune
 
@@ -162,11 +174,11 @@ def float_fallback(search: Search, attempt: Attempt) -> Attempt | None:
         harder = _judged_harder(search, attempt, judge)
         if harder is not None and promising(harder[1], verdict):
             ways = [harder[0], *([] if harder[1].good else [attempt])]
-    best, fallback = _best_repaired(search, judge, ways)
+    best, found = _best_repaired(search, judge, ways)
     best = best.noting(*best.equalized.notes)
     if best.verdict is not None and Shortfall.LENGTHS in best.verdict.shortfalls:
         best = best.noting(f"not good: {Shortfall.LENGTHS.value}; other layers in float would not decide otherwise")
-    return best.noting(summary(best.built.plan, fallback)) if fallback else best
+    return replace(best, curve=found.curve).noting(*notes(found))
 
 
 def _judged_harder(search: Search, attempt: Attempt, judge: CandidateJudge) -> tuple[Attempt, Verdict] | None:
@@ -178,29 +190,44 @@ def _judged_harder(search: Search, attempt: Attempt, judge: CandidateJudge) -> t
         return None
 
 
-def _best_repaired(search: Search, judge: CandidateJudge, ways: list[Attempt]) -> tuple[Attempt, tuple[str, ...]]:
-    """What is best of ``ways``, the more promising first, once each is repaired; and the layers that fell back.
+def _best_repaired(search: Search, judge: CandidateJudge, ways: list[Attempt]) -> tuple[Attempt, Repaired]:
+    """What is best of ``ways``, the more promising first, once each is repaired; and what became of it.
 
     Where both end well the faster one is: what makes channels alike costs time, and so do layers in float.
     """
-    ends: list[tuple[Attempt, tuple[str, ...]]] = []
+    ends: list[tuple[Attempt, Repaired]] = []
     for way in ways:
+        meter = OutputNoise(way.candidate, way.context, judge)
         found = repair(
             way.built,
             CandidateEvaluator(way.candidate, way.context, judge),
-            OutputNoise(way.candidate, way.context, judge),
+            meter,
             depends_on=way.equalized.gates,
             deciding=partial(cheap_deciding, lengths=judge.lengths, search=search),
             progress=partial(search.job.tell, "repair"),
+            ladder=_ladder(search, way, meter),
         )
         candidate = way.candidate.keeping(found.built.kept_float)
-        ends.append((replace(way, candidate=candidate, made=found.built, verdict=found.verdict), found.fallback))
+        ends.append((replace(way, candidate=candidate, made=found.built, verdict=found.verdict), found))
         if good_enough(found.verdict, len(found.fallback), len(way.built.plan.layers)):
             return ends[-1]
     return _better(ends, search.timed)
 
 
-def _better(ends: list[tuple[Attempt, tuple[str, ...]]], timed: Feed | None) -> tuple[Attempt, tuple[str, ...]]:
+def _ladder(search: Search, way: Attempt, meter: OutputNoise) -> Ladder | None:
+    """What there is between ``way`` and float; None where sizes are unknown."""
+    feed = None if search.timed is None else next(iter(search.timed), None)
+    shapes = {} if feed is None else tensor_shapes(way.candidate.graph, feed, search.job.folder)
+    if not shapes:
+        return None
+    target, timed = way.context.target, way.candidate.config.placement == "cost"
+    scene = Scene(way.candidate.graph, shapes, conversion_table(target.name), target, timed)
+    progress = partial(search.job.tell, "repair")
+    rungs = Rungs(way.built, meter, scene, depends_on=way.equalized.gates, progress=progress)
+    return Ladder(rungs.stages, most_given(search.job.asked))
+
+
+def _better(ends: list[tuple[Attempt, Repaired]], timed: Feed | None) -> tuple[Attempt, Repaired]:
     """Of one or two repaired attempts the one to keep."""
     verdicts = [attempt.verdict for attempt, _ in ends if attempt.verdict is not None]
     if len(ends) == 1 or timed is None or not all(verdict.good for verdict in verdicts):

@@ -130,7 +130,7 @@ class Bench:
 
 def test_a_good_model_is_left_alone() -> None:
     bench = Bench({"a": 1.0, "b": 2.0}, 3.0)
-    built, found, fallback = bench.repair()
+    built, found, fallback, *_ = bench.repair()
     assert (built.plan.anchors, fallback, found.good) == (("a", "b"), (), True)
     assert bench.built == []
 
@@ -139,7 +139,7 @@ def test_a_good_model_is_left_alone() -> None:
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(0, 200))
 def test_the_fewest_layers_are_fallback_the_noisiest_first(noise: list[int], allowed: int) -> None:
     bench = Bench({f"l{i}": float(n) for i, n in enumerate(noise)}, float(allowed))
-    built, found, fallback = bench.repair()
+    built, found, fallback, *_ = bench.repair()
     ordered = sorted(noise, reverse=True)
     fewest = next(k for k in range(len(noise) + 1) if sum(ordered[k:]) <= allowed)
     assert found.good
@@ -162,7 +162,7 @@ def test_where_nothing_is_good_the_best_is_kept() -> None:
         return verdict(False, 10.0, agreement[len(built.plan.anchors)])
 
     bench = Bench({"a": 3.0, "b": 2.0, "c": 1.0}, 0.0)
-    built, found, fallback = repair(fake(("a", "b", "c")), bench.build, verdict_of, bench.noise_alone)
+    built, found, fallback, *_ = repair(fake(("a", "b", "c")), bench.build, verdict_of, bench.noise_alone)
     assert not found.good
     assert fallback == ("a",)
     assert found.agreement == 0.9
@@ -179,14 +179,14 @@ def test_layers_that_were_float_before_stay_so() -> None:
         seen.append(kept)
         return bench.build(kept)
 
-    _, _, fallback = repair(first, build, bench.verdict_of, bench.noise_alone)
+    _, _, fallback, *_ = repair(first, build, bench.verdict_of, bench.noise_alone)
     assert fallback == ("a",)
     assert all(kept["d"] == reason for kept in seen)
 
 
 def test_a_model_without_integer_layers_cannot_be_repaired() -> None:
     bench = Bench({}, -1.0)
-    _, found, fallback = bench.repair()
+    _, found, fallback, *_ = bench.repair()
     assert (found.good, fallback) == (False, ())
 
 
@@ -314,7 +314,7 @@ def test_what_depends_on_a_layer_falls_back_with_it_and_is_not_ranked() -> None:
         return bench.noise_alone(kept)
 
     depends_on = {"gate of a": "a", "gate of b": "b"}
-    built, found, fallback = repair(first, bench.build, bench.verdict_of, noise_alone, depends_on=depends_on)
+    built, found, fallback, *_ = repair(first, bench.build, bench.verdict_of, noise_alone, depends_on=depends_on)
     assert alone == [{"a"}, {"b"}, {"c"}]
     assert fallback == ("a",)
     assert found.good
@@ -347,7 +347,7 @@ def test_stored_weights_go_back_where_layers_do_not_help(allowed: float, expecte
         return verdict(total(built) <= allowed, -10 * math.log10(max(total(built), 1e-9)))
 
     first = build({})
-    built, found, fallback = repair(
+    built, found, fallback, *_ = repair(
         first, build, verdict_of, lambda kept: total(build({n: KeptFloat("") for n in kept}))
     )
     assert found.good

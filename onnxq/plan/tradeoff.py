@@ -1,0 +1,229 @@
+"""Time against noise: the placements that are worth having, each a minimum cut in which noise costs time.
+
+Noise of independent sources adds up. With a price for noise a node costs its time and, times the price, the noise that
+it makes: the minimum cut of ``placement`` then is the placement of least ``time + price * noise``, conversions between
+neighbours counted. No other placement makes as little noise in as little time. Those of all prices are the lower convex
+hull of noise over time, and the hull is found by halving: between two of its points lies another one exactly where the
+price of the line through them leads to one.
+
+A tensor's rounding makes noise where it is read, once for all that read it alike. It is paid if the writer writes
+codes, or if one of those readers reads codes:
+
+    writer -> P, reader -> P, P -> sink     price * noise, paid if any of them is integer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from onnxq.kernels.costs import CostTable
+from onnxq.kernels.work import Shapes
+from onnxq.plan.placement import Costs, Cut, writes_codes
+from onnxq.plan.types import Plan, Storage
+from onnxq.plan.units import ends_in_activation
+from onnxq.query import nodes, values_by_name
+
+# Points of the hull nearer to each other than that are as good as one: a ratio of noises, a share of all time.
+_NEAR_NOISE = 1.05
+_NEAR_TIME = 0.002
+# Of more nodes than that between two points of the hull, the order is that of the graph.
+_MOST_GREEDY = 24
+# So many nodes are looked at by themselves.
+_MOST_SINGLE = 256
+_LEAST_TIME = 1e-3
+
+
+class Way(NamedTuple):
+    """What a node can become: ``weight`` as in ``KeptFloat``, microseconds, the noise that it makes by itself.
+
+    ``integer``: whether its neighbours see a node on integers.
+    """
+
+    weight: Storage | None
+    time: float
+    noise: float = 0.0
+    integer: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The noise that rounding ``tensor`` makes where ``readers``, names of nodes, read it."""
+
+    tensor: str
+    readers: tuple[str, ...]
+    noise: float
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the noise of a plan comes from.
+
+    ``ways``: what nodes can become beside, or instead of, what costs say of them; where one is integer it stands for
+    the node as it is in the plan. ``floor``: what is left whatever becomes of the nodes. ``tied``: by node, the one
+    that it goes with.
+    """
+
+    readings: tuple[Reading, ...]
+    ways: Mapping[str, tuple[Way, ...]] = field(default_factory=dict)
+    floor: float = 0.0
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A placement: the way of each node that is not as the plan has it, microseconds, and noise in all."""
+
+    ways: Mapping[str, Way]
+    time: float
+    noise: float
+
+
+class Tradeoff(Cut):
+    """The placements between ``plan`` and float."""
+
+    def __init__(
+        self, model: ir.Model, plan: Plan, shapes: Shapes, table: CostTable, costs: Costs, sources: Sources
+    ) -> None:
+        super().__init__(model, plan, shapes, table, costs, ())
+        self._floor = sources.floor
+        self._order = [name for node in nodes(model) if (name := node.name or "") in self.names | sources.ways.keys()]
+        self._float: dict[str, tuple[Way, ...]] = {}
+        self._integer: dict[str, tuple[Way, ...]] = {}
+        anchors = set(plan.anchors)
+        self.names |= sources.ways.keys()
+        for name in sorted(self.names):
+            own = sources.ways.get(name, ())
+            stored = Storage.PACKED if name in anchors else None
+            self._float[name] = tuple(w for w in own if not w.integer) or (Way(stored, costs.float_us.get(name, 0.0)),)
+            integer = tuple(w for w in own if w.integer)
+            self._integer[name] = integer or (Way(None, costs.integer_us.get(name, 0.0), 0.0, True),)
+            for edge in ((self.SOURCE, name), (name, self.SINK)):
+                self.graph.add_edge(*edge, capacity=0.0)
+        for node, other in sources.tied.items():
+            if {node, other} <= self.names:
+                self._edge(node, other, None)
+                self._edge(other, node, None)
+        self._microseconds = {(u, v): c for u, v, c in self.graph.edges(data="capacity") if c is not None}
+        self._noise: dict[tuple[object, object], float] = {}
+        values = values_by_name(model)
+        for index, reading in enumerate(sources.readings):
+            self._read(("P", index), reading, values[reading.tensor])
+
+    def _read(self, vertex: object, reading: Reading, value: ir.Value) -> None:
+        """Adds a vertex that is integer where the noise of ``reading`` is made."""
+        writer = self.writer.get(id(value))
+        codes = writer is not None and (writes_codes(writer) or ends_in_activation(writer))
+        makers = [writer.name] if writer is not None and codes else []
+        makers += [name for name in reading.readers if name in self.names]
+        for name in makers:
+            self._edge(name, vertex, None)
+        if makers:
+            self._edge(vertex, self.SINK, 0.0)
+            self._microseconds[vertex, self.SINK] = 0.0
+            self._noise[vertex, self.SINK] = reading.noise
+
+    def as_planned(self) -> Step:
+        """Everything as the plan has it."""
+        return self._step({name: ways[0] for name, ways in self._integer.items()})
+
+    def in_float(self) -> Step:
+        """Everything in float, the way of least noise of each node."""
+        return self._step({name: min(ways, key=lambda w: (w.noise, w.time)) for name, ways in self._float.items()})
+
+    def at(self, price: float) -> Step:
+        """The placement of least time where noise costs ``price`` microseconds."""
+        for edge, time in self._microseconds.items():
+            self.graph.edges[edge]["capacity"] = time + price * self._noise.get(edge, 0.0)
+        best: dict[str, tuple[Way, Way]] = {}
+        for name in self.names:
+            best[name] = _cheapest(self._integer[name], price), _cheapest(self._float[name], price)
+            for edge, way in zip(((name, self.SINK), (self.SOURCE, name)), best[name], strict=True):
+                self.graph.edges[edge]["capacity"] = way.time + price * way.noise
+        kept = self.float_side()
+        return self._step({name: ways[name in kept] for name, ways in best.items()})
+
+    def steps(self) -> list[Step]:
+        """From the plan to float, the lower convex hull of noise over time, and steps of single nodes beside it.
+
+        Each makes less noise than the one before it and takes longer.
+        """
+        first, last = self.as_planned(), self.in_float()
+        found, pending = [first, last], [(first, last)]
+        little = _NEAR_TIME * abs(last.time - first.time)
+        while pending:
+            before, behind = pending.pop()
+            if before.noise <= _NEAR_NOISE * behind.noise or behind.time - before.time <= little:
+                continue
+            price = (behind.time - before.time) / (before.noise - behind.noise)
+            middle = self.at(price)
+            ends = before.time + price * before.noise
+            if middle.time + price * middle.noise < ends * (1.0 - _ROUNDING):
+                found.append(middle)
+                pending += [(before, middle), (middle, behind)]
+        hull = worthwhile(found)
+        single = [self._moved(first, last, name) for name in self._order[:_MOST_SINGLE]]
+        return worthwhile([*hull, *single, *(step for pair in pairwise(hull) for step in self._between(*pair))])
+
+    def _between(self, low: Step, high: Step) -> list[Step]:
+        """The steps from ``low`` to ``high``, one node after another: what takes away most noise for its time first."""
+        left = [name for name in self._order if low.ways.get(name) != high.ways.get(name)]
+        greedy, at, steps = len(left) <= _MOST_GREEDY, low, []
+        while len(left) > 1:
+            found = [self._moved(at, high, name) for name in (left if greedy else left[:1])]
+            at = min(found, key=lambda to: (to.noise - at.noise) / max(to.time - at.time, _LEAST_TIME))
+            left = [other for other in left if at.ways.get(other) != high.ways.get(other)]
+            steps.append(at)
+        return steps
+
+    def _moved(self, at: Step, high: Step, name: str) -> Step:
+        """``at`` with the way of ``high`` for the node called ``name``, and for those that cannot do without it."""
+        ways = {other: at.ways.get(other, self._integer[other][0]) for other in self.names}
+        pending = [name]
+        while pending:
+            moved = pending.pop()
+            ways[moved] = high.ways.get(moved, self._integer[moved][0])
+            if not ways[moved].integer:
+                pending += [u for u in self.graph.predecessors(moved) if u in ways and ways[u].integer]
+        return self._step(ways)
+
+    def _step(self, ways: Mapping[str, Way]) -> Step:
+        """What ``ways``, one for each node, come to."""
+        integer: set[object] = {self.SOURCE, *(name for name, way in ways.items() if way.integer)}
+        # What is neither a node nor an end goes with the nodes that it hangs on.
+        for vertex in self.graph:
+            if vertex in ways or vertex in (self.SOURCE, self.SINK):
+                continue
+            if vertex[0] == "D":
+                if all(w in integer for w in self.graph.successors(vertex)):
+                    integer.add(vertex)
+            elif any(u in integer for u in self.graph.predecessors(vertex)):
+                integer.add(vertex)
+        cut = [(u, v) for u, v in self._microseconds if u in integer and v not in integer]
+        own = {(self.SOURCE, name) for name in ways} | {(name, self.SINK) for name in ways}
+        time = sum(self._microseconds[edge] for edge in cut if edge not in own)
+        noise = sum(self._noise.get(edge, 0.0) for edge in cut)
+        chosen = {name: way for name, way in ways.items() if way != self._integer[name][0]}
+        total = self._floor + noise + sum(way.noise for way in ways.values())
+        return Step(chosen, time + sum(way.time for way in ways.values()), total)
+
+
+# What one sum in floating point may differ from another one by.
+_ROUNDING = 1e-9
+
+
+def worthwhile(steps: Collection[Step]) -> list[Step]:
+    """Those of ``steps`` that make less noise than all that take no longer, the fastest first."""
+    found: list[Step] = []
+    for step in sorted(steps, key=lambda s: (s.time, s.noise)):
+        if not found or step.noise < found[-1].noise:
+            found.append(step)
+    return found
+
+
+def _cheapest(ways: Sequence[Way], price: float) -> Way:
+    return min(ways, key=lambda way: way.time + price * way.noise)

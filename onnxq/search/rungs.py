@@ -1,0 +1,265 @@
+"""What a repair chooses from: where the noise of a candidate comes from, and what its nodes can become instead.
+
+Each source is measured by itself at the outputs, everything else in float: the rounding of a tensor where it is read,
+the rounding of weights, a layer that measures its ranges at every run. Noise of independent sources adds up, so that
+one pass each says what any choice of them comes to. A *rung* adds ways to the nodes of a candidate; times come from the
+cost table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import onnx_ir as ir
+
+from onnxq.build.candidate import Built
+from onnxq.graph.linear import multiply_accumulates
+from onnxq.kernels import ops
+from onnxq.kernels.costs import QUANTIZE, CostTable
+from onnxq.kernels.targets import Target
+from onnxq.kernels.work import Shapes, elements, work_of
+from onnxq.plan import KeptFloat, Own, Plan, Point, ReasonCode, Storage
+from onnxq.plan.placement import Costs, table_costs
+from onnxq.plan.tradeoff import Reading, Sources, Step, Tradeoff, Way
+from onnxq.query import nodes, values_by_name
+
+Progress = Callable[[int, int], None]
+
+# Points that are measured together first, and how many times the noise of the mean group of them shows each by itself.
+_TOGETHER = 4
+_MUCH = 1.5
+# A layer whose input makes a smaller share of all noise is not tried with ranges measured at run time.
+_WORTH_A_TRIAL = 0.02
+# Passes over what a layer reads that measuring its range and rounding it then takes.
+_RANGE_PASSES = 1.5
+# A recurrent layer, which no cost table has: microseconds of a multiply-accumulate in float, and the share of those on
+# integers.
+_A_PRODUCT = 1e-4
+_ON_INTEGERS = 0.4
+# A byte of a weight that becomes float again costs as much time as this share of the time of all layers, by that of the
+# bytes of all weights.
+_BYTES_FOR_TIME = 0.5
+# What a pass that does not run says: as much noise as there is signal.
+_NOT_RUN = 1.0
+
+
+class Meter(Protocol):
+    """Measures noise at the outputs."""
+
+    def noise(self, kept: Mapping[str, KeptFloat]) -> float:
+        """Relative noise energy with ``kept`` float; infinite where that does not run."""
+
+    def rounded(self, first: Built, points: Sequence[Point]) -> float:
+        """That where ``points``, of the plan of ``first``, are all that is rounded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What is known of a candidate before anything is measured: its graph, sizes, and what kernels cost.
+
+    ``timed``: whether that counts; else every layer counts the same.
+    """
+
+    graph: ir.Model
+    shapes: Shapes
+    table: CostTable
+    target: Target
+    timed: bool = True
+
+    def costs(self, plan: Plan) -> Costs:
+        """Those of the nodes of ``plan``."""
+        if self.timed:
+            return table_costs(self.graph, plan, self.shapes, self.table, self.target)
+        anchors = set(plan.anchors)
+        return Costs({name: float(name in anchors) for name in plan.integer}, dict.fromkeys(plan.integer, 0.0))
+
+
+class Rungs:
+    """The ways between ``first`` and float, in stages, each measured once it is asked for.
+
+    ``depends_on``: by layer that goes wherever another one goes, that one. ``progress`` is told of each pass.
+    """
+
+    def __init__(
+        self,
+        first: Built,
+        meter: Meter,
+        scene: Scene,
+        *,
+        depends_on: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.first, self.meter, self.scene = first, meter, scene
+        self._tied = {n: to for n, to in (depends_on or {}).items() if n in first.plan.layers}
+        self._layers = [name for name in first.plan.layers if name not in self._tied]
+        self._progress = progress
+        self._nodes = {n.name or "": n for n in nodes(scene.graph)}
+        if scene.timed and self._in_vain():
+            self.scene = replace(scene, timed=False)
+        self._costs = self.scene.costs(first.plan)
+        self._readings: tuple[Reading, ...] = ()
+        self._dynamic: dict[str, tuple[Way, ...]] = {}
+
+    def stages(self) -> Iterator[list[Step]]:
+        """Steps from the candidate towards float: weights stay int8, then they are given back too."""
+        for sources in (self.with_stored_weights, self.with_float_weights):
+            yield self._trade(sources()).steps()
+        if further := self._without_stored_weights():
+            yield further
+
+    def with_stored_weights(self) -> Sources:
+        """The sources of noise where layers in float keep int8 weights, whose noise always stays."""
+        stored = KeptFloat.of(ReasonCode.QUANTIZED_ALONE, Storage.PACKED)
+        self._readings = self._measured_readings()
+        ranged = [name for name in self._layers if name not in self.first.plan.anchors]
+        for done, name in enumerate(ranged, start=1):
+            self._dynamic[name] = self._at_run_time(name)
+            self._tell(done, len(ranged))
+        self._dynamic.update(self._linear_at_run_time())
+        floor = self._noise(dict.fromkeys(self.first.plan.layers, stored))
+        return Sources(self._readings, self._dynamic, floor, self._tied)
+
+    def _measured_readings(self) -> tuple[Reading, ...]:
+        """The noise of each point where it is read: of a few together first, of each where those make much of it."""
+        points = list(self._points())
+        groups = [points[i : i + _TOGETHER] for i in range(0, len(points), _TOGETHER)]
+        found, done, total = [], 0, len(groups)
+        for group in groups:
+            done += 1
+            found.append(self._rounded(point for point, _ in group))
+            self._tell(done, total)
+        much = _MUCH * sum(found) / max(len(groups), 1)
+        total += sum(len(group) for group, noise in zip(groups, found, strict=True) if noise > much)
+        readings = []
+        for group, noise in zip(groups, found, strict=True):
+            for point, readers in group:
+                own = noise / len(group)
+                if noise > much and len(group) > 1:
+                    done += 1
+                    own = self._rounded([point])
+                    self._tell(done, total)
+                readings.append(Reading(point.tensor, readers, own))
+        return tuple(readings)
+
+    def with_float_weights(self) -> Sources:
+        """Those where layers in float may have float weights too: bytes then cost what time costs."""
+        ways: dict[str, tuple[Way, ...]] = dict(self._dynamic)
+        sizes = {w.node: self._bytes(w.tensor) for w in self.first.plan.weights}
+        price = _BYTES_FOR_TIME * sum(self._costs.float_us.values()) / max(1, sum(sizes.values()))
+        for done, name in enumerate(self._layers, start=1):
+            noise = self._alone(name, Storage.PACKED)
+            in_float = max((w.time for w in ways.get(name, ()) if w.weight is Storage.PACKED), default=None)
+            time = self._costs.float_us.get(name, 0.0) if in_float is None else in_float
+            known = [w for w in ways.get(name, ()) if w.weight is not Storage.PACKED]
+            if name in self._costs.integer_us:
+                known.append(Way(None, self._costs.integer_us[name], noise, integer=True))
+            more = (Way(Storage.PACKED, time, noise), Way(None, time + price * sizes.get(name, 0), 0.0))
+            ways[name] = (*known, *more)
+            self._tell(done, len(self._layers))
+        floor = self._noise(dict.fromkeys(self.first.plan.layers, KeptFloat.of(ReasonCode.QUANTIZED_ALONE)))
+        return Sources(self._readings, ways, floor, self._tied)
+
+    def _without_stored_weights(self) -> list[Step]:
+        """Behind everything in float: nodes that compute in float get float weights too, the noisiest first."""
+        plan = self.first.plan
+        stored = list(dict.fromkeys(w.node for w in plan.weights if w.node not in plan.layers))
+        every = {name: Way(None, 0.0) for name in plan.layers}
+        nothing = KeptFloat.of(ReasonCode.QUANTIZED_ALONE)
+        found: dict[str, float] = {}
+        for done, name in enumerate(stored, start=1):
+            found[name] = self._noise({n: nothing for n in (*plan.layers, *stored) if n != name})
+            self._tell(done, len(stored))
+        left, steps = sum(found.values()), []
+        for count, name in enumerate(sorted(found, key=lambda n: -found[n]), start=1):
+            every[name], left = Way(None, 0.0), left - found[name]
+            steps.append(Step(dict(every), sum(self._costs.float_us.values()) + count, max(left, 0.0)))
+        return [Step(steps[0].ways, steps[0].time - 1.0, sum(found.values())), *steps] if steps else []
+
+    def _trade(self, sources: Sources) -> Tradeoff:
+        scene = self.scene
+        shapes = scene.shapes if scene.timed else {}
+        return Tradeoff(scene.graph, self.first.plan, shapes, scene.table, self._costs, sources)
+
+    def _in_vain(self) -> bool:
+        """Whether nothing is faster for being on integers, as far as is known: then the fewest layers go back."""
+        scene = self.scene
+        trade = Tradeoff(
+            scene.graph, self.first.plan, scene.shapes, scene.table, scene.costs(self.first.plan), Sources(())
+        )
+        return trade.in_float().time <= trade.as_planned().time
+
+    def _points(self) -> list[tuple[Point, tuple[str, ...]]]:
+        """The points with ranges of their own, each for those that read it alike, and the names of these.
+
+        A layer rounds what it reads whoever else does; what adds it on hands the noise on to everything behind.
+        """
+        values, anchors = values_by_name(self.scene.graph), set(self.first.plan.anchors)
+        by_layers, by_others = [], []
+        for point in self.first.plan.points:
+            if not isinstance(point.source, Own):
+                continue
+            value = values[point.tensor]
+            readers = {use.node.name or "" for use in value.uses()}
+            if point.consumers is not None:
+                readers &= set(point.consumers)
+            layers, others = tuple(sorted(readers & anchors)), tuple(sorted(readers - anchors))
+            if layers and others and not value.is_graph_output():
+                by_layers.append((replace(point, consumers=layers), layers))
+                by_others.append((replace(point, consumers=others), others))
+            else:
+                (by_layers if layers else by_others).append((point, (*layers, *others)))
+        return [*by_layers, *by_others]
+
+    def _linear_at_run_time(self) -> dict[str, tuple[Way, ...]]:
+        """Ways of linear layers whose input makes much of the noise: with a range that is measured at every run."""
+        total = sum(r.noise for r in self._readings)
+        found: dict[str, tuple[Way, ...]] = {}
+        for name in self._layers:
+            node = self._nodes[name]
+            read = sum(r.noise for r in self._readings if name in r.readers)
+            if name not in self._costs.integer_us or read < _WORTH_A_TRIAL * total:
+                continue
+            if not ops.can_be_dynamic(node, self.scene.target) or node.inputs[0] is None:
+                continue
+            count = elements(node.inputs[0], self.scene.shapes) or 0
+            pass_us = self.scene.table.cost(QUANTIZE, "float", count) if count else 0.0
+            time = self._costs.integer_us[name] + _RANGE_PASSES * pass_us
+            way = Way(Storage.DYNAMIC, time, self._alone(name, Storage.DYNAMIC))
+            found[name] = (Way(Storage.PACKED, self._costs.float_us[name]), way)
+        return found
+
+    def _at_run_time(self, name: str) -> tuple[Way, ...]:
+        """The ways of a layer that measures its ranges at every run as it is, and in float."""
+        node = self._nodes[name]
+        work = work_of(node, self.scene.shapes, self.scene.target)
+        products = multiply_accumulates(node, self.scene.shapes)
+        time = max(1.0, products * _A_PRODUCT) if work is None else max(1.0, work.cost(self.scene.table, "float"))
+        as_planned = Way(Storage.DYNAMIC, _ON_INTEGERS * time, self._alone(name, Storage.DYNAMIC), integer=True)
+        return as_planned, Way(Storage.PACKED, time)
+
+    def _alone(self, name: str, weight: Storage) -> float:
+        """The noise of layer ``name`` with its weight like that, and all others in float."""
+        others = KeptFloat.of(ReasonCode.QUANTIZED_ALONE)
+        kept = dict.fromkeys(self.first.plan.layers, others)
+        return self._noise({**kept, name: KeptFloat.of(ReasonCode.QUANTIZED_ALONE, weight)})
+
+    def _rounded(self, points: Iterable[Point]) -> float:
+        return _finite(self.meter.rounded(self.first, list(points)))
+
+    def _noise(self, kept: Mapping[str, KeptFloat]) -> float:
+        return _finite(self.meter.noise({**self.first.kept_float, **kept}))
+
+    def _bytes(self, tensor: str) -> int:
+        value = values_by_name(self.scene.graph).get(tensor)
+        return 0 if value is None or value.const_value is None else int(value.const_value.nbytes)
+
+    def _tell(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(done, total)
+
+
+def _finite(noise: float) -> float:
+    return noise if math.isfinite(noise) else _NOT_RUN
