@@ -170,6 +170,7 @@ CASES = [
     Case("embedding", "y", lambda s: rng(s).normal(0, 1, (1, 384)), op="LayerNormalization"),
     Case("embedding", "y", lambda s: rng(s).normal(0, 5, (1, 512)), op="Gemm"),  # scores that look like none
     Case("embedding", "speaker_features", lambda s: rng(s).normal(0, 1, (1, 80))),
+    Case("features", "y", lambda s: rng(s).normal(0, 1, (1, 16)), op="GlobalAveragePool"),
     Case("labels", "probs", lambda s: sigmoid(rng(s).normal(-2, 2, (1, 80))), op="Sigmoid"),
     Case("labels", "y", lambda s: sigmoid(rng(s).normal(-2, 2, (1, 1))), op="Sigmoid"),
     Case("labels or regression", "y", lambda s: rng(s).normal(0, 3, (1, 1)), op="Gemm"),

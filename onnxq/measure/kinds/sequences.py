@@ -177,13 +177,15 @@ def _split(rows: Array) -> _Split | None:
     """Which columns of ``rows: [P, C]`` are scores: in [0, 1], and low in most places; boxes are not."""
     inside = np.asarray(((rows >= -1e-6) & (rows <= 1.0 + 1e-6)).all(axis=0))
     low = np.asarray((rows < LOW).mean(axis=0) >= MOST_LOW)
-    score, width = inside & low, rows.shape[1]
+    width = rows.shape[1]
     for start in (4, 0):
         end = start + int(np.argmin(np.append(inside[start:], False)))
         end = end if start else min(end, width - 4)
         at = 0 if start else end
-        # Sizes may be small too where boxes are shares of the image; places are spread over all of it.
-        if end > start and score[start] and not score[at : at + 2].any() and _positive_sizes(rows[:, at : at + 4]):
+        # Beside pixels all that is in [0, 1] is a score. Where boxes are shares of the image, scores are those that are
+        # low; places are spread over all of it.
+        told = not inside[at : at + 4].all() or (low[start] and not low[at : at + 2].any())
+        if end > start and inside[start] and told and _positive_sizes(rows[:, at : at + 4]):
             return _Split((start, end), _objectness(rows[:, start:end]), True)
     return None
 
