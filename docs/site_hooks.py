@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxq
 from onnxq import config, errors
+from onnxq.measure.kinds.kind import kind_table
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -133,6 +134,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "error-tree": error_tree,
     "command-line": command_line,
     "config": config.choice_table,
+    "kinds": kind_table,
     "presets": presets,
     "exit-codes": exit_codes,
 }

@@ -38,7 +38,8 @@ def judged_line(output: OutputComparison) -> str:
         parts.append(output.detail)
     if output.sure is not None and output.sure.rows:
         parts.append(f"where the float model is sure {output.sure}")
-    if output.worst is not None and output.worst_place:
+    whole = output.share is not None and output.share.same == output.share.rows and output.worst == 1.0
+    if output.worst is not None and output.worst_place and not whole:
         parts.append(f"worst: {output.worst_what} {figure(output.worst)}, {output.worst_place}")
     return "; ".join(parts) + "."
 

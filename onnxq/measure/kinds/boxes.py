@@ -18,7 +18,7 @@ from onnxq.measure.kinds.kind import Kind, Measured, Promise, Where
 from onnxq.measure.kinds.layout import Layout
 from onnxq.measure.kinds.sure import MARGIN, first_two, is_sure
 from onnxq.measure.kinds.thresholds import THRESHOLDS
-from onnxq.measure.matching import OVERLAP, as_corners, greedy, overlaps, with_corners
+from onnxq.measure.matching import OVERLAP, as_corners, overlaps, with_corners
 from onnxq.numerics import Noise, noise
 
 # A detection near the threshold comes and goes: at odds of 3 to 2 five of them cost one decision (``sure``).
@@ -56,12 +56,15 @@ class Found:
 
 
 class Detections(NamedTuple):
-    """Of one image, the best first: boxes as corners, scores, classes; ``kept``: those that no better one overlaps."""
+    """Of one image, the best first: boxes as corners, scores, classes; ``kept``: those that no better one overlaps.
+
+    ``clear``: where the class leads the second by odds of 3 to 2.
+    """
 
     corners: Floats
     scores: Floats
     classes: Array
-    rows: Array
+    clear: Array
     kept: Array
 
 
@@ -104,25 +107,35 @@ class DenseBoxes:
         order = order[best[order] >= LOWEST]
         box = rows[order][:, self._boxes]
         corners = as_corners(box) if centred else box
-        return Detections(corners, best[order], classes[order], order, _best_of_class(corners, classes[order]))
+        clear = np.ones(len(order), bool)
+        if scores.shape[1] > 1:
+            clear = is_sure(*first_two(scores[order])[1:], probabilities=True)
+        kept = _best_of_class(corners, classes[order])
+        return Detections(corners, best[order], classes[order], clear, kept)
 
     def _count(self, a: Detections, b: Detections, at: Where) -> None:
-        """Counts what is detected above each threshold in either model."""
-        alike = a.classes[:, None] == b.classes[None]
-        overlap = overlaps(a.corners, b.corners)
-        near = alike & (overlap >= OVERLAP)
-        distance = np.where(near, 1.0 - overlap, np.inf)[np.ix_(a.kept, b.kept)]
-        first, second = greedy(distance)
-        lone = np.setdiff1d(np.arange(len(a.kept)), first), np.setdiff1d(np.arange(len(b.kept)), second)
-        # What float says where only the quantized model kept something: its best score there, kept or not.
-        shadow = np.where(near, a.scores[:, None], 0.0).max(axis=0, initial=0.0)[b.kept]
-        of_float = np.concatenate([a.scores[a.kept][first], a.scores[a.kept][lone[0]], shadow[lone[1]]])
-        of_test = np.concatenate([b.scores[b.kept][second], np.zeros(len(lone[0])), b.scores[b.kept][lone[1]]])
-        paired = np.arange(len(of_float)) < len(first)
+        """Counts what float detects above each threshold and whether the other does too, and what only that detects.
+
+        Which of several overlapping boxes is the best is no decision: any of them will do.
+        """
+        near = overlaps(a.corners, b.corners) >= OVERLAP
+        alike = near & (a.classes[:, None] == b.classes[None])
+        found = np.where(alike, b.scores[None], 0.0).max(axis=1, initial=0.0)[a.kept]
+        known = np.where(alike, a.scores[:, None], 0.0).max(axis=0, initial=0.0)[b.kept]
+        # Where float finds something in the same place but is not sure of which class.
+        doubtful = np.where(near & ~a.clear[:, None], a.scores[:, None], 0.0).max(axis=0, initial=0.0)[b.kept]
+        score, more = a.scores[a.kept], b.scores[b.kept]
         for threshold, tally in self.found.tallies.items():
-            before, after = of_float >= threshold, of_test >= threshold
-            before[len(first) + len(lone[0]) :] = False
-            tally.add(paired & before & after, before | after, np.abs(of_float - threshold) >= MARGIN, at)
+            extra = (more >= threshold) & (known < threshold)
+            same = np.concatenate([found >= threshold, np.zeros(len(more), bool)])
+            counts = np.concatenate([score >= threshold, extra])
+            sure = np.concatenate(
+                [
+                    (score >= threshold + MARGIN) & a.clear[a.kept],
+                    np.maximum(known, doubtful) <= threshold - MARGIN,
+                ]
+            )
+            tally.add(same, counts, sure, at)
 
     def _note(self, a: Floats, b: Floats, at: Where) -> None:
         deciding = np.maximum(a, b) >= THRESHOLDS[0]

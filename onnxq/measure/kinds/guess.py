@@ -69,7 +69,7 @@ def _guess(output: Output, length: Length | None) -> KindGuess:
     if word := output.says("state"):
         return output.guess(Kind.FEATURES, reason=f"'{word}' in its name: a state that the next call reads")
     axis = _line(output.shape)
-    if axis is not None and not any(output.varies):
+    if axis is not None and not any(output.varies) and not _column_of_rows(output, axis):
         return vector(output, axis)
     rank = len(output.shape)
     if length is Length.STRETCHED and max(output.shape, default=0) < LONG and not output.says("classes"):
@@ -85,6 +85,12 @@ def _line(shape: tuple[int, ...]) -> int | None:
     if len(long) > 1:
         return None
     return long[0] if long else -1
+
+
+def _column_of_rows(output: Output, axis: int) -> bool:
+    """Whether ``[T, 1]`` a sample is a number for each of several places, and not one row."""
+    long = len(output.shape) == 2 and output.shape[-1] == 1 and output.shape[0] > 1
+    return long and not output.layout(axis).distribution
 
 
 def _asked(output: Output, kind: Kind) -> KindGuess:

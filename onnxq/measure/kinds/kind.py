@@ -119,6 +119,12 @@ KINDS: dict[Kind, About] = {
 }
 
 
+def kind_table() -> str:
+    """Every kind with what it is, its measure and its promise, as a Markdown table."""
+    rows = [f"| `{kind.value}` | {about.what} | {about.measured} | {about.promise} |" for kind, about in KINDS.items()]
+    return "\n".join(["| kind | is | measured by | promised |", "|---|---|---|---|", *rows])
+
+
 @dataclass(frozen=True)
 class KindGuess:
     """What an output is taken for, and why. Where several kinds fit, all are measured and the strictest counts."""

@@ -40,7 +40,7 @@ def sequence(output: Output) -> KindGuess:
         return found
     if width in output.head.tokens and width >= CHARACTERS:
         return output.guess(Kind.NEXT_TOKEN, reason=f"scores of the {width} tokens that its input is made of")
-    if output.seen.tokens and width >= VOCABULARY and not output.layout().bounded and not output.vague_vector():
+    if output.seen.tokens and width >= VOCABULARY and not output.layout().bounded and not _vague(output):
         return output.guess(Kind.NEXT_TOKEN, reason=f"scores of a vocabulary of {width}")
     if found := _detector(output, varies):
         return found
@@ -49,6 +49,10 @@ def sequence(output: Output) -> KindGuess:
     if not varies[1] and not varies[0] and output.layout(0).distribution and not output.layout().distribution:
         return _rows(output, 0)
     return _rows(output, -1)
+
+
+def _vague(output: Output) -> bool:
+    return not output.says("classes") and output.vague_vector()
 
 
 def _line(output: Output) -> KindGuess:
@@ -173,22 +177,15 @@ def _split(rows: Array) -> _Split | None:
     """Which columns of ``rows: [P, C]`` are scores: in [0, 1], and low in most places; boxes are not."""
     inside = np.asarray(((rows >= -1e-6) & (rows <= 1.0 + 1e-6)).all(axis=0))
     low = np.asarray((rows < LOW).mean(axis=0) >= MOST_LOW)
-    score = inside & (low if inside[:4].all() else inside)
+    width = rows.shape[1]
     for start in (4, 0):
-        if start == 0 and not score[0]:
-            continue
-        if start == 4 and score[:4].any():
-            continue
-        end = start
-        while end < rows.shape[1] and inside[end]:
-            end += 1
-        box = rows[:, end : end + 4] if start == 0 else rows[:, :4]
-        if start == 0:
-            end = min(end, rows.shape[1] - 4)
-            box = rows[:, end : end + 4]
-        if end <= start or box.shape[1] < 4 or not low[start]:
-            continue
-        if _positive_sizes(box):
+        end = start + int(np.argmin(np.append(inside[start:], False)))
+        end = end if start else min(end, width - 4)
+        at = 0 if start else end
+        # Beside pixels all that is in [0, 1] is a score. Where boxes are shares of the image, scores are those that are
+        # low; places are spread over all of it.
+        told = not inside[at : at + 4].all() or (low[start] and not low[at : at + 2].any())
+        if end > start and inside[start] and told and _positive_sizes(rows[:, at : at + 4]):
             return _Split((start, end), _objectness(rows[:, start:end]), True)
     return None
 
