@@ -94,40 +94,51 @@ class Evidence:
             found[key] = _added(found[key], promise) if key in found else promise
         return Evidence(found)
 
-    def certainties(
-        self, promised: Callable[[int], float], made: Evidence | None = None, *, samples: int = 0, of: int = 0
-    ) -> tuple[Certainty, ...]:
+    def certainties(self, promised: Callable[[int], float], made: MadeEvidence | None = None) -> tuple[Certainty, ...]:
         """How sure each promise is by this, evidence of the data, and that of ``made`` samples.
 
         ``promised``: by how many may change for one decision that may, the share that must stay; 0 or less is no
-        promise. ``samples`` were made of so many (``of``).
+        promise.
         """
         found = []
-        for (output, what), promise in self.promises.items():
+        for key, promise in self.promises.items():
             least = promised(promise.times)
             if least > 0.0 and promise.share is not None:
-                more = None if made is None else made.promises.get((output, what))
-                adds = None if more is None else _made(promise, more, samples, of)
-                found.append(Certainty(output, what, least, promise.share, adds))
+                found.append(Certainty(*key, least, promise.share, None if made is None else made.to(key, promise)))
         return tuple(found)
+
+
+@dataclass(frozen=True)
+class MadeEvidence:
+    """That of ``samples`` made of so many others (``of``).
+
+    ``seen``: of samples that the quantized model was fitted to, which tell as well how often the float one is sure.
+    """
+
+    evidence: Evidence
+    samples: int
+    of: int
+    seen: Evidence
+
+    def to(self, key: tuple[str, str], real: Promise) -> Made | None:
+        """What is added to the promise ``key``, of which the data says ``real``; None where nothing counts."""
+        made = self.evidence.promises.get(key)
+        if made is None or made.share is None:
+            return None
+        if real.sure:
+            return Made(self.samples, self.of, self._alike(made.share))
+        if real.strata is None or made.strata is None:
+            return None
+        sure, near = real.strata.sure + self._alike(made.strata.sure), real.strata.near + self._alike(made.strata.near)
+        seen = self.seen.promises.get(key)
+        more = Share() if seen is None or seen.strata is None else seen.strata.sureness
+        return Made(self.samples, self.of, made.share, Strata(sure, near, real.strata.sureness + more))
+
+    def _alike(self, share: Share) -> Share:
+        """``share``, of which no more samples stand for themselves than others were made of."""
+        return replace(share, samples=min(share.samples, self.of))
 
 
 def _added(one: Promise, other: Promise) -> Promise:
     strata = one.strata if other.strata is None else other.strata if one.strata is None else one.strata + other.strata
     return replace(one, share=(one.share or Share()) + (other.share or Share()), strata=strata)
-
-
-def _made(real: Promise, made: Promise, samples: int, of: int) -> Made | None:
-    """What ``made`` adds to ``real``; None where it does not count."""
-    if real.sure and made.share is not None:
-        return Made(samples, of, _alike(made.share, of))
-    if real.strata is None or made.strata is None or made.share is None:
-        return None
-    parts = (_alike(part, of) for part in (made.strata.sure, made.strata.near))
-    sure, near = (a + b for a, b in zip((real.strata.sure, real.strata.near), parts, strict=True))
-    return Made(samples, of, made.share, Strata(sure, near, real.strata.sureness))
-
-
-def _alike(share: Share, of: int) -> Share:
-    """``share`` of samples made of so many others: no more of them stand for themselves."""
-    return replace(share, samples=min(share.samples, of))

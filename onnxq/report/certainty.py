@@ -14,7 +14,7 @@ def certainty_line(certainty: Certainty) -> str:
     parts = [f"{certainty.output}: {certainty.what}: {certainty.real} (held out)"]
     made = certainty.made
     if made is not None:
-        what = f"with {made.samples:,} samples made of {made.of} of them"
+        what = f"with {made.samples:,} samples made of {made.of:,} others"
         if made.strata is None:
             parts.append(f"{what} {certainty.counted}")
         else:

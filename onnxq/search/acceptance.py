@@ -50,10 +50,12 @@ RANKED_ELEMENTS = 1 << 26
 SECOND_CHECK_SAMPLES = 256
 SECOND_CHECK_ELEMENTS = 1 << 24
 # The most samples of the data that nothing was fitted to, beyond those held out; and of made ones: so many, no more
-# than either calibration took or ``AFFORDABLE_ELEMENTS`` allow, at least so many at once.
+# than ``AFFORDABLE_ELEMENTS`` or half of the calibration samples allow; at least so many at once, and so many of each
+# sample, for a few that hang together stand for few.
 UNUSED_SAMPLES = 512
 MADE_SAMPLES = 1024
 MADE_AT_LEAST = 64
+MADE_OF_EACH = 8
 AFFORDABLE_ELEMENTS = 1 << 29
 
 # A smaller share of layers that fall back to float is no reason to look for another way.

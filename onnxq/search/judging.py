@@ -132,7 +132,8 @@ class CandidateJudge:
         if self.proof is None or not self.config.guarded:
             return verdict
         if built not in self._proven:
-            found = self.proof.of(verdict.comparison, partial(self._compared, built))
+            seen = self._confirmed[built].comparison
+            found = self.proof.of(verdict.comparison, seen, partial(self._compared, built))
             self._proven[built] = verdict.weighed(found)
         return self._proven[built]
 

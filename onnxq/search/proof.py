@@ -1,13 +1,13 @@
 """Whether a promise is proven: more samples are asked until the lower end of its interval says so, or no more can be.
 
-First those of the data that nothing was fitted to, then ones made of the held-out samples, which the float model says
-what is right of.
+First those of the data that nothing was fitted to, then made ones, of which the float model says what is right.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,9 @@ import numpy.typing as npt
 from onnxq.calibrate.feeds import Feed
 from onnxq.calibrate.variants import variants
 from onnxq.config import Config
-from onnxq.measure.certainty import Certainty, Evidence
+from onnxq.measure.certainty import Certainty, Evidence, MadeEvidence
 from onnxq.measure.compare import Comparison
-from onnxq.search.acceptance import MADE_AT_LEAST, contradicts, rows_to_prove, share
+from onnxq.search.acceptance import MADE_AT_LEAST, MADE_OF_EACH, contradicts, rows_to_prove, share
 
 Array = npt.NDArray[Any]
 Compare = Callable[[Any], Comparison]  # feeds -> the comparison of a candidate with the float model
@@ -29,12 +29,12 @@ KEPT_BYTES = 1 << 26
 
 @dataclass(frozen=True, eq=False)
 class Proof:
-    """What more can be asked of a candidate: samples of the data that are ``unused``, and made ones.
+    """What more can be asked of a candidate: samples of the data that are ``unused``, and ones made of ``sources``.
 
-    ``held_out``: what those are made of; ``most``: how many at most.
+    ``most``: how many of these at most.
     """
 
-    held_out: Feed
+    sources: Sequence[Feed]
     unused: Feed | None
     most: int
     config: Config
@@ -44,42 +44,51 @@ class Proof:
         """The share that must stay of what may change so many times for each decision that may."""
         return share(self.config, times)
 
-    def of(self, first: Comparison, compare: Compare) -> tuple[Certainty, ...]:
-        """The certainty of all promises; ``first``: what was found on the held-out samples."""
+    def of(self, first: Comparison, seen: Comparison, compare: Compare) -> tuple[Certainty, ...]:
+        """The certainty of all promises.
+
+        ``first``, ``seen``: what was found on the held-out samples and on those of the second check set.
+        """
         real = Evidence.of(first.outputs)
         found = real.certainties(self.promised)
         if self.unused is not None and not _settled(found):
             real += Evidence.of(compare(self.unused).outputs)
             found = real.certainties(self.promised)
-        made, count, stream = Evidence({}), 0, variants(self._samples(), seed=self.config.seed)
-        while count < self.most and not _settled(found):
-            chunk = list(itertools.islice(stream, self._wanted(found, count)))
+        if _settled(found):
+            return found
+        made, count, of = Evidence({}), 0, len(self._samples())
+        stream = variants(self._samples(), seed=self.config.seed)
+        most = min(self.most, MADE_OF_EACH * of)
+        while count < most and not _settled(found):
+            chunk = [feed for _, feed in itertools.islice(stream, self._wanted(found, most - count))]
             if not chunk:
                 break
             count += len(chunk)
-            made += Evidence.of(compare([feed for _, feed in chunk]).outputs)
-            found = real.certainties(self.promised, made, samples=count, of=len(self._samples()))
+            made += Evidence.of(compare(chunk).outputs)
+            found = real.certainties(self.promised, MadeEvidence(made, count, of, Evidence.of(seen.outputs)))
             if all(certainty.made is None for certainty in found):
                 break  # of these outputs made samples say nothing
         return found
 
-    def _wanted(self, found: tuple[Certainty, ...], count: int) -> int:
-        """How many samples to make next: as many as prove all, if no more decisions change."""
+    def _wanted(self, found: tuple[Certainty, ...], left: int) -> int:
+        """How many samples to make next, of the ``left`` ones: so many as prove all if no more decisions change."""
         wanted = 0
         for certainty in found:
             if certainty.kept:
                 continue
             counted = certainty.counted
-            each = max(1.0, counted.rows / max(counted.samples, 1))
+            rows, samples = certainty.real.rows, certainty.real.samples
+            if certainty.made is not None:
+                rows, samples = certainty.made.share.rows, certainty.made.samples
             more = rows_to_prove(counted.rows - counted.same, certainty.promised) - counted.rows
-            wanted = max(wanted, int(more / each) + 1)
-        return min(max(wanted, MADE_AT_LEAST), self.most - count)
+            wanted = max(wanted, math.ceil(more * samples / max(rows, 1)))
+        return min(max(wanted, MADE_AT_LEAST), left)
 
     def _samples(self) -> list[dict[str, Array]]:
-        """The held-out samples that others are made of."""
+        """The samples that others are made of, those of the first source first."""
         if not self._kept:
             room = KEPT_BYTES
-            for feed in self.held_out:
+            for feed in itertools.chain.from_iterable(self.sources):
                 room -= sum(array.nbytes for array in feed.values())
                 if room < 0 and len(self._kept) > 1:
                     break

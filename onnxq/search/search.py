@@ -117,8 +117,9 @@ def _judge(job: Job, samples: Samples, attempt: Attempt) -> CandidateJudge:
     metric, proof = None, None
     if seen is not None:
         most = made_samples(elements(attempt.candidate, attempt.context), samples.calibration.len_hint or 0)
-        held_out = samples.held_out.limit(JUDGED_FEEDS)
-        proof = Proof(held_out, _afforded(attempt, samples.unused), most, config)
+        # Weights that were adapted know the samples they were adapted on too well.
+        sources = [samples.held_out.limit(JUDGED_FEEDS), *([seen] if samples.check is None else [])]
+        proof = Proof(sources, _afforded(attempt, samples.unused), most, config)
     if job.metric is not None:
         feeds = [f for f in (samples.held_out.limit(JUDGED_FEEDS), _afforded(attempt, samples.unused), seen) if f]
         metric = MetricJudge(job.metric, feeds, config.labels, config.max_drop)

@@ -139,7 +139,7 @@ def test_calibration_samples_may_object(monkeypatch: pytest.MonkeyPatch) -> None
     assert result.good
     assert len(result.plan.anchors) == 1
     assert any(note.startswith("2 of 3 layers stay float because") for note in result.report.notes)
-    seen = {frozenset(first_inputs(c.feeds)) for c in heard}
+    seen = {frozenset(first_inputs(c.feeds)) for c in heard if len(c.feeds) <= 64}  # the others are made ones
     assert sorted(len(s) for s in seen) == [8, 56]
     assert not frozenset.intersection(*seen)
     # What is reported are the figures of the samples that calibration never saw.
