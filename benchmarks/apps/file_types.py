@@ -107,7 +107,7 @@ def predict(session: InferenceSession) -> Answers:
 
 @lru_cache(maxsize=1)
 def described() -> tuple[list[str], Array, Array]:
-    """Of each class: what the package calls it, from what score on (below: "txt" or "unknown"), and whether it is text."""
+    """Of each class: its name in the package, the score it needs (else "txt" or "unknown"), and whether it is text."""
     folder = package_folder(PACKAGE) / "magika"
     config = json.loads((folder / "models/standard_v3_3/config.min.json").read_text())
     kinds = json.loads((folder / "config/content_types_kb.min.json").read_text())
