@@ -146,11 +146,12 @@ def percent(share: float) -> float:
 
 
 def label_figures(wanted: Array, got: Array, truth: Array) -> dict[str, float]:
-    """Agreement of the labels `got` with the float model's, and both models' share of right answers."""
+    """How many of the float model's labels `wanted` are kept, of all and of its right ones, and how many are right."""
     kept = percent(float((wanted == got).mean()))
     return {
         "loss": round(100 - kept, 2),
         "labels_kept": kept,
+        "right_kept": percent(float((got == wanted)[wanted == truth].mean())),
         "right": percent(float((got == truth).mean())),
         "right_float": percent(float((wanted == truth).mean())),
     }
