@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnxq.files.scratch import let_go
 from onnxq.ranges.cholesky import solved
-from onnxq.ranges.moments import LARGE_INPUTS, Moments
+from onnxq.ranges.moments import LARGE_INPUTS, Moments, parts, times
 from onnxq.ranges.samples import F64
 
 F32 = npt.NDArray[np.float32]
@@ -71,7 +71,9 @@ class Pairs:
         x, t = self.x / self.count, self.t / self.count
         if not self.large:
             xx = xx - x[:, :, None] * x[:, None, :]
-        return xx, xt - x[:, :, None] * t[:, None, :], tt - np.square(t)
+        for part in parts(x.shape[1]):
+            xt[:, part] -= x[:, part, None] * t[:, None, :]
+        return xx, xt, tt - np.square(t)
 
 
 class PairSums:
@@ -136,7 +138,7 @@ def pairs(x: F32, t: F32) -> Pairs:
 def error(weight: F64, seen: Pairs, *, centred: bool) -> F64:
     """``[g, C]`` the mean squared error of ``x weight^T`` (and the best bias, where ``centred``) as ``t``."""
     xx, xt, tt = seen.centred(centred)
-    seen_by = np.matmul(weight.astype(xx.dtype, copy=False), xx)
+    seen_by = times(weight.astype(xx.dtype, copy=False), xx)  # type: ignore[arg-type]
     result: F64 = np.einsum("gcn,gcn->gc", seen_by, weight) - 2 * np.einsum("gcn,gnc->gc", weight, xt) + tt
     return result
 
@@ -166,10 +168,13 @@ def _ridge(weight: F64, seen: Pairs, ridge: float, *, centred: bool) -> F64:
     extra = ridge * np.where(energy > 0, energy, 1.0)[:, None, None]
     # W + (E[x t^T] - E[x x^T] W^T)^T (E[x x^T] + extra)^-1: what the weight itself explains needs no regression.
     if seen.large:
-        missing = xt - np.matmul(xx, weight.transpose(0, 2, 1).astype(np.float32))
-        xx[:, np.arange(n), np.arange(n)] += extra[:, :, 0].astype(np.float32)
-        single = solved(xx.astype(np.float32, copy=False), missing.astype(np.float32))
-        found: F64 = weight + single.transpose(0, 2, 1)
+        single = xx.astype(np.float32, copy=False)
+        xt -= times(single, weight.transpose(0, 2, 1).astype(np.float32))
+        missing = xt.astype(np.float32)
+        del xt
+        single[:, np.arange(n), np.arange(n)] += extra[:, :, 0].astype(np.float32)
+        let_go(single)
+        found: F64 = weight + solved(single, missing).transpose(0, 2, 1)
         return found
     missing = xt - np.matmul(xx, weight.transpose(0, 2, 1))
     step: F64 = np.linalg.solve(xx + extra * np.eye(n), missing).transpose(0, 2, 1)

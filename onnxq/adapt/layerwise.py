@@ -21,9 +21,11 @@ from onnxq.adapt.walk import Walk
 from onnxq.calibrate.runner import Statistics
 from onnxq.config import Config
 from onnxq.emit import weight_key
+from onnxq.files.memory import give_back_holes
 from onnxq.files.scratch import Scratch
 from onnxq.graph.geometry import Geometry
 from onnxq.graph.linear import Linear, linear_of
+from onnxq.graph.runtime_model import set_aside
 from onnxq.kernels.operators import operator
 from onnxq.kernels.record import Arithmetic
 from onnxq.parameters.choose import Parameters
@@ -112,7 +114,7 @@ def adapt_layers(
     errors of a layer's outputs cost (``sensitivity``); then its channels are rounded together.
     """
     scratch = scratch or Scratch()
-    clean, noisy = Walk(start.model, (), scratch), Walk(start.graph(), (), scratch)
+    clean, noisy = Walk(start.model, (), scratch), _simulated(start, scratch)
     for feed in feeds:  # once: data that is another one in every pass must be the same for both
         clean.take(feed)
         noisy.take(feed)
@@ -122,8 +124,8 @@ def adapt_layers(
     for number, layer in enumerate(layers, start=1):
         clean.advance(clean.place(layer.name))
         noisy.advance(noisy.place(layer.name))
-        fit, check = _observed(layer, clean, noisy)
-        quantized, bias, refit = _adapted(layer, fit, check, config, (costs or {}).get(layer.name))
+        seen = [_observed(layer, clean, noisy)]  # handed over: some of it is needed for the ridge only
+        quantized, bias, refit = _adapted(layer, seen, config, (costs or {}).get(layer.name))
         weights[layer.job.key] = quantized
         noisy.give(layer.name, layer.job.use.index, quantized.dequantize())
         if layer.bias is not None and bias is not None:
@@ -131,9 +133,16 @@ def adapt_layers(
             stored = stored_bias(start.plan, replace(parameters, weights=weights), layer.bias, bias)
             noisy.give(layer.bias.node, layer.bias.index, stored)
         done.append(refit)
+        give_back_holes()
         if progress is not None:
             progress(number, len(layers))
     return Parameters(parameters.tensors, weights, biases), tuple(done)
+
+
+def _simulated(start: Simulation, scratch: Scratch) -> Walk:
+    graph = start.graph()
+    set_aside(graph.graph, scratch)
+    return Walk(graph, (), scratch)
 
 
 def _skip(out: ir.Value) -> tuple[ir.Node, int] | None:
@@ -199,15 +208,17 @@ def _lacking(layer: Layer, clean: Walk, noisy: Walk, number: int) -> F32 | None:
 
 
 def _adapted(
-    layer: Layer, fit: Pairs, check: Pairs | None, config: Config, outputs: F64 | None
+    layer: Layer, pairs: list[tuple[Pairs, Pairs | None]], config: Config, outputs: F64 | None
 ) -> tuple[StoredWeight, F32 | None, Refit]:
-    """The layer's weight and its bias, None where that has no say, for what was seen."""
+    """The layer's weight and its bias, None where that has no say, for the ``pairs`` that were seen, which it empties."""
     geometry, centred = layer.geometry, layer.centred
     weight = geometry.matrix(layer.job.data).astype(np.float64)
-    new, ridge, every = refitted(weight, fit, check, centred=centred)
+    new, ridge, every = refitted(weight, *pairs.pop(), centred=centred)
     data = geometry.tensor(new).astype(np.float32)
+    del new
     seen = {layer.job.use.node: (geometry, every.moments)}
     quantized = replace(layer.job, data=data, seen=seen).quantized(config, outputs)
+    del data, seen
     rounded = geometry.matrix(quantized.dequantize()).astype(np.float64)
     bias = None
     if centred and layer.offset is not None:

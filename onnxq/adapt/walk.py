@@ -14,9 +14,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.files.scratch import ArrayFile, Scratch
+from onnxq.graph.copying import copy_model
 from onnxq.graph.io import serialize
 from onnxq.runtime.proto import load_proto, used_names
-from onnxq.runtime.session import open_session, run
+from onnxq.runtime.session import open_to_look, run
 
 if TYPE_CHECKING:
     import onnx
@@ -75,9 +76,8 @@ class Walk:
     """
 
     def __init__(self, model: ir.Model, feeds: Iterable[Mapping[str, Array]], scratch: Scratch | None = None) -> None:
-        self._proto = load_proto(serialize(model))
+        self._proto, self._constants = _without_constants(model)
         self._nodes = list(self._proto.graph.node)
-        self._constants = {t.name: t for t in self._proto.graph.initializer}
         self._place = {n.name: i for i, n in enumerate(self._nodes)}
         self._last = {o.name: len(self._nodes) for o in self._proto.graph.output}
         for i, node in enumerate(self._nodes):
@@ -106,11 +106,10 @@ class Walk:
 
     def give(self, node: str, index: int, data: Array) -> None:
         """Makes input ``index`` of ``node``, which has not run yet, the constant ``data``."""
-        from onnx import numpy_helper
-
-        name = f"{node}:{index}"
-        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(data), name)
-        self._nodes[self._place[node]].input[index] = name
+        name, place = f"{node}:{index}", self._place[node]
+        self._constants[name] = ir.Tensor(np.ascontiguousarray(data), name=name)
+        self._nodes[place].input[index] = name
+        self._last[name] = place
 
     def advance(self, stop: int) -> None:
         """Runs the nodes up to but without ``stop``."""
@@ -120,6 +119,8 @@ class Walk:
         self.at = max(self.at, stop)
         if wanted and self.live:
             self._run(piece, made, wanted)
+        for name in [n for n in self._constants if not self._needed(n, stop)]:
+            del self._constants[name]
         for arrays in self.live:
             for name in [n for n in arrays if not self._needed(n, stop)]:
                 del arrays[name]
@@ -137,13 +138,36 @@ class Walk:
         part = onnx.ModelProto(ir_version=self._proto.ir_version, opset_import=self._proto.opset_import)
         part.graph.name = "piece"
         part.graph.node.extend(piece)
-        part.graph.initializer.extend(self._constants[n] for n in sorted(used) if n in self._constants)
+        part.graph.initializer.extend(_written(self._constants[n], n) for n in sorted(used) if n in self._constants)
         inputs = sorted(n for n in used if n and n not in self._constants)
         for name in inputs:
             first = self.live[0][name]
             dtype = onnx.helper.np_dtype_to_tensor_dtype(first.dtype)
             part.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, [None] * first.ndim))
         part.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted)
-        session = open_session(part.SerializeToString())
+        content = part.SerializeToString()
+        del part
+        session = open_to_look(content)
         for arrays in self.live:
             arrays.update(zip(wanted, run(session, {n: arrays[n] for n in inputs}, outputs=wanted), strict=True))
+
+
+def _without_constants(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """``model`` as a message that holds no constant of the main graph, and these by name, as ``model`` holds them."""
+    copy = copy_model(model)
+    values = copy.graph.initializers.values()
+    constants = {value.name or "": value.const_value for value in values if value.const_value is not None}
+    for value in values:
+        value.const_value = ir.Tensor(np.zeros(0, np.float32), name=value.name)
+    proto = load_proto(serialize(copy))
+    del proto.graph.initializer[:]
+    return proto, constants
+
+
+def _written(tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
+    import onnx
+
+    if tensor.dtype == ir.DataType.STRING:
+        return onnx.numpy_helper.from_array(tensor.numpy(), name)
+    shape = tensor.shape.numpy()
+    return onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=shape, raw_data=tensor.tobytes())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from threading import Condition, Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -94,11 +95,7 @@ class Scratch:
         path = self._folder / f"array_{next(self._numbers)}"
         size = int(np.prod(shape)) * dtype.itemsize
         with path.open("wb") as file:
-            # Where the disk is full an array that is mapped kills the process when it is written; this raises.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
+            _reserve(file, size)
         array = np.memmap(path, dtype=dtype, mode="r+", shape=shape)
         with self._lock:
             self._maps.append(weakref.ref(array))
@@ -133,6 +130,21 @@ class ArrayFile:
         self._entries.clear()
         self.nbytes = 0
         self._path.unlink(missing_ok=True)
+
+
+def in_file(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Zeros in a file that has no name and is gone with the array; ``let_go`` gives their memory back at any time."""
+    with tempfile.TemporaryFile() as file:
+        _reserve(file, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        return np.asarray(np.memmap(file, dtype=dtype, mode="r+", shape=shape))
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Makes ``file`` as long; where the disk is full, writing to a map of it kills the process: this raises."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
 
 
 def let_go(array: Array) -> None:

@@ -1,9 +1,15 @@
-"""Cholesky factors of large matrices in float32, block by block in the memory of the result."""
+"""Cholesky factors of large matrices in float32, block by block in the place of the result.
+
+A matrix that lies in a file is in memory only as far as a block needs it.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
+from onnxq.files.scratch import in_file, let_go
+from onnxq.ranges.moments import LARGE_INPUTS, parts
 
 F32 = npt.NDArray[np.float32]
 
@@ -16,11 +22,25 @@ def reversed_cholesky(h: F32) -> F32:
 
     Raises ``LinAlgError`` where ``h`` is not positive definite.
     """
-    factor: F32 = h.copy()
+    factor = _copied(h)
     for matrix in factor:
         _factored(matrix)
-        matrix /= np.diagonal(matrix)[:, None].copy()
+        for rows in parts(len(matrix)):
+            matrix[rows] /= np.diagonal(matrix)[rows, None].copy()
+            let_go(matrix)
     return factor
+
+
+def _copied(h: F32) -> F32:
+    if h.shape[-1] <= LARGE_INPUTS:
+        small: F32 = h.copy()
+        return small
+    copy: F32 = in_file(h.shape, np.float32)
+    for rows in parts(h.shape[-1]):
+        copy[:, rows] = h[:, rows]
+        let_go(h)
+        let_go(copy)
+    return copy
 
 
 def solved(h: F32, right: F32) -> F32:
@@ -35,9 +55,11 @@ def solved(h: F32, right: F32) -> F32:
         for block in reversed(blocks):  # R^T y = right
             x[block] -= matrix[block.stop :, block].T @ x[block.stop :]
             x[block] = np.linalg.solve(matrix[block, block].T, x[block])
+            let_go(matrix)
         for block in blocks:  # R x = y
             x[block] -= matrix[block, : block.start] @ x[: block.start]
             x[block] = np.linalg.solve(matrix[block, block], x[block])
+            let_go(matrix)
     return right
 
 
@@ -57,3 +79,4 @@ def _factored(matrix: F32) -> None:
         rows[:, : block.start] = np.linalg.inv(root.T).astype(np.float32) @ rows[:, : block.start]
         rows[:, block] = root
         matrix[block, block.stop :] = 0.0
+        let_go(matrix)

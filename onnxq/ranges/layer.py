@@ -33,7 +33,7 @@ import numpy as np
 from onnxq.numerics import QType
 from onnxq.ranges.choose import checked_weight
 from onnxq.ranges.method import for_dead_parts, usable
-from onnxq.ranges.moments import Moments
+from onnxq.ranges.moments import Moments, times
 from onnxq.ranges.optimum_output import optimal_output_steps
 from onnxq.ranges.registry import find_method
 from onnxq.ranges.samples import F32, F64, channel_parts, scales_of_rows
@@ -102,7 +102,7 @@ def with_gain(weight: F64, codes: F64, step: F64, second: F32) -> F64:
     for part in channel_parts(weight.shape):
         w, q, s = weight[:, part], codes[:, part], step[:, part]
         seen_w, seen_q = (
-            np.matmul(x.astype(np.float32), second) if second.ndim == 3 else x * second[:, None, :] for x in (w, q)
+            times(x.astype(np.float32), second) if second.ndim == 3 else x * second[:, None, :] for x in (w, q)
         )
         ww, wq, qq = (np.einsum("gcn,gcn->gc", a, b) for a, b in ((seen_w, w), (seen_w, q), (seen_q, q)))
         sound = (wq > 0) & (np.square(wq) >= _LEAST_CORRELATION**2 * ww * qq)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.errors import NumericsError
-from onnxq.files.scratch import let_go
+from onnxq.files.scratch import in_file, let_go
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -101,20 +101,21 @@ class Moments:
         return self.single(centred=centred) if self.large else self.matrix(centred=centred)
 
     def single(self, *, centred: bool, order: npt.NDArray[np.intp] | None = None) -> F32:
-        """``matrix`` in float32, inputs in the ``order: [g, n]``.
+        """``matrix`` in float32 and in a file, inputs in the ``order: [g, n]``.
 
-        No copy is made beside the result, and what lies in a file does not stay in memory.
+        Neither that nor what it is made of stays in memory.
         """
-        found, mean = np.empty(self.second.shape, np.float32), self.mean
+        found, mean = in_file(self.second.shape, np.float32), self.mean
         for g, second in enumerate(self.second):
             at = slice(None) if order is None else order[g]
-            for part in _parts(self.second.shape[2]):
+            for part in parts(self.second.shape[2]):
                 which = np.arange(part.start, part.stop) if order is None else order[g, part]
                 rows = second[which][:, at] / self.count
                 if centred:
                     rows -= mean[g, which, None] * mean[g, at]
                 found[g, part] = rows
                 let_go(self.second)
+                let_go(found)
         return found
 
 
@@ -123,7 +124,7 @@ def added(a: Moments, b: Moments, *, zeros: Callable[[tuple[int, ...]], F64]) ->
     if not a.large or a.second.shape != b.second.shape:
         return a + b
     second = zeros(a.second.shape)
-    for part in _parts(a.second.shape[2]):
+    for part in parts(a.second.shape[2]):
         second[:, part] = a.second[:, part] + b.second[:, part]
         for one in (a.second, b.second, second):
             let_go(one)
@@ -160,7 +161,7 @@ class MomentSums:
                 self._shift = (self._sum.total / count).astype(np.float32)
             rows = rows - self._shift[:, None, :]
             across = rows.transpose(0, 2, 1)
-            for part in _parts(n):
+            for part in parts(n):
                 self._sum.second[:, part] += np.matmul(across[:, part], rows)
                 if n > LARGE_INPUTS:
                     let_go(self._sum.second)
@@ -187,7 +188,21 @@ class MomentSums:
         return self._sum
 
 
-def _parts(inputs: int) -> Iterator[slice]:
+def times(left: F32, right: F32) -> F32:
+    """``left @ right``, one of them ``[g, n, n]``; some of that is in memory at a time where it is large."""
+    found: F32 = np.empty((*left.shape[:-1], right.shape[-1]), np.result_type(left, right))
+    if left.shape[-2] == left.shape[-1]:
+        for part in parts(left.shape[-2]):
+            found[..., part, :] = np.matmul(left[..., part, :], right)
+            let_go(left)
+    else:
+        for part in parts(right.shape[-1]):
+            found[..., part] = np.matmul(left, right[..., part])
+            let_go(right)
+    return found
+
+
+def parts(inputs: int) -> Iterator[slice]:
     """The rows of a matrix of ``inputs``, all of them at once unless it is large."""
     step = inputs if inputs <= LARGE_INPUTS else _ROWS_OF_LARGE
     return (slice(start, min(start + step, inputs)) for start in range(0, inputs, step))

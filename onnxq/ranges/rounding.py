@@ -25,9 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.files.scratch import let_go
 from onnxq.numerics import round_half_even
 from onnxq.ranges.cholesky import reversed_cholesky
-from onnxq.ranges.moments import Moments
+from onnxq.ranges.moments import Moments, times
 from onnxq.ranges.reach import in_reach, within_reach
 from onnxq.ranges.samples import F64, Index, channel_parts
 
@@ -183,10 +184,9 @@ def _damping(energy: F64, rows: int) -> F64:
 
 
 def compensated(weight: Floats, second: F64, rows: int, grid: Grid) -> Levels:
-    """What ``grid.nearest`` gives, with far less error at the output.
+    """What ``grid.nearest`` gives, with less error at the output; by ``second``, damped, no channel is worse than that.
 
-    ``second: [g, n, n]`` was taken over ``rows`` inputs. By ``second``, damped, no channel gets worse than by rounding
-    to nearest.
+    ``second: [g, n, n]`` was taken over ``rows`` inputs.
     """
     return Metric.of(second, rows).rounded(weight, grid)
 
@@ -239,8 +239,7 @@ def _damped_outputs(outputs: F64) -> F64:
 def _channels(grid: Grid, group: int, chosen: Index) -> Grid:
     blocks = grid.blocks
     if blocks is not None:
-        of = (blocks.multiples, blocks.zeros)
-        blocks = Blocks(blocks.size, *(x[group : group + 1, chosen] for x in of))
+        blocks = Blocks(blocks.size, *(x[group : group + 1, chosen] for x in (blocks.multiples, blocks.zeros)))
     return Grid(grid.scale[group : group + 1, chosen], grid.levels, blocks)
 
 
@@ -250,14 +249,13 @@ def _in_order(weight: Floats) -> Index:
 
 def _error(h: F32, lost: F64) -> F64:
     """``[g, C]`` what ``lost: [g, n, C]`` of the weights cost."""
-    error: F64 = np.einsum("gnc,gnc->gc", lost, np.matmul(h, lost.astype(np.float32)))
-    return error
+    return np.asarray(np.einsum("gnc,gnc->gc", lost, times(h, lost.astype(np.float32))))
 
 
 def _successive(w: F64, ratios: F32, piece: Piece) -> F64:
     """Levels of ``w: [g, n, C]`` decided from the first input to the last; ``ratios: [g, n, n]``, R's rows by R_ii."""
     levels, e = np.empty_like(w), np.zeros(w.shape, np.float32)
-    for rows in _blocks(w):
+    for rows in _blocks(w, ratios):
         goal = w[:, rows] + np.matmul(ratios[:, rows, : rows.start], e[:, : rows.start])
         levels[:, rows], e[:, rows] = _decided(goal, w[:, rows], ratios[:, rows, rows], piece, rows.start)
     return levels
@@ -266,11 +264,11 @@ def _successive(w: F64, ratios: F32, piece: Piece) -> F64:
 def _descended(w: F64, h: F32, piece: Piece, levels: F64) -> tuple[F64, F64]:
     """``levels`` of ``w: [g, n, C]`` after passes of coordinate descent, and the error of each channel, ``[g, C]``."""
     levels = levels.copy()
-    diagonal = np.diagonal(h, axis1=1, axis2=2)[:, :, None]
-    slope = np.matmul(h, (w - levels * piece.unit).astype(np.float32)).astype(np.float64)
+    diagonal = np.diagonal(h, axis1=1, axis2=2)[:, :, None].copy()
+    slope = times(h, (w - levels * piece.unit).astype(np.float32)).astype(np.float64)
     for _ in range(_PASSES if piece.levels.size < _MANY_LEVELS else 1):
         change = np.zeros(w.shape, np.float32)
-        for rows in _blocks(w):
+        for rows in _blocks(w, h):
             before = levels[:, rows] * piece.units(rows)
             pull = slope[:, rows] + np.matmul(h[:, rows, : rows.start], change[:, : rows.start])
             ratios = h[:, rows, rows] / diagonal[:, rows]
@@ -278,7 +276,7 @@ def _descended(w: F64, h: F32, piece: Piece, levels: F64) -> tuple[F64, F64]:
             levels[:, rows], change[:, rows] = _decided(goal, before, ratios, piece, rows.start)
         if not change.any():
             break
-        slope += np.matmul(h, change)
+        slope += times(h, change)
     return levels, np.einsum("gnc,gnc->gc", w - levels * piece.unit, slope)
 
 
@@ -295,6 +293,8 @@ def _decided(goal: F64, origin: F64, ratios: F32, piece: Piece, start: int) -> t
     return levels, left
 
 
-def _blocks(w: F64) -> Iterator[slice]:
-    """The inputs of ``[g, n, C]``, ``_BLOCK`` at a time."""
-    return (slice(i, min(i + _BLOCK, w.shape[1])) for i in range(0, w.shape[1], _BLOCK))
+def _blocks(w: F64, matrix: F32) -> Iterator[slice]:
+    """The inputs of ``[g, n, C]``, ``_BLOCK`` at a time; what each read of a ``matrix`` in a file is given back."""
+    for start in range(0, w.shape[1], _BLOCK):
+        yield slice(start, min(start + _BLOCK, w.shape[1]))
+        let_go(matrix)
