@@ -3,23 +3,27 @@
 Graphs of many small nodes: `chain`, elementwise operators one behind the other with a product at the end; `layers`,
 products and activations in turn; `shapes`, the arithmetic about shapes that exporters write; `fan`, one value that all
 nodes read. Each run is a child process of its own, model and imports not counted. `exponent` is that of a power law
-through the two largest sizes: n log n is 1.1 there. Writes `benchmarks/results/nodes.json`.
+through the two largest sizes, without what onnxruntime takes (`onnxruntime_s`: sessions made and run): n log n is 1.1
+there. `sessions` is the time that onnxruntime alone takes to make one session of the model as it is, at the levels
+that optimize nothing and everything, with its exponents. Writes `benchmarks/results/nodes.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import harness
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 WIDTH = 16
@@ -43,8 +47,9 @@ def main() -> None:
     rows = [row(graph, size, "quantize") for graph in options.graphs for size in sorted(options.sizes)]
     rows += [row("chain", size, "inspect") for size in options.inspect]
     growth = {graph: exponent([r for r in rows if r["graph"] == graph]) for graph in options.graphs}
+    alone = {graph: runtime_alone(graph, options.sizes) for graph in options.graphs}
     given = {key: value for key, value in vars(options).items() if key != "child"}
-    path = harness.write("nodes", given, {"runs": rows, "exponent": growth})
+    path = harness.write("nodes", given, {"runs": rows, "exponent": growth, "sessions": alone})
     print(f"\nexponents: {growth}\nwritten: {path.relative_to(harness.ROOT)}")
 
 
@@ -63,17 +68,64 @@ def measured(model: onnx.ModelProto, task: str) -> dict[str, float]:
 
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:]]
     data = {"x": np.random.default_rng(0).standard_normal((SAMPLES, *shape)).astype(np.float32)}
-    wall, processor = time.perf_counter(), time.process_time()
-    if task == "inspect":
-        inspect(model)
-    else:
-        quantize(model, data, config=Config(latency_seconds=0))
-    return {"seconds": round(time.process_time() - processor, 2), "wall_s": round(time.perf_counter() - wall, 2)}
+    with runtime_timed() as spent:
+        wall, processor = time.perf_counter(), time.process_time()
+        if task == "inspect":
+            inspect(model)
+        else:
+            quantize(model, data, config=Config(latency_seconds=0))
+        seconds, wall = time.process_time() - processor, time.perf_counter() - wall
+    return {"seconds": round(seconds, 2), "onnxruntime_s": round(sum(spent), 2), "wall_s": round(wall, 2)}
+
+
+@contextlib.contextmanager
+def runtime_timed() -> Iterator[list[float]]:
+    """Inside, the seconds of processor time of every session of onnxruntime that is made or run, one after another."""
+    spent: list[float] = []
+    kept = {name: getattr(ort.InferenceSession, name) for name in ("__init__", "run")}
+
+    def timed(of: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            start = time.process_time()
+            try:
+                return of(*arguments, **keywords)
+            finally:
+                spent.append(time.process_time() - start)
+
+        return call
+
+    for name, of in kept.items():
+        setattr(ort.InferenceSession, name, timed(of))
+    try:
+        yield spent
+    finally:
+        for name, of in kept.items():
+            setattr(ort.InferenceSession, name, of)
+
+
+def runtime_alone(graph: str, sizes: list[int]) -> dict[str, Any]:
+    """Seconds of processor time for one session of the two largest graphs, by level, and the exponents."""
+    ends = sorted(sizes)[-2:]
+    content = {size: GRAPHS[graph](size).SerializeToString() for size in ends}
+    found: dict[str, Any] = {"nodes": ends}
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+        spent = []
+        for size in ends:
+            with runtime_timed() as of:
+                ort.InferenceSession(content[size], options, providers=["CPUExecutionProvider"])
+            spent.append(of[0])
+        growth = round(math.log(spent[1] / spent[0]) / math.log(ends[1] / ends[0]), 2) if len(ends) == 2 else None
+        found[level] = {"seconds": [round(s, 2) for s in spent], "exponent": growth}
+    print(f"| {graph} | {ends} | onnxruntime alone | {found} |", flush=True)
+    return found
 
 
 def exponent(rows: list[dict[str, Any]]) -> float | None:
     """That of the power law through the two largest sizes of `quantize`."""
-    ends = sorted((r["nodes"], r["seconds"]) for r in rows if r["task"] == "quantize")[-2:]
+    own = [(r["nodes"], r["seconds"] - r["onnxruntime_s"]) for r in rows if r["task"] == "quantize"]
+    ends = sorted(own)[-2:]
     if len(ends) < 2:
         return None
     (a, s), (b, t) = ends

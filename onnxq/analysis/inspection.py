@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
 from onnxq.analysis.left_float import Left, LeftGroup, grouped
 from onnxq.analysis.per_node import NodeTable, node_table
-from onnxq.analysis.running import Opened, feeds_for_a_look, opened, some_feed
+from onnxq.analysis.running import Opened, feeds_for_a_look, opened, some_feed, too_large_for_a_look
 from onnxq.calibrate.feeds import FeedOptions, FeedSource
 from onnxq.config import Config
 from onnxq.errors import ModelError, one_line
 from onnxq.files.temporary import temporary_folder
+from onnxq.graph.copying import all_graphs
 from onnxq.graph.io import load
 from onnxq.graph.kinds import quantized_ops, require_not_quantized
-from onnxq.graph.prepare import prepare
+from onnxq.graph.prepare import prepare, prepare_in_place
 from onnxq.graph.runtime_model import or_refused
 from onnxq.graph.signature import TensorSpec
 from onnxq.kernels.operators import operator
@@ -187,27 +188,30 @@ def inspect(
             feeds = list(some_feed(given, data, feed_options))
             other = None if quantized is None else load(quantized)
             table = node_table(given.reference.model, feeds, quantized=other, config=config)
-        outlook, refusal = (None, None) if found or quantized is not None else _outlook(given, config, feed_options)
         asked = kernels == "always" or (kernels == "quantized" and bool(found))
         running = kernel_map(given.runnable) if asked else None
-        signature = given.signature
-        producer = " ".join(t for t in (given.model.producer_name, given.model.producer_version) if t)
-        return Inspection(
-            given.name,
-            tuple(describe(s) for s in signature.inputs),
-            tuple(describe(s) for s in signature.outputs),
-            {domain or "ai.onnx": version for domain, version in given.model.opset_imports.items()},
-            given.model.ir_version,
-            producer,
-            model_size(given.source),
-            sum(1 for _ in nodes(given.model)),
-            found,
-            outlook,
-            refusal,
-            running,
-            () if running is None else assignments(given.runnable, running),
-            table,
-        )
+        assigned = () if running is None else assignments(given.runnable, running)
+        seen = replace(_facts(given, found), kernels=running, assignments=assigned, node_table=table)
+        if found or quantized is not None:
+            return seen
+        outlook, refusal = _outlook(given, config, feed_options)
+        return replace(seen, outlook=outlook, refusal=refusal)
+
+
+def _facts(given: Opened, found: Mapping[str, int]) -> Inspection:
+    """What the file says; ``found``: its quantization operators."""
+    model, signature = given.model, given.signature
+    return Inspection(
+        given.name,
+        tuple(describe(s) for s in signature.inputs),
+        tuple(describe(s) for s in signature.outputs),
+        {domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+        model.ir_version,
+        " ".join(t for t in (model.producer_name, model.producer_version) if t),
+        model_size(given.source),
+        sum(1 for _ in nodes(model)),
+        found,
+    )
 
 
 def describe(spec: TensorSpec) -> TensorInfo:
@@ -216,24 +220,30 @@ def describe(spec: TensorSpec) -> TensorInfo:
 
 
 def _outlook(given: Opened, config: Config, options: FeedOptions | None) -> tuple[Outlook | None, str | None]:
-    """What quantizing the float model would do, or why it is refused."""
-    with or_refused(given.model):
+    """What quantizing the float model would do, or why it is refused. A large model is no more what it was then."""
+    with or_refused(given.source):
         return _foreseen(given, config, options)
 
 
 def _foreseen(given: Opened, config: Config, options: FeedOptions | None) -> tuple[Outlook | None, str | None]:
-    target = target_of(config)
+    target, too_large = target_of(config), too_large_for_a_look(given.model)
     try:
         require_not_quantized(given.model)
-        prepared = prepare(given.reference.model, target=target, native=config.native)
+        # What is not run is not needed as it was given: copying takes as long as planning.
+        preparing = prepare_in_place if too_large else prepare
+        prepared = preparing(given.reference.model, target=target, native=config.native)
     except ModelError as error:
         return None, one_line(error)
-    feeds, why = feeds_for_a_look(given, options)  # none, of unknown sizes: everything that can
+    feeds = [] if too_large else feeds_for_a_look(given, options)  # none, of unknown sizes: everything that can
     with temporary_folder() as folder:
         plan = planned(prepared.model, config, target, feeds, folder)
     if plan.empty:
         return None, nothing_to_quantize(plan)
-    notes = (*prepared.notes, *why, *(f"rule '{rule}' matched no node" for rule in plan.unused_rules))
+    notes = (
+        *prepared.notes,
+        *filter(None, [too_large]),
+        *(f"rule '{rule}' matched no node" for rule in plan.unused_rules),
+    )
     integer, stored = (_bytes(prepared.model, plan, only) for only in (True, False))
     total = sum(v.const_value.nbytes for v in _weights(prepared.model).values() if v.const_value is not None)
     return Outlook(target.name, *_by_op(prepared.model, plan), total, integer, stored, notes), None
@@ -241,7 +251,7 @@ def _foreseen(given: Opened, config: Config, options: FeedOptions | None) -> tup
 
 def _weights(model: ir.Model) -> dict[str, ir.Value]:
     """The float initializers by name."""
-    return {name: value for graph in model.graphs() for name, value in graph.initializers.items() if is_float(value)}
+    return {name: value for graph in all_graphs(model) for name, value in graph.initializers.items() if is_float(value)}
 
 
 def _bytes(model: ir.Model, plan: Plan, integer: bool) -> int:

@@ -261,15 +261,20 @@ def some_feed(given: Opened, data: FeedSource | None, options: FeedOptions | Non
 _MOST_TO_RUN = 20_000
 
 
-def feeds_for_a_look(given: Opened, options: FeedOptions | None) -> tuple[list[Mapping[str, Array]], tuple[str, ...]]:
-    """Random feeds that ``given`` runs on; none where nothing can be made up or it is too large, which a note says."""
-    count = sum(1 for _ in nodes(given.model))
-    if count > _MOST_TO_RUN:
-        return [], (f"{count:,} nodes are too many to run for a look: where integers pay was not weighed up",)
+def too_large_for_a_look(model: ir.Model) -> str | None:
+    """Why ``model`` is not run for a look, if it is not."""
+    count = sum(1 for _ in nodes(model))
+    if count <= _MOST_TO_RUN:
+        return None
+    return f"{count:,} nodes are too many to run for a look: where integers pay was not weighed up"
+
+
+def feeds_for_a_look(given: Opened, options: FeedOptions | None) -> list[Mapping[str, Array]]:
+    """Random feeds that ``given`` runs on; none where nothing can be made up."""
     try:
-        return list(some_feed(given, None, options)), ()
+        return list(some_feed(given, None, options))
     except DataError:
-        return [], ()
+        return []
 
 
 def _require_same_inputs(models: Sequence[Opened]) -> None:

@@ -69,6 +69,12 @@ def embed_external(model: ir.Model) -> None:
         node.attributes[key] = ir.AttrTensor(key, _embedded(tensor))
 
 
+def has_external(model: ir.Model) -> bool:
+    """Whether something of ``model`` lies in a file beside it."""
+    tensors = (value.const_value for graph in all_graphs(model) for value in graph.initializers.values())
+    return any(isinstance(t, ir.ExternalTensor) for t in tensors) or any(True for _ in _external_attributes(model))
+
+
 def write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> int:
     """Writes what ``tensor`` holds to ``file``, some of it in memory at a time; the number of bytes."""
     while isinstance(tensor, ir.LazyTensor):
@@ -124,7 +130,7 @@ def _embedded(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
 
 def _external_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.ExternalTensor]]:
     for node in all_nodes(model):
-        for key, attribute in tuple(node.attributes.items()):
+        for key, attribute in tuple(node.attributes.items()) if node.attributes else ():
             if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
                 yield node, key, attribute.value
 

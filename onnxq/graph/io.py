@@ -17,7 +17,7 @@ from onnxq.errors import ModelError, OutputError, one_line
 from onnxq.files.atomic import staged, write_bytes, write_file
 from onnxq.graph.copying import FILES, INFERRED, NAME, all_graphs, copy_model, note_bodies, only_building
 from onnxq.graph.door import DAMAGED, check_model
-from onnxq.graph.external import embed_external, relocated, resolve_external, write_tensor
+from onnxq.graph.external import embed_external, has_external, relocated, resolve_external, write_tensor
 from onnxq.graph.foreign import TYPES, make_dense, proto_graphs, put_types_back, set_types_aside
 from onnxq.graph.lazy import read_lazily
 from onnxq.graph.streamed import write_streamed
@@ -84,11 +84,10 @@ def save(
     """
     target = Path(os.path.realpath(path))
     data = target.with_name(target.name + ".data")
-    copy = copy_model(model)
-    copy.ir_version = fitting_ir_version(copy)
     if external_above is None:
         external_above = EXTERNAL_AS_READ if len(model.meta.get(FILES, ())) > 1 else EXTERNAL_ABOVE
-    external = _weight_bytes(copy) > external_above
+    weights = _weight_bytes(model)
+    external = weights > external_above
     targets = (data, target) if external else (target,)
     kept = {Path(os.path.realpath(p)) for p in (*model.meta.get(FILES, ()), *keep)}
     for out in targets:
@@ -98,12 +97,13 @@ def save(
             )
         if os.path.exists(out) and not overwrite:
             raise OutputError(f"{out} exists already", hint="remove it or choose another output path")
-    if not external and _weight_bytes(copy) >= STREAMED_ABOVE:
+    if not external and weights < STREAMED_ABOVE:
+        write_bytes(target, serialize(model))
+        return (target,)
+    copy = copy_model(model)
+    if not external:
         with staged(target) as (temporary,):
             write_file(temporary, lambda file: write_streamed(copy, file, _to_proto), durable=durable)
-        return (target,)
-    if not external:
-        write_bytes(target, serialize(model))
         return (target,)
     _save_with_data(copy, target, data, durable)
     return (target, data)
@@ -145,14 +145,27 @@ def _write_model(model: ir.Model, location: str, path: Path, durable: bool) -> N
 
 def serialize(model: ir.Model) -> bytes:
     """``model`` as the bytes of one ONNX file, weights included. Raises OutputError when they are 2 GB or more."""
-    copy = copy_model(model)
-    copy.ir_version = fitting_ir_version(copy)
-    if _weight_bytes(copy) > EXTERNAL_ABOVE:
+    if _weight_bytes(model) > EXTERNAL_ABOVE:
         raise OutputError(
             "the model has more than 2 GB of weights and does not fit one ONNX file", hint="save it to a path"
         )
-    embed_external(copy)
-    return _to_bytes(copy)
+    if not _complete(model):
+        model = copy_model(model)
+        embed_external(model)
+    return _to_bytes(model)
+
+
+def _complete(model: ir.Model) -> bool:
+    """Whether ``model`` is a message as it stands; a copy has what it lacks, but takes longer than all the rest.
+
+    That is names of all values, and tensors as bytes: neither in files nor as lists of numbers, which are longer.
+    """
+    if has_external(model):
+        return False
+    tensors = (value.const_value for graph in all_graphs(model) for value in graph.initializers.values())
+    if any(isinstance(t, ir.serde.TensorProtoTensor) and not t.raw.HasField("raw_data") for t in tensors):
+        return False
+    return all(value.name is not None for graph in all_graphs(model) for node in graph for value in node.outputs)
 
 
 def fitting_ir_version(model: ir.Model) -> int:
@@ -241,6 +254,7 @@ def _move_weights_out(model: ir.Model, file: BinaryIO, location: str) -> None:
 @only_building()
 def _to_proto(model: ir.Model) -> onnx.ModelProto:
     proto = ir.to_proto(model)
+    proto.ir_version = fitting_ir_version(model)
     values = (value for graph in all_graphs(model) for node in graph for value in node.outputs)
     inferred = {value.name for value in values if value.meta.get(INFERRED)}
     put_types_back(proto, model)

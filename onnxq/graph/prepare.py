@@ -94,21 +94,29 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-@only_building()
 def prepare(model: ir.Model, *, target: Target, native: bool = False, skip: Collection[str] = ()) -> Prepared:
     """A copy of ``model`` that computes the same and is easier to quantize; ``model`` is not changed.
+
+    Arguments and errors as in ``prepare_in_place``.
+    """
+    return prepare_in_place(copy_model(model), target=target, native=native, skip=skip)
+
+
+@only_building()
+def prepare_in_place(model: ir.Model, *, target: Target, native: bool = False, skip: Collection[str] = ()) -> Prepared:
+    """``model``, changed so that it computes the same and is easier to quantize.
 
     Args:
         model: float, of any opset from 7 on.
         target: the CPU whose kernels shall run it.
-        native: whether the copy shall be able to hold 4-bit tensors, which takes opset 21 instead of 13.
+        native: whether it shall be able to hold 4-bit tensors, which takes opset 21 instead of 13.
         skip: names of ``PASSES`` that are left out.
 
     Raises:
         ModelError: the opset cannot be raised to 13 (names the node), or the graph has a cycle.
         ValueError: ``skip`` names no pass.
     """
-    work = Work(copy_model(model), target, NATIVE if native else LOWEST)
+    work = Work(model, target, NATIVE if native else LOWEST)
     run_passes(work, PASSES, skip=skip)
     return Prepared(work.model, tuple(work.notes))
 

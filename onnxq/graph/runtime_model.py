@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxq.errors import OnnxqError
 from onnxq.files.scratch import SMALL_BYTES, Scratch
 from onnxq.files.temporary import temporary_folder
-from onnxq.graph.copying import called
+from onnxq.graph.copying import all_graphs, called
 from onnxq.graph.external import let_go_of
 from onnxq.graph.io import save, serialize
 from onnxq.runtime.proto import NamedBytes
@@ -41,8 +41,8 @@ def to_runtime(model: ir.Model, folder: Path) -> bytes | Path:
 
 
 @contextmanager
-def or_refused(model: ir.Model) -> Iterator[None]:
-    """What fails inside by no intention is onnxruntime's refusal of ``model``, where it refuses it.
+def or_refused(model: ir.Model | bytes | Path) -> Iterator[None]:
+    """What fails inside by no intention is onnxruntime's refusal of ``model``, or of what is loaded, if it refuses it.
 
     Types and shapes that do not fit each other are for onnxruntime to find, and its reason is the one to be told; the
     question costs as much as loading, so it is asked when something is wrong.
@@ -56,7 +56,7 @@ def or_refused(model: ir.Model) -> Iterator[None]:
         raise
     except Exception:
         with temporary_folder() as folder:
-            open_session(to_runtime(model, folder), optimize="none")
+            open_session(to_runtime(model, folder) if isinstance(model, ir.Model) else model, optimize="none")
         raise
 
 
@@ -74,7 +74,7 @@ def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers."""
     return sum(
         value.const_value.nbytes
-        for graph in model.graphs()
+        for graph in all_graphs(model)
         for value in graph.initializers.values()
         if value.const_value is not None
     )

@@ -9,6 +9,9 @@ import onnx_ir as ir
 
 from onnxq.graph.edit import Array, float_constant, integer, is_op, number
 
+# The operators that can be read as one.
+AFFINE = ("BatchNormalization", "Add", "Sub", "Mul", "Div")
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -52,10 +55,10 @@ class Affine:
 
 def read_affine(node: ir.Node) -> Affine | None:
     """``node`` as an Affine: inference-time BatchNormalization, or Add, Sub, Mul, Div with one float32 constant."""
+    if not is_op(node, *AFFINE):
+        return None
     if is_op(node, "BatchNormalization"):
         return _batchnorm(node)
-    if not is_op(node, "Add", "Sub", "Mul", "Div"):
-        return None
     for index in (1, 0):
         source = node.inputs[1 - index]
         array = float_constant(node.inputs[index])

@@ -20,7 +20,7 @@ from onnxq.graph.edit import (
     sole_consumer,
 )
 from onnxq.graph.linear import Linear, linear_before, linear_reading
-from onnxq.graph.passes.affine import Affine, read_affine
+from onnxq.graph.passes.affine import AFFINE, Affine, read_affine
 from onnxq.graph.passes.float_fusions import completes_fusion
 from onnxq.graph.rescale import rescaled_input, rescaled_output
 
@@ -40,12 +40,21 @@ def fold_affine(model: ir.Model) -> int:
     count = 0
     for graph in all_graphs(model):
         for node in tuple(graph):
+            if not is_op(node, *AFFINE) or not _beside_linear(node):
+                continue
             affine = read_affine(node)
             if affine is None or completes_fusion(node):
                 continue
             if _into_previous(node, affine) or _into_next(node, affine) or _past_shift(node, affine):
                 count += 1
     return count
+
+
+def _beside_linear(node: ir.Node) -> bool:
+    """Whether a linear layer stands before ``node`` or behind it: reading all others as affine takes a pass's time."""
+    if _linear_behind(node) is not None:
+        return True
+    return any(value is not None and linear_before(value) is not None for value in node.inputs)
 
 
 def _into_previous(node: ir.Node, affine: Affine) -> bool:
