@@ -4,14 +4,15 @@ A weight in two parts is ``W = s1 Q1 + s2 Q2``: two integer products of the same
 is ``x = d1 q1 + d2 q2``, the second what rounding the first has lost. An input in groups is split along its channels,
 each part with a scale and a product of its own. Every form is timed against the float layer and the integer one, both
 in turn, in processor time of one thread. Products write codes and are added as codes (QLinearAdd), as between integer
-neighbours, or write floats, as MatMul may.
+neighbours, or write floats, as MatMul may. And an end for each channel, as equalizing through Clip would need it: a Min
+in float in front of the layer.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import harness
@@ -20,7 +21,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 17
+IMPORTS = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
 SECONDS = 2.0
 # (channels in, channels out, kernel, side of the map, groups)
 CONVOLUTIONS = (
@@ -35,7 +36,22 @@ CONVOLUTIONS = (
 )
 # (rows, inputs, outputs)
 PRODUCTS = ((1, 512, 512), (1, 1024, 1024), (16, 256, 1024), (128, 384, 384), (128, 384, 1536), (128, 768, 768))
-FORMS = ("float", "integer", "weight in two parts", "input in two parts", "input in two groups")
+FORMS = (
+    "float",
+    "integer",
+    "weight in two parts",
+    "input in two parts",
+    "input in two groups",
+    "an end for each channel",
+)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A tensor in codes; ``scale``: names of scale and zero point."""
+
+    codes: str
+    scale: tuple[str, str]
 
 
 @dataclass
@@ -70,12 +86,20 @@ class Parts:
             [helper.make_tensor_value_info("y", out_type, None)],
             self.constants,
         )
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8
-        ).SerializeToString()
+        return helper.make_model(graph, opset_imports=IMPORTS, ir_version=8).SerializeToString()
 
-    def dequantized(self, codes: str, scale: tuple[str, str]) -> str:
-        return self("DequantizeLinear", [codes, *scale])
+    def dequantized(self, x: Codes) -> str:
+        return self("DequantizeLinear", [x.codes, *x.scale])
+
+    def rounded(self, value: str) -> str:
+        scale = self.scale(0.3)
+        return self.dequantized(Codes(self("QuantizeLinear", [value, *scale]), scale))
+
+    def split(self, value: str, size: int) -> list[str]:
+        ends = [f"{value}_low", f"{value}_high"]
+        sizes = self.constant(np.array([size // 2] * 2))
+        self.nodes.append(helper.make_node("Split", [value, sizes], ends, name=f"{value}_split", axis=1))
+        return ends
 
     def weight(self, shape: tuple[int, ...], axis: int) -> str:
         codes = self.constant(self.rng.integers(-127, 128, shape, np.int8))
@@ -84,66 +108,81 @@ class Parts:
         return self("DequantizeLinear", [codes, scale, zero], axis=axis)
 
 
-Layer = Callable[[Parts, str, int], str]  # of what it reads, and of the part of the input channels: 1, or 2 for a half
+class Convolution:
+    """Between codes and codes; its products are added as codes."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, side: int, groups: int) -> None:
+        self.shape = (1, inputs, side, side)
+        self._weight = (outputs, inputs // groups, kernel, kernel)
+        self._groups = groups
+        self.name = f"Conv {kernel}x{kernel} {inputs}->{outputs}, {side}x{side}" + (", depthwise" if groups > 1 else "")
+        self.codes = True
+
+    def float(self, parts: Parts, x: str) -> str:
+        return self._conv(parts, x, parts.constant(parts.rng.standard_normal(self._weight, np.float32)))
+
+    def integer(self, parts: Parts, x: Codes, part: int = 1) -> str:
+        shape = (self._weight[0], self._weight[1] // part, *self._weight[2:])
+        return parts.rounded(self._conv(parts, parts.dequantized(x), parts.weight(shape, 0)))
+
+    def _conv(self, parts: Parts, x: str, weight: str) -> str:
+        return parts("Conv", [x, weight], group=self._groups, pads=[self._weight[2] // 2] * 4)
 
 
-def convolution(inputs: int, outputs: int, kernel: int, groups: int) -> Layer:
-    def made(parts: Parts, x: str, part: int, *, integer: bool = True) -> str:
-        shape = (outputs, inputs // part // groups, kernel, kernel)
-        weight = parts.weight(shape, 0) if integer else parts.constant(parts.rng.standard_normal(shape, np.float32))
-        return parts("Conv", [x, weight], group=groups, pads=[kernel // 2] * 4)
+class Product:
+    """Between codes and codes, or between floats and floats by MatMulIntegerToFloat."""
 
-    return made
+    def __init__(self, rows: int, inputs: int, outputs: int, *, codes: bool) -> None:
+        self.shape = (rows, inputs)
+        self._weight = (inputs, outputs)
+        self.codes = codes
+        self.name = f"MatMul {rows}x{inputs}x{outputs}, {'codes' if codes else 'floats'}"
+
+    def float(self, parts: Parts, x: str) -> str:
+        return parts("MatMul", [x, parts.constant(parts.rng.standard_normal(self._weight, np.float32))])
+
+    def integer(self, parts: Parts, x: Codes, part: int = 1) -> str:
+        shape = (self._weight[0] // part, self._weight[1])
+        if self.codes:
+            return parts.rounded(parts("MatMul", [parts.dequantized(x), parts.weight(shape, 1)]))
+        weight = parts.constant(parts.rng.integers(-127, 128, shape, np.int8))
+        scale = parts.constant(np.full(shape[1], 0.01, np.float32))
+        zero = parts.constant(np.zeros(shape[1], np.int8))
+        inputs = [x.codes, weight, x.scale[0], scale, x.scale[1], zero]
+        return parts("MatMulIntegerToFloat", inputs, domain="com.microsoft")
 
 
-def product(inputs: int, outputs: int) -> Layer:
-    def made(parts: Parts, x: str, part: int, *, integer: bool = True) -> str:
-        shape = (inputs // part, outputs)
-        weight = parts.weight(shape, 1) if integer else parts.constant(parts.rng.standard_normal(shape, np.float32))
-        return parts("MatMul", [x, weight])
-
-    return made
-
-
-def built(form: str, layer: Layer, shape: tuple[int, ...], axis: int, *, codes: bool) -> bytes:
-    """The model of ``layer`` in ``form``; between ``codes`` it reads and writes codes, else floats."""
+def built(form: str, layer: Convolution | Product) -> bytes:
+    """The model of ``layer`` in ``form``."""
     parts = Parts(np.random.default_rng(0))
     if form == "float":
-        return parts.model(layer(parts, "x", 1, integer=False), shape, TensorProto.FLOAT)  # type: ignore[call-arg]
-    scale, out = parts.scale(), parts.scale(0.3)
-    q = "x" if codes else parts("QuantizeLinear", ["x", *scale])
-
-    def between(value: str) -> str:  # what one product writes, for the next sum
-        return parts.dequantized(parts("QuantizeLinear", [value, *out]), out) if codes else value
-
-    def ended(value: str) -> str:
-        return parts("QuantizeLinear", [value, *out]) if codes else value
-
-    x = parts.dequantized(q, scale)
+        return parts.model(layer.float(parts, "x"), layer.shape, TensorProto.FLOAT)
+    scale = parts.scale()
+    x = Codes("x" if layer.codes else parts("QuantizeLinear", ["x", *scale]), scale)
     if form == "integer":
-        y = ended(layer(parts, x, 1))
+        y = layer.integer(parts, x)
     elif form == "weight in two parts":
-        y = ended(parts("Add", [between(layer(parts, x, 1)), between(layer(parts, x, 1))]))
+        y = parts("Add", [layer.integer(parts, x), layer.integer(parts, x)])
     elif form == "input in two parts":
-        # Both are there as codes where what writes them is an integer layer in two parts: the best case.
         fine = parts.scale(0.0001)
-        rest = x if codes else parts("Sub", ["x", x])
-        second = "x" if codes else parts("QuantizeLinear", [rest, *fine])
-        low = parts.dequantized(second, fine)
-        y = ended(parts("Add", [between(layer(parts, x, 1)), between(layer(parts, low, 1))]))
+        # As codes both are there already: the best case. As floats the second is what rounding the first has lost.
+        rest = "x" if layer.codes else parts("Sub", ["x", parts.dequantized(x)])
+        low = Codes("x" if layer.codes else parts("QuantizeLinear", [rest, *fine]), fine)
+        y = parts("Add", [layer.integer(parts, x), layer.integer(parts, low)])
+    elif form == "input in two groups":
+        halves = parts.split("x", layer.shape[1])
+        scales = [parts.scale(), parts.scale()]
+        codes = (
+            halves if layer.codes else [parts("QuantizeLinear", [h, *s]) for h, s in zip(halves, scales, strict=True)]
+        )
+        y = parts("Add", [layer.integer(parts, Codes(c, s), 2) for c, s in zip(codes, scales, strict=True)])
     else:
-        size = parts.constant(np.array([shape[axis] // 2] * 2))
-        name = f"v{len(parts.nodes)}"
-        ends = [f"{name}_0", f"{name}_1"]
-        source = q if codes else "x"
-        parts.nodes.append(helper.make_node("Split", [source, size], ends, name=name, axis=axis))
-        halves = []
-        for end in ends:
-            own = parts.scale(0.02)
-            half = end if codes else parts("QuantizeLinear", [end, *own])
-            halves.append(between(layer(parts, parts.dequantized(half, own), 2)))
-        y = ended(parts("Add", halves))
-    return parts.model(y, shape, TensorProto.UINT8 if codes else TensorProto.FLOAT)
+        ends = parts.constant(np.ones((layer.shape[1], *[1] * (len(layer.shape) - 2)), np.float32))
+        bounded = parts("QuantizeLinear", [parts("Min", [parts.dequantized(x), ends]), *scale])
+        y = layer.integer(parts, Codes(bounded, scale))
+    if not layer.codes:
+        return parts.model(y, layer.shape, TensorProto.FLOAT)
+    return parts.model(parts("QuantizeLinear", [y, *parts.scale(0.3)]), layer.shape, TensorProto.UINT8)
 
 
 def session_of(model: bytes) -> ort.InferenceSession:
@@ -187,24 +226,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of processor time for each form and size")
     options = parser.parse_args()
     rows = []
-    cases = [
-        (
-            f"Conv {k}x{k} {i}->{o}, {side}x{side}" + (", depthwise" if g > 1 else ""),
-            convolution(i, o, k, g),
-            (1, i, side, side),
-            1,
-            True,
-        )
-        for i, o, k, side, g in CONVOLUTIONS
-    ]
-    for r, i, o in PRODUCTS:
-        for codes in (True, False):
-            cases.append((f"MatMul {r}x{i}x{o}, {'codes' if codes else 'floats'}", product(i, o), (r, i), 1, codes))
-    for name, layer, shape, axis, codes in cases:
-        forms = [f for f in FORMS if not ("depthwise" in name and "groups" in f)]
-        found = times({f: built(f, layer, shape, axis, codes=codes) for f in forms}, shape, options.seconds)
-        rows.append({"layer": name, "microseconds": {form: round(of, 1) for form, of in found.items()}})
-        print(name, {form: round(of / found["float"], 2) for form, of in found.items()}, flush=True)
+    layers: list[Convolution | Product] = [Convolution(*sizes) for sizes in CONVOLUTIONS]
+    layers += [Product(*sizes, codes=codes) for sizes in PRODUCTS for codes in (True, False)]
+    for layer in layers:
+        grouped = "depthwise" in layer.name
+        forms = [f for f in FORMS if not (grouped and "groups" in f) and ("channel" not in f or len(layer.shape) > 2)]
+        found = times({form: built(form, layer) for form in forms}, layer.shape, options.seconds)
+        rows.append({"layer": layer.name, "microseconds": {form: round(of, 1) for form, of in found.items()}})
+        print(layer.name, {form: round(of / found["float"], 2) for form, of in found.items()}, flush=True)
         harness.write("two_parts", vars(options), {"layers": rows})
 
 

@@ -17,7 +17,7 @@ from onnxq.files.scratch import Scratch
 from onnxq.graph.geometry import Product
 from onnxq.graph.linear import products
 from onnxq.numerics import INT8, QType
-from onnxq.plan import Plan, Storage, fused_output
+from onnxq.plan import Plan, fused_output
 from onnxq.plan.stored import stored_formats
 from onnxq.query import nodes
 from onnxq.ranges.fit import compensated_inputs
@@ -152,7 +152,7 @@ def fit_tensors(model: ir.Model, plan: Plan) -> list[str]:
     Those of few bits, even in float, and those of layers that measure their ranges at run time.
     """
     unseen = [w for w in plan.weights if not w.storage.computes]
-    fitted = {(w.node, w.index) for w in unseen if w.stored.packed or w.storage is Storage.DYNAMIC}
+    fitted = {(w.node, w.index) for w in unseen if w.stored.packed or w.storage.measures}
     found = [v for n in nodes(model) for i, (v, _) in products(n).items() if (n.name or "", i) in fitted]
     return [v.name for v in found if v.name and not v.is_initializer()]
 

@@ -12,6 +12,7 @@ from onnxq.emit.nbits import block_matmul, gathered_blocks
 from onnxq.emit.pieces import graph_of
 from onnxq.emit.recurrent import Gates, gates, integer_lstm
 from onnxq.emit.stored import Held, WeightKey, weight_key
+from onnxq.emit.two_parts import Columns, in_two_parts, rounded_at_run
 from onnxq.errors import ModelError
 from onnxq.files.scratch import Scratch
 from onnxq.graph.edit import is_op
@@ -43,6 +44,7 @@ class Operands(Held):
         self._biases = biases
         self._roots = plan.roots
         self._weight_of = {w.node: w for w in plan.weights if w.storage.computes}
+        self._bias_of = {b.weight_node: b for b in plan.biases if b.storage is Storage.TWO_PARTS}
         self._accuracy_level = plan.accuracy_level
         self._packed: dict[str, npt.NDArray[np.integer]] = {}
         self._recurrent: dict[str, dict[int, Gates]] = {}
@@ -56,6 +58,8 @@ class Operands(Held):
             self._gates(node, weight)
         elif weight.storage is Storage.DYNAMIC:
             self._dynamic(node, weight)
+        elif weight.storage is Storage.TWO_PARTS:
+            in_two_parts(self, node, self._columns(weight), self._bias_of.get(weight.node))
         elif weight.storage is Storage.BLOCKS:
             place, level = self.place(weight), self._accuracy_level
             block_matmul(self, node, weight.tensor, self.quantized(weight), place, accuracy_level=level)
@@ -112,6 +116,14 @@ class Operands(Held):
         if len(known) == 2:
             integer_lstm(self, node, known)
 
+    def _columns(self, weight: Weight) -> Columns:
+        """The codes of ``weight`` as products of integers take them, inputs first, and their parameters."""
+        rows = weight.granularity == PerAxis(0)
+        codes = self.codes(weight, order=across(2) if rows else ())
+        quantized = self.quantized(weight)
+        outputs = quantized.codes.shape[0 if rows else 1]
+        return Columns(codes, *self.weight_parameters(weight, quantized.params), outputs)
+
     def _dynamic(self, node: ir.Node, weight: Weight) -> None:
         """``(q(x) W_q) * (s_x s_w) + bias``, the range of ``x`` measured at every run.
 
@@ -119,19 +131,10 @@ class Operands(Held):
         """
         graph, name, x = graph_of(node), weight.tensor, node.inputs[0]
         assert x is not None
-        place, rows = Before(node), weight.granularity == PerAxis(0)  # MatMulInteger takes columns
-        codes = self.codes(weight, order=across(2) if rows else ())
-        weight_scale, weight_zero = self.weight_parameters(weight, self.quantized(weight).params)
-        input_key = (id(graph), x.name or "", "dynamic")
-        if input_key not in self.made:
-            parts = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, name=self.fresh(f"{x.name}_dynamic"))
-            for output, part in zip(parts.outputs, ("codes", "scale", "zero_point"), strict=True):
-                output.name = self.fresh(f"{x.name}_dynamic_{part}")
-                self.made[(id(graph), x.name or "", f"dynamic {part}")] = output
-            graph.insert_before(node, parts)
-            self.made[input_key] = parts.outputs[0]
-        scale, zero = (self.made[(id(graph), x.name or "", f"dynamic {part}")] for part in ("scale", "zero_point"))
-        inputs = [self.made[input_key], codes, zero, weight_zero]
+        place = Before(node)
+        codes, weight_scale, weight_zero, _ = self._columns(weight)
+        x_codes, scale, zero = rounded_at_run(self, x, node)
+        inputs = [x_codes, codes, zero, weight_zero]
         # Under the layer's own name, by which reports speak of it.
         product = NodeBuilder(place).node(
             "MatMulInteger", inputs, name=node.name or "", outputs=(self.fresh(f"{name}_sums"),)

@@ -20,6 +20,7 @@ class ReasonCode(Enum):
     UNRUNNABLE = "unrunnable"
     EQUALIZES = "equalizes"
     ACCURACY = "accuracy"
+    TWO_PARTS = "two_parts"
     FILE_NOT_SMALLER = "file_not_smaller"
     SLOWER_THAN_FLOAT = "slower_than_float"
     NO_FASTER_KERNEL = "no_faster_kernel"
@@ -46,6 +47,7 @@ TEXTS = {
     ReasonCode.UNRUNNABLE: "onnxruntime cannot run it on integers: {why}",
     ReasonCode.EQUALIZES: "{why}",
     ReasonCode.ACCURACY: "float fallback: on integers it cost too much accuracy",
+    ReasonCode.TWO_PARTS: "its input is rounded in two parts of 8 bits: in one it cost too much accuracy",
     ReasonCode.FILE_NOT_SMALLER: "storing its weight as integers does not make the file smaller",
     ReasonCode.SLOWER_THAN_FLOAT: "its integer kernel made the model slower than float on this machine",
     ReasonCode.NO_FASTER_KERNEL: "onnxruntime has no integer kernel that is faster",

@@ -110,7 +110,7 @@ class _Sharing:
         """``weight`` made at load, of a byte each: that takes no room. None where no kernel computes with it."""
         node = self.nodes[weight.node]
         storage = Storage.DYNAMIC if weight.storage is Storage.BLOCKS else weight.storage
-        if not storage.computes and (storage is not Storage.DYNAMIC or ops.weight_slot(node) is None):
+        if not storage.computes and (not storage.measures or ops.weight_slot(node) is None):
             return None
         return replace(
             weight,
@@ -129,6 +129,7 @@ _FIRST = (
     Storage.INTEGER,
     Storage.FUSED,
     Storage.DYNAMIC,
+    Storage.TWO_PARTS,
     Storage.PACKED,
 )
 

@@ -56,6 +56,7 @@ class Storage(Enum):
     INTEGER = "integer kernel"  # DequantizeLinear in front of a node that runs in an integer kernel
     FUSED = "integer kernel with float bias"  # MatMulIntegerToFloat, which only onnxruntime knows
     DYNAMIC = "integer kernel, activation range at run time"  # needs no calibration; linear layers and LSTM
+    TWO_PARTS = "integer kernel, input in two parts, ranges at run time"  # of linear layers: 8 bits and 8 bits more
     PACKED = "stored int8, computed float"  # expanded once when the runtime loads the model
     GATHERED = "int8 table, rows dequantized"  # embedding: only the rows that are read become float
     BLOCKS = (
@@ -66,6 +67,11 @@ class Storage(Enum):
     def computes(self) -> bool:
         """Whether the weight is multiplied as integers, with an activation range that calibration has fixed."""
         return self in (Storage.INTEGER, Storage.FUSED)
+
+    @property
+    def measures(self) -> bool:
+        """Whether the weight is multiplied as integers, with an activation range that is measured at every run."""
+        return self in (Storage.DYNAMIC, Storage.TWO_PARTS)
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,8 @@ class Skipped:
 class KeptFloat:
     """Why a node cannot have a fixed activation range, and what its weight may become all the same.
 
-    ``weight``: None leaves it float; ``DYNAMIC`` falls back to ``PACKED`` for nodes that have no such kernel.
+    ``weight``: None leaves it float; ``DYNAMIC`` and ``TWO_PARTS`` fall back to ``PACKED`` for nodes that have no such
+    kernel.
     ``reason`` is for the user; what is compared is ``code``.
     """
 
@@ -164,7 +171,7 @@ class Plan:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the nodes whose weights are multiplied in integers, with fixed ranges or those of the run."""
-        return tuple(dict.fromkeys([*self.anchors, *(w.node for w in self.weights if w.storage is Storage.DYNAMIC)]))
+        return tuple(dict.fromkeys([*self.anchors, *(w.node for w in self.weights if w.storage.measures)]))
 
     @property
     def empty(self) -> bool:

@@ -143,6 +143,8 @@ def stored_weights(
                 # Where 4 bits are too few, a kernel that measures its input at run time is the fast one.
                 if wish is Storage.DYNAMIC or (wish is Storage.BLOCKS and own_operators):
                     storage = Storage.DYNAMIC
+                if wish is Storage.TWO_PARTS and own_operators:
+                    storage = Storage.TWO_PARTS
             shape = tuple(weight.shape.numpy())
             granularity = _channels(shape, axes[0]) if linear else _row_granularity(shape, axes)
             stored = formats.get(name, weight_format("int8"))
