@@ -222,14 +222,13 @@ class Rungs:
         for name in self._layers:
             node = self._nodes[name]
             read = sum(r.noise for r in self._readings if name in r.readers)
-            if name not in self._costs.integer_us or read < _WORTH_A_TRIAL * total:
+            if not self.scene.timed or name not in self._costs.integer_us or read < _WORTH_A_TRIAL * total:
                 continue
             if not ops.can_be_dynamic(node, self.scene.target) or node.inputs[0] is None:
                 continue
             count = elements(node.inputs[0], self.scene.shapes) or 0
             passes = _RANGE_PASSES * self.scene.table.cost(QUANTIZE, "float", count) if count else 0.0
-            # Where layers are counted and not timed, it is half a layer in float.
-            time = self._costs.integer_us[name] + (passes if self.scene.timed else 0.5 * self._costs.float_us[name])
+            time = self._costs.integer_us[name] + passes
             way = Way(Storage.DYNAMIC, time, self._alone(name, Storage.DYNAMIC))
             found[name] = (Way(Storage.PACKED, self._costs.float_us[name]), way)
         return found
