@@ -150,7 +150,7 @@ class Tradeoff(Cut):
     def steps(self) -> list[Step]:
         """From the plan to float, the lower convex hull of noise over time, and steps of single nodes beside it.
 
-        Each makes less noise than the one before it and takes longer.
+        Each makes less noise than the one before it; behind the plan, which may not be the fastest, each takes longer.
         """
         first, last = self.as_planned(), self.in_float()
         found, pending = [first, last], [(first, last)]
@@ -167,7 +167,8 @@ class Tradeoff(Cut):
                 pending += [(before, middle), (middle, behind)]
         hull = worthwhile(found)
         single = [self._moved(first, last, name) for name in self._order[:_MOST_SINGLE]]
-        return worthwhile([*hull, *single, *(step for pair in pairwise(hull) for step in self._between(*pair))])
+        every = worthwhile([*hull, *single, *(step for pair in pairwise(hull) for step in self._between(*pair))])
+        return [first, *(step for step in every if step.noise < first.noise)]
 
     def _between(self, low: Step, high: Step) -> list[Step]:
         """The steps from ``low`` to ``high``, one node after another: what takes away most noise for its time first."""

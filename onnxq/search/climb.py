@@ -1,7 +1,7 @@
 """The cheapest step towards float that is good, with few trials.
 
 Each step makes less noise than the one before it and takes longer. How much noise is too much only the judge knows: the
-budget is found by taking more and more of it away, in decibels, and halving.
+budget is found by taking more and more of it away, in decibels, and then by halving the time between.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class Climb:
         else:
             return None
         while high - low > 1 and not self._close(steps[max(low, 0)], steps[high]):
-            aim = (level(steps[max(low, 0)]) + level(steps[high])) / 2.0
-            middle = min(range(low + 1, high), key=lambda i: abs(level(steps[i]) - aim))
+            aim = (steps[max(low, 0)].time + steps[high].time) / 2.0
+            middle = min(range(low + 1, high), key=lambda i: abs(steps[i].time - aim))
             low, high = (low, middle) if good(middle) else (middle, high)
         return found[high]
 

@@ -28,9 +28,11 @@ from onnxq.query import nodes, values_by_name
 
 Progress = Callable[[int, int], None]
 
-# Points that are measured together first, and how many times the noise of the mean group of them shows each by itself.
+# Points that are measured together first; what makes so many times the noise of the mean group, or such a share of all,
+# is measured point by point.
 _TOGETHER = 4
 _MUCH = 1.5
+_SHARE = 0.1
 # A layer whose input makes a smaller share of all noise is not tried with ranges measured at run time.
 _WORTH_A_TRIAL = 0.02
 # Passes over what a layer reads that measuring its range and rounding it then takes.
@@ -131,7 +133,7 @@ class Rungs:
             done += 1
             found.append(self._rounded(point for point, _ in group))
             self._tell(done, total)
-        much = _MUCH * sum(found) / max(len(groups), 1)
+        much = min(_MUCH / max(len(groups), 1), _SHARE) * sum(found)
         total += sum(len(group) for group, noise in zip(groups, found, strict=True) if noise > much)
         readings = []
         for group, noise in zip(groups, found, strict=True):
@@ -220,13 +222,13 @@ class Rungs:
         for name in self._layers:
             node = self._nodes[name]
             read = sum(r.noise for r in self._readings if name in r.readers)
-            if name not in self._costs.integer_us or read < _WORTH_A_TRIAL * total:
+            if not self.scene.timed or name not in self._costs.integer_us or read < _WORTH_A_TRIAL * total:
                 continue
             if not ops.can_be_dynamic(node, self.scene.target) or node.inputs[0] is None:
                 continue
             count = elements(node.inputs[0], self.scene.shapes) or 0
-            pass_us = self.scene.table.cost(QUANTIZE, "float", count) if count else 0.0
-            time = self._costs.integer_us[name] + _RANGE_PASSES * pass_us
+            passes = _RANGE_PASSES * self.scene.table.cost(QUANTIZE, "float", count) if count else 0.0
+            time = self._costs.integer_us[name] + passes
             way = Way(Storage.DYNAMIC, time, self._alone(name, Storage.DYNAMIC))
             found[name] = (Way(Storage.PACKED, self._costs.float_us[name]), way)
         return found

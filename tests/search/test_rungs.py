@@ -1,0 +1,160 @@
+"""Where the noise of a candidate comes from, measured with few passes, and what its nodes can become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from zoo import Net, prepared
+
+from onnxq import quantize
+from onnxq.build.candidate import Built
+from onnxq.config import Config
+from onnxq.kernels.costs import cost_table
+from onnxq.kernels.targets import TARGETS
+from onnxq.measure.kernels import KernelMap
+from onnxq.parameters.choose import Parameters
+from onnxq.plan import KeptFloat, Point, Storage, make_plan
+from onnxq.search.rungs import Rungs, Scene
+
+VNNI = TARGETS["x86-vnni"]
+
+
+def stream(blocks: int) -> onnx.ModelProto:
+    """A residual stream with one channel of large numbers, to which every block adds small ones; outputs read those."""
+    n = Net(11)
+    x = n.conv("x", 3, 8, k=1, name="stem")
+    n.constants["stem_w"][0] *= 10.0
+    for i in range(blocks):
+        y = n("Relu", n.conv(x, 8, 16, k=1, name=f"in{i}"), name=f"relu{i}")
+        n.constants[f"in{i}_w"][:, 0] *= 0.05
+        x = n("Add", x, n.conv(y, 16, 8, k=1, name=f"out{i}"), name=f"add{i}")
+        n.constants[f"out{i}_w"] *= 0.3
+    n.conv(x, 8, 4, k=1, name="head", out="y")
+    n.constants["head_w"][:, 0] *= 0.05
+    return n.model({"x": ["n", 3, 6, 6]}, {"y": ["n", 4, 6, 6]})
+
+
+def layers(count: int, inputs: int = 8) -> onnx.ModelProto:
+    n, x = Net(5), "x"
+    for i in range(count):
+        x = n.linear(x, inputs, inputs, name=f"l{i}", out="y" if i == count - 1 else None)
+        x = n("Tanh", x, name=f"t{i}") if i < count - 1 else x
+    return n.model({"x": ["n", inputs]}, {"y": ["n", inputs]})
+
+
+@dataclass
+class Meter:
+    """Noise by tensor that is rounded, by reader if that counts, and by layer that is kept with such a weight."""
+
+    tensors: Mapping[str, float]
+    stored: Mapping[str, float] = field(default_factory=dict)
+    dynamic: Mapping[str, float] = field(default_factory=dict)
+    passes: list[list[Point]] = field(default_factory=list)
+
+    def noise(self, kept: Mapping[str, KeptFloat]) -> float:
+        by = {Storage.PACKED: self.stored, Storage.DYNAMIC: self.dynamic}
+        return sum(by[k.weight].get(name, 0.0) for name, k in kept.items() if k.weight is not None)
+
+    def rounded(self, _: Built, points: Sequence[Point]) -> float:
+        self.passes.append(list(points))
+        return sum(self.tensors.get(p.tensor, 0.0) for p in points)
+
+
+def rungs(proto: onnx.ModelProto, meter: Any, *, shapes: Mapping[str, Any] | None = None, **how: Any) -> Rungs:
+    model: ir.Model = prepared(proto)
+    plan = make_plan(model, Config(), VNNI)
+    built = Built(plan, Parameters({}, {}, {}), model, b"", KernelMap("m", "extended", "0", ()), (), {})
+    table = cost_table("x86-vnni")
+    assert table is not None
+    return Rungs(built, meter, Scene(model, shapes or {}, table, VNNI, timed=bool(shapes)), **how)
+
+
+def test_what_makes_little_noise_is_measured_together() -> None:
+    """Of sixteen layers the inputs of two make nearly all noise: those are measured by themselves, and their group."""
+    proto = layers(16)
+    quiet = Meter({})
+    points = rungs(proto, quiet).with_stored_weights().readings
+    assert len(points) == 16
+    loud = points[5].tensor
+    meter = Meter({p.tensor: 1.0 if p.tensor == loud else 0.001 for p in points})
+    found = {r.tensor: r.noise for r in rungs(proto, meter).with_stored_weights().readings}
+    assert found == pytest.approx({p.tensor: 1.0 if p.tensor == loud else 0.001 for p in points})
+    assert sorted(len(one) for one in meter.passes) == [1] * 4 + [4] * 4
+
+
+def test_a_tensor_is_read_by_layers_and_by_others() -> None:
+    meter = Meter({})
+    found = rungs(stream(2), meter).with_stored_weights().readings
+    assert ("in1",) in [r.readers for r in found if r.tensor == "add0_out"]
+    assert ("add1",) in [r.readers for r in found if r.tensor == "add0_out"]
+    alone = [p.consumers for one in meter.passes for p in one if p.tensor == "add0_out"]
+    assert set(alone) == {("in1",), ("add1",)}
+
+
+def test_a_pass_that_does_not_run_counts_as_all_noise() -> None:
+    meter = Meter({"x": float("inf")})
+    found = {r.tensor: r.noise for r in rungs(layers(2), meter).with_stored_weights().readings}
+    assert found["x"] >= 0.5
+
+
+def test_ranges_of_the_run_are_a_way_where_an_input_makes_much_noise() -> None:
+    proto = layers(3, 256)
+    model = prepared(proto).graph
+    shapes = {v.name: (128, 256) for node in model for v in (*node.inputs, *node.outputs) if v is not None and v.name}
+    meter = Meter({"x": 1.0}, dynamic={"l0": 0.1, "l1": 0.3})
+    ways = rungs(proto, meter, shapes=shapes).with_stored_weights().ways
+    assert {w.weight for w in ways["l0"]} == {Storage.PACKED, Storage.DYNAMIC}
+    assert next(w.noise for w in ways["l0"] if w.weight is Storage.DYNAMIC) == 0.1
+    assert "l2" not in ways
+
+
+def test_weights_go_back_last_and_cost_their_bytes() -> None:
+    meter = Meter({"x": 1.0}, stored={"l0": 0.5, "l1": 0.25})
+    climb = rungs(layers(2), meter)
+    stages = iter(climb.stages())
+    stored, floats = next(stages), next(stages)
+    assert stored[0].noise == pytest.approx(1.75)
+    assert stored[-1].noise == pytest.approx(0.75)
+    assert floats[0].noise == pytest.approx(1.75)
+    assert floats[-1].noise == pytest.approx(0.0)
+    assert floats[-1].time > stored[-1].time
+    assert {w.weight for w in floats[-1].ways.values()} == {None}
+    assert list(stages) == []
+
+
+def test_what_depends_on_a_layer_goes_with_it() -> None:
+    meter = Meter({"x": 1.0, "t0_out": 0.1})
+    found = rungs(layers(3), meter, depends_on={"l2": "l0"})
+    for steps in found.stages():
+        assert all(("l0" in s.ways) == ("l2" in s.ways) for s in steps)
+
+
+# -- from end to end ---------------------------------------------------------------------------------------------------
+
+
+def test_a_noisy_stream_is_float_while_its_layers_stay_on_integers() -> None:
+    proto = stream(6)
+    rng = np.random.default_rng(1)
+    data = {"x": rng.standard_normal((64, 3, 6, 6)).astype(np.float32)}
+    plain = Config(placement="all", equalize="none", rounding="nearest", guard_sqnr=-100.0, min_agreement=0.0)
+    before = quantize(proto, data, config=plain)
+    assert before.report.curve == ()
+    level = before.report.sqnr_db
+    assert level is not None
+    asked = Config(placement="all", equalize="none", guard_sqnr=level + 2.0)
+    found = quantize(proto, data, config=asked)
+    assert found.good
+    assert any("between layers" in note for note in found.report.notes)
+    sums = [n for n in before.plan.integer if n.startswith("add")]
+    assert sums
+    assert len([n for n in found.plan.integer if n.startswith("add")]) < len(sums)
+    assert len(found.plan.anchors) >= len(before.plan.anchors) - 1
+    curve = found.report.curve
+    assert [one.taken for one in curve].count(True) == 1
+    assert found.report.to_dict()["curve"][0]["what"] == "as planned"
