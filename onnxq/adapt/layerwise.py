@@ -210,7 +210,7 @@ def _lacking(layer: Layer, clean: Walk, noisy: Walk, number: int) -> F32 | None:
 def _adapted(
     layer: Layer, pairs: list[tuple[Pairs, Pairs | None]], config: Config, outputs: F64 | None
 ) -> tuple[StoredWeight, F32 | None, Refit]:
-    """The layer's weight and its bias, None where that has no say, for the ``pairs`` that were seen, which it empties."""
+    """The layer's weight and bias (None where that has no say) for the ``pairs`` that were seen, which it empties."""
     geometry, centred = layer.geometry, layer.centred
     weight = geometry.matrix(layer.job.data).astype(np.float64)
     new, ridge, every = refitted(weight, *pairs.pop(), centred=centred)
