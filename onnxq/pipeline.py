@@ -180,7 +180,7 @@ def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Resu
         adaptation=attempt.adaptation,
         bits=tuple(LayerBits(c.node, c.option.stored, c.option.nbytes, c.option.noise) for c in attempt.bits),
     )
-    spelled = as_config(config, built, nodes(job.prepared))
+    spelled = as_config(config, built, attempt.candidate.placement, nodes(job.prepared))
     return Result(built.model, built.plan, report, _borne_out(attempt.verdict, job.asked), spelled)
 
 
