@@ -69,8 +69,8 @@ def quantize(
 ) -> None:
     """Quantize MODEL, to INT8 or fewer bits, compare it with the float model, and say what it cost and what it gained.
 
-    Exit code 0: written and good. 2: bad input, nothing written. 3: written, but slower than float (unless only
-    weights are quantized), below --min-sqnr, or not as close to the float model as promised.
+    Exit code 0: written and good. 2: bad input, nothing written. 3: written, but slower than float, below --min-sqnr,
+    or not as close to the float model as promised.
     """
     target = model.with_name(f"{model.stem}.{suffix(config)}.onnx") if output is None else output
     for path in (target, *([] if save_config is None else [save_config])):

@@ -58,12 +58,9 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
                     hint="add --activations none",
                 )
         if self.resume and self.adapt == "none":
-            raise ConfigError(
-                "resume goes with adapt: there is no adaptation to go on with",
-                hint="add the --adapt of the run that was stopped",
-            )
+            raise ConfigError("resume goes with adapt: there is no adaptation to go on with")
         if self.labels and self.adapt != "full":
-            raise ConfigError("labels go with adapt = 'full': the other levels need none", hint="add --adapt full")
+            raise ConfigError("labels go with adapt = 'full': the other levels need none")
 
     @property
     def _named_formats(self) -> tuple[str, ...]:

@@ -144,9 +144,9 @@ class Operator:
     | `kernel_to_float`   | the integer kernel that writes floats and takes a float bias                           |
     | `direct`            | whether there are two integer kernels: a direct one, and matrix products               |
     | `between_codes`     | whether its integer kernel goes from codes to codes: what it reads and writes is there as codes for others. A matrix product may write floats |
-    | `misshapen`         | the shapes of the constant weights of a node, where the operator cannot have such; none elsewhere |
     | `rounded_at_load`   | where onnxruntime may quantize its float weight by itself when it loads a model: from the shape of the weight, axis and number of the channels that the node reads |
     | `recurrence`        | what it is made of if it is recurrent                                                  |
+    | `misshapen`         | the shapes of the constant weights of a node, where the operator cannot have such; none elsewhere |
     | **followers**       |                                                                                        |
     | `kernels`           | its integer kernels in the optimised graph                                             |
     | `fast_on`           | names of the targets where these are at least as fast as float; None: all. Elsewhere costs alone choose them |
@@ -200,9 +200,9 @@ class Operator:
     kernel_to_float: str | None = None
     direct: bool = False
     between_codes: bool = False
-    misshapen: Callable[[ir.Node], tuple[tuple[int, ...], ...]] = none_wrong
     rounded_at_load: Callable[[ir.Node, tuple[int, ...]], tuple[int, int]] | None = None
     recurrence: Recurrence | None = None
+    misshapen: Callable[[ir.Node], tuple[tuple[int, ...], ...]] = none_wrong
     kernels: tuple[str, ...] = ()
     fast_on: frozenset[str] | None = None
     fits: Callable[[ir.Node], bool] = always

@@ -202,8 +202,6 @@ def test_defaults_stand_in_one_place() -> None:
     [
         ({"size_budget": 0.5}, "add --weights auto"),
         ({"weights": "auto", "activations": "none", "size_budget": 0.5}, "leave out --activations"),
-        ({"resume": True}, "add the --adapt of the run that was stopped"),
-        ({"labels": "label"}, "add --adapt full"),
         ({"weights": "uint4:32"}, "add --activations none"),
         ({"sample": 3}, "known are weights"),
     ],
