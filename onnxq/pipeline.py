@@ -35,6 +35,7 @@ from onnxq.ranges.registry import find_method
 from onnxq.report.notes import storage_notes
 from onnxq.report.provenance import metadata, provenance
 from onnxq.report.report import LayerBits, Report
+from onnxq.search.acceptance import Verdict
 from onnxq.search.attempt import Job, Progress
 from onnxq.search.remember import as_config
 from onnxq.search.search import Outcome, with_data, without_data
@@ -59,15 +60,21 @@ class Result:
     | `model`      | the quantized ``onnx_ir.Model``                                                         |
     | `plan`       | what was quantized, what not and why                                                    |
     | `report`     | sizes, noise, agreement, kernels, latency; prints as a table or as JSON                 |
-    | `good`       | whether held-out samples bear out the promised agreement and SQNR (True if not checked) |
+    | `good`       | whether held-out samples bear out what was promised or asked (True if not checked): with 8 bits agreement and SQNR, with fewer only those that the configuration names; ``min_sqnr`` always |
     | `config`     | the choices with the placement spelled out: they give this model again, on any machine  |
-    """
+    """  # noqa: E501 - a table
 
     model: ir.Model
     plan: Plan
     report: Report
     good: bool
     config: Config
+
+    @property
+    def too_slow(self) -> bool:
+        """Whether it is slower than the float model, and not made for its size: 4-bit kernels compute in float."""
+        made_small = not self.plan.layers and any(w.storage is Storage.BLOCKS for w in self.plan.weights)
+        return self.report.slower and not made_small
 
     @property
     def comparison(self) -> Comparison | None:
@@ -205,8 +212,19 @@ def _result(job: Job, outcome: Outcome, prepared_notes: tuple[str, ...]) -> Resu
         bits=tuple(LayerBits(c.node, c.option.stored, c.option.nbytes, c.option.noise) for c in attempt.bits),
         curve=attempt.curve,
     )
-    spelled = as_config(config, built, nodes(job.prepared))
-    return Result(built.model, built.plan, report, attempt.verdict is None or attempt.verdict.good, spelled)
+    spelled = as_config(config, built, attempt.candidate.placement, nodes(job.prepared))
+    return Result(built.model, built.plan, report, _borne_out(attempt.verdict, job.asked), spelled)
+
+
+def _borne_out(verdict: Verdict | None, asked: Config) -> bool:
+    """Whether data bears out what was promised or ``asked``; of fewer than 8 bits nothing is promised unasked."""
+    if verdict is None:
+        return True
+    if asked.min_sqnr is not None and not verdict.sqnr_db >= asked.min_sqnr:
+        return False
+    usual = Config()
+    named = (asked.min_agreement, asked.guard_sqnr) != (usual.min_agreement, usual.guard_sqnr)
+    return verdict.good and not (named and verdict.shortfalls)
 
 
 def _nothing_pays(built: Built) -> tuple[str, ...]:

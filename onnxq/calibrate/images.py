@@ -111,7 +111,8 @@ class ImageSource(Indexed):
             given = len(getattr(self._options, name))
             if given not in (1, self._shape.channels):
                 raise ConfigError(
-                    f"image option {name} has {given} numbers, but the model takes {self._shape.channels} channels"
+                    f"image option {name} has {given} numbers, but the model takes {self._shape.channels} channels",
+                    hint="give one number a channel, or one for all",
                 )
         self._options = self._sized()
         self.complete = len(self._spec.shape or ()) == 3  # no batch axis to join images along

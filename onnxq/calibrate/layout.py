@@ -120,7 +120,9 @@ def _checked(inputs: Sequence[TensorSpec], asked: Mapping[str, int | None]) -> d
             raise ConfigError(f"batch axis of {name!r}: the model has no such input", hint=advice)
         shape = known[name].shape
         if axis is not None and shape is not None and not -len(shape) <= axis < len(shape):
-            raise ConfigError(f"batch axis {axis} of {name!r}: the input has the shape {_dims(shape)}")
+            raise ConfigError(
+                f"batch axis {axis} of {name!r}: the input has the shape {_dims(shape)}", hint="axes count from 0"
+            )
     ranks = {s.name: 1 if s.shape is None else max(len(s.shape), 1) for s in inputs}
     return {name: None if axis is None else axis % ranks[name] for name, axis in asked.items()}
 

@@ -177,7 +177,7 @@ def calib_name(model: Path) -> Path:
 def shortcomings(result: Result, config: Config) -> list[str]:
     """Why ``result`` is not good, one short phrase each; empty if it is."""
     found = []
-    if result.report.slower:
+    if result.too_slow:
         found.append("it is slower than the float model")
     sqnr = result.report.sqnr_db
     if config.min_sqnr is not None and sqnr is not None and sqnr < config.min_sqnr:

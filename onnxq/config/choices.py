@@ -126,4 +126,4 @@ def described(about: Choice, default: Any) -> str:
 
 def unknown_key(key: str, known: Mapping[str, Any]) -> ConfigError:
     """The error that names ``key`` and lists what there is."""
-    return ConfigError(f"unknown key '{key}'; known are {', '.join(known)}")
+    return ConfigError(f"unknown key '{key}'", hint=f"known are {', '.join(known)}")

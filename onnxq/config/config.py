@@ -49,13 +49,19 @@ class Config(RunChoices, AdaptChoices, SearchChoices, ActivationChoices, WeightC
     def _check_together(self) -> None:
         """What single choices allow and their combination does not."""
         if self.size_budget is not None and self.weights != AUTO:
-            raise ConfigError("size_budget is a share of the float file, from 0 to 1, and goes with weights = 'auto'")
+            raise ConfigError(
+                "size_budget is a share of the float file, from 0 to 1, and goes with weights = 'auto'",
+                hint="add --weights auto",
+            )
         if self.weights == AUTO and self.activations != "uint8":
-            raise ConfigError("weights = 'auto' goes with activations = 'uint8'")
+            raise ConfigError("weights = 'auto' goes with activations = 'uint8'", hint="leave out --activations")
         for text in self._named_formats:
             why = format_name(text).weights_only
             if why and self.activations != "none":
-                raise ConfigError(f"weight format '{text}' {why}: it goes with activations = 'none' only")
+                raise ConfigError(
+                    f"weight format '{text}' {why}: it goes with activations = 'none' only",
+                    hint="add --activations none",
+                )
         if self.resume and self.adapt == "none":
             raise ConfigError("resume goes with adapt: there is no adaptation to go on with")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -15,10 +16,11 @@ PRECISIONS = ("auto", "int8", "int8-gemm", "stored", "float")
 class Rule:
     """How nodes run whose name or operator type matches ``match`` (shell wildcards).
 
-    ``int8``: on integers, whatever that costs. ``int8-gemm``: the same, a convolution by matrix products. ``stored``:
-    in float, weights stored as integers. ``float``: as in the float model. ``weights`` names a weight format (see
-    ``onnxq.config.formats``) instead of ``Config.weights``; a rule that gives one and no precision leaves where things
-    run to the placement.
+    ``int8``: on integers, whatever that costs; where the kernel of an operator without weights is slower than float
+    (AveragePool, Softmax, Where), only if the rule names the node itself. ``int8-gemm``: the same, a convolution by
+    matrix products. ``stored``: in float, weights stored as integers. ``float``: as in the float model. ``weights``
+    names a weight format (see ``onnxq.config.formats``) instead of ``Config.weights``; a rule that gives one and no
+    precision leaves where things run to the placement.
     """
 
     match: str
@@ -34,6 +36,15 @@ class Rule:
             raise ConfigError(
                 f"rule '{self.match}': precision is one of {', '.join(PRECISIONS)}, not '{self.precision}'"
             )
+
+    @classmethod
+    def of(cls, name: str, precision: str) -> Rule:
+        """The rule for the node called ``name`` alone."""
+        return cls(glob.escape(name), precision)
+
+    def names(self, name: str) -> bool:
+        """Whether the rule speaks of the node called ``name`` alone."""
+        return self.match == glob.escape(name)
 
     def matches(self, name: str, op_type: str) -> bool:
         """Whether the rule speaks of a node called ``name`` of type ``op_type``."""

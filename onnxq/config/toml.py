@@ -50,9 +50,14 @@ def load_config(path: Path | str) -> Config:
     try:
         table = tomllib.loads(read_text(path))
     except OSError as error:
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot read configuration {path}: {error.strerror}",
+            hint="check its name, or write one with --save-config",
+        ) from error
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number without end, nested too deeply
-        raise ConfigError(f"{path} is not valid TOML: {one_line(error)}") from error
+        raise ConfigError(
+            f"{path} is not valid TOML: {one_line(error)}", hint="mend it, or write one with --save-config"
+        ) from error
     return config_from(table, where=str(path))
 
 
@@ -78,7 +83,9 @@ def _rules(value: Any) -> tuple[Rule, ...]:
         raise ConfigError("rules is a list of tables with 'match' and 'precision' or 'weights'")
     unknown = {k for r in value for k in r} - {f.name for f in fields(Rule)}
     if unknown:
-        raise ConfigError(f"a rule has no key {', '.join(sorted(unknown))}; only 'match', 'precision' and 'weights'")
+        raise ConfigError(
+            f"a rule has no key {', '.join(sorted(unknown))}", hint="only 'match', 'precision' and 'weights'"
+        )
     for key, text in ((k, v) for r in value for k, v in r.items()):
         if not isinstance(text, str):
             raise ConfigError(f"'{key}' of a rule must be str, not {text!r}")

@@ -19,6 +19,7 @@ from onnxq.graph.copying import all_graphs
 from onnxq.graph.foreign import TYPES
 from onnxq.graph.passes.order import sort_nodes
 from onnxq.graph.tensors import obstacle
+from onnxq.kernels.operators import operator
 from onnxq.runtime.schemas import Schema, schema
 
 _OLDEST_OPSET = 7
@@ -183,19 +184,8 @@ def _schema_problems(node: ir.Node, known: Schema | None) -> Iterator[str]:
 
 def _weight_problems(node: ir.Node) -> Iterator[str]:
     """What onnxruntime sees first when it runs: constant weights of a shape that their operator cannot have."""
-    if node.domain or node.op_type not in ("LSTM", "GRU", "RNN", "Conv", "ConvTranspose"):
-        return
-    tensors = [value.const_value for value in node.inputs[1:3] if value is not None]
-    shapes = [tuple(tensor.shape.numpy()) for tensor in tensors if tensor is not None]
-    if "Conv" in node.op_type:
-        kernel = node.attributes.get("kernel_shape")
-        size = None if kernel is None or kernel.is_ref() else tuple(kernel.as_ints())
-        weight = node.inputs[1]
-        known = shapes[:1] if weight is not None and weight.const_value is not None else []
-        wrong = any(len(shape) < 3 or (size is not None and size != shape[2:]) for shape in known)
-    else:  # [directions, gates, n]
-        wrong = any(len(shape) != 3 for shape in shapes) or len({shape[:2] for shape in shapes}) > 1
-    if wrong:
+    shapes = operator(node).misshapen(node)
+    if shapes:
         yield f"has weights of the shapes {' and '.join(str(list(shape)) for shape in shapes)}"
 
 

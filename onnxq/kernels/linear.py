@@ -32,6 +32,16 @@ def _conv_slot(_: ir.Node) -> WeightSlot:
     return WeightSlot(1, 0, 2)
 
 
+def _misshapen(node: ir.Node) -> tuple[tuple[int, ...], ...]:
+    """That of the weight of a convolution: it has two axes of channels, and behind them those of ``kernel_shape``."""
+    tensor = None if node.inputs[1] is None else node.inputs[1].const_value
+    if tensor is None:
+        return ()
+    shape, size = tuple(tensor.shape.numpy()), attribute(node, "kernel_shape", None)
+    wrong = len(shape) < 3 or (size is not None and tuple(size) != shape[2:])
+    return (shape,) if wrong else ()
+
+
 def _matmul_slot(node: ir.Node) -> WeightSlot:
     return WeightSlot(1, -2 if turned(node.inputs[1]) else -1, None)
 
@@ -212,6 +222,7 @@ OPERATORS = (
         kind="float compute",
         slot=_conv_slot,
         obstacle=_conv_obstacle,
+        misshapen=_misshapen,
         rounded_at_load=_conv_channels,
         direct=True,
         between_codes=True,
@@ -254,6 +265,7 @@ OPERATORS = (
         role=Role.STORED,
         kind="float compute",
         stored=_transposed_conv_weight,
+        misshapen=_misshapen,
         rounded_at_load=_transposed_conv_channels,
     ),
     # What has no integer kernel, and what onnxruntime makes of the others in float.

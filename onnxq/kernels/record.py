@@ -119,6 +119,11 @@ def no_weights(_: ir.Node) -> Mapping[int, tuple[int, ...]]:
     return {}
 
 
+def none_wrong(_: ir.Node) -> tuple[tuple[int, ...], ...]:
+    """None."""
+    return ()
+
+
 def _unbroken(_: ir.Node) -> bool:
     return False
 
@@ -148,6 +153,7 @@ class Operator:
     | `between_codes`     | whether its integer kernel goes from codes to codes: what it reads and writes is there as codes for others. A matrix product may write floats |
     | `rounded_at_load`   | where onnxruntime may quantize its float weight by itself when it loads a model: from the shape of the weight, axis and number of the channels that the node reads; None: not there |
     | `recurrence`        | what it is made of if it is recurrent                                                  |
+    | `misshapen`         | the shapes of the constant weights of a node, where the operator cannot have such; none elsewhere |
     | **followers**       |                                                                                        |
     | `kernels`           | its integer kernels in the optimised graph                                             |
     | `fast_on`           | names of the targets where these are at least as fast as float; None: all. Elsewhere costs alone choose them |
@@ -202,6 +208,7 @@ class Operator:
     between_codes: bool = False
     rounded_at_load: Callable[[ir.Node, tuple[int, ...]], tuple[int, int] | None] | None = None
     recurrence: Recurrence | None = None
+    misshapen: Callable[[ir.Node], tuple[tuple[int, ...], ...]] = none_wrong
     kernels: tuple[str, ...] = ()
     fast_on: frozenset[str] | None = None
     fits: Callable[[ir.Node], bool] = always

@@ -18,6 +18,14 @@ def _weights(_: ir.Node) -> Mapping[int, tuple[int, ...]]:
     return {1: (0, 1), 2: (0, 1)}
 
 
+def _misshapen(node: ir.Node) -> tuple[tuple[int, ...], ...]:
+    """Those of weights that are not ``[directions, gates, n]`` with the same directions and gates."""
+    tensors = [value.const_value for value in node.inputs[1:3] if value is not None]
+    shapes = tuple(tuple(tensor.shape.numpy()) for tensor in tensors if tensor is not None)
+    wrong = any(len(shape) != 3 for shape in shapes) or len({shape[:2] for shape in shapes}) > 1
+    return shapes if wrong else ()
+
+
 def _large_enough(node: ir.Node, target: Target) -> bool:
     """Whether the integer kernel of the LSTM ``node`` is faster than the float one."""
     if attribute(node, "layout", 0) or not is_float(node.inputs[0]):
@@ -51,6 +59,7 @@ OPERATORS = (
         role=Role.STORED,
         kind="float compute",
         stored=_weights,
+        misshapen=_misshapen,
         dynamic=_large_enough,
         kernels=("DynamicQuantizeLSTM",),
         recurrence=RECURRENCES["LSTM"],
@@ -63,10 +72,18 @@ OPERATORS = (
         role=Role.STORED,
         kind="float compute",
         stored=_weights,
+        misshapen=_misshapen,
         recurrence=RECURRENCES["GRU"],
         gradient=Gradient.SMOOTH,
         gradient_if=_forward,
         gradient_outputs=("hidden",),
     ),
-    Operator("RNN", role=Role.STORED, kind="float compute", stored=_weights, recurrence=RECURRENCES["RNN"]),
+    Operator(
+        "RNN",
+        role=Role.STORED,
+        kind="float compute",
+        stored=_weights,
+        misshapen=_misshapen,
+        recurrence=RECURRENCES["RNN"],
+    ),
 )

@@ -137,8 +137,10 @@ def _roles(
                 refused[name] = KeptFloat.of(ReasonCode.WEIGHTS_ONLY, Storage.BLOCKS)
             if name not in refused:
                 anchors[name] = node
-        elif name not in refused and ops.can_follow(node) and (operator(node).fast(target) or name in slower):
-            candidates[name] = node
+        elif name not in refused and ops.can_follow(node):
+            named = rule is not None and rule.precision == "int8" and rule.names(name)
+            if operator(node).fast(target) or name in slower or named:
+                candidates[name] = node
     return _Roles(anchors, candidates, refused, frozenset(products), rules.unused())
 
 

@@ -67,7 +67,9 @@ def checked_weight(weight: npt.NDArray[np.floating]) -> F32:
     """``weight`` as float32. Raises ``NumericsError`` where it holds NaN or infinity."""
     x = np.asarray(weight, np.float32)
     if not np.isfinite(x).all():
-        raise NumericsError("the weight holds NaN or infinity; no scale can represent it")
+        raise NumericsError(
+            "the weight holds NaN or infinity; no scale can represent it", hint="export the model again"
+        )
     return x
 
 

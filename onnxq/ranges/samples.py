@@ -127,7 +127,8 @@ def of_histogram(histogram: Histogram, *, points: int = POINTS) -> Samples:
         return Samples(zero, np.ones((1, 1)), zero[0], zero[0])
     low, high = np.asarray([histogram.low], np.float64), np.asarray([histogram.high], np.float64)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise NumericsError(f"the data's range is [{histogram.low}, {histogram.high}]: it holds NaN or infinity")
+        what = f"the data's range is [{histogram.low}, {histogram.high}]: it holds NaN or infinity"
+        raise NumericsError(what, hint="leave those samples out")
     bins = np.flatnonzero(kept)
     parts = max(1, math.ceil(points / bins.size - 0.25))  # four fifths of them are enough, twice as many are slow
     inside = (np.arange(parts) + 0.5) / parts

@@ -9,6 +9,7 @@ NeurIPS 2020, section 3; there by Hessian traces, which need gradients.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,7 +67,9 @@ def with_bits(
     if config.weights != AUTO:
         return candidate, ()
     if config.size_budget is None and config.min_sqnr is None:
-        raise ConfigError("weights = 'auto' needs a size_budget or a min_sqnr to keep to")
+        raise ConfigError(
+            "weights = 'auto' needs a size_budget or a min_sqnr to keep to", hint="add --size-budget or --min-sqnr"
+        )
     # Rounded together at every width: what is compared must be what is built.
     candidate = replace(candidate, config=replace(config, rounding="compensated"))
     seen = references(reference, calibration.limit(_RANKED_FEEDS))
@@ -110,7 +113,8 @@ class _Bits:
             return self._with(smallest), smallest
         raise ConfigError(
             f"size_budget {share:g} cannot be kept: with {FORMATS[0]} everywhere the file has "
-            f"{least / 1e6:.3f} MB of {whole / 1e6:.3f}"
+            f"{least / 1e6:.3f} MB of {whole / 1e6:.3f}",
+            hint=f"ask for --size-budget {math.ceil(1000 * least / whole) / 1000:g} or more",
         )
 
     def within_noise(self, allowed: float, rest: float) -> tuple[Candidate, tuple[Chosen, ...]]:

@@ -47,6 +47,12 @@ _SLOWER = (
 )
 
 
+_SLOW_BLOCKS = (
+    "4-bit kernels made this model slower on this machine with these samples: with activations in float the file and "
+    "the memory are smaller, not the time; int8 and w4a8 compute on integers"
+)
+
+
 def never_larger(search: Search, attempt: Attempt) -> Attempt | None:
     """The model in float, or just as it was given, where the file would be no smaller and nothing is faster for it."""
     if _small_enough(search, attempt):
@@ -63,7 +69,7 @@ def never_larger(search: Search, attempt: Attempt) -> Attempt | None:
     )
     # What the runtime cannot run as it was given (bfloat16) is not given back like that.
     runs = search.job.source is search.job.reference
-    return found if _small_enough(search, found) or not runs else _as_given(search, found)
+    return found if _small_enough(search, found) or not runs else as_given(search, found)
 
 
 def _small_enough(search: Search, attempt: Attempt) -> bool:
@@ -84,7 +90,7 @@ def _with_short_names(search: Search, attempt: Attempt) -> Attempt:
     return replace(attempt, made=_seen_anew(replace(built, model=model, runtime_model=runtime_model)))
 
 
-def _as_given(search: Search, attempt: Attempt) -> Attempt:
+def as_given(search: Search, attempt: Attempt) -> Attempt:
     """``attempt``, in which nothing is quantized, with the model as it was given in place of the prepared one."""
     job = search.job
     made = _seen_anew(replace(attempt.built, model=copy_model(job.original), runtime_model=job.source))
@@ -108,11 +114,21 @@ def never_slower(search: Search, attempt: Attempt) -> Attempt | None:
         waited = max(row.waited for row in attempt.latency.unsure)
         attempt = attempt.noting(BUSY_MACHINE.format(share=waited))
     if not slower(attempt.latency) or not attempt.built.plan.layers or search.job.asked.simulated:
-        return attempt
+        return attempt.noting(*_slow_blocks(attempt))
     reason = KeptFloat.of(ReasonCode.SLOWER_THAN_FLOAT, Storage.PACKED)
     found = _rebuilt(search, attempt, attempt.built.plan.layers, reason)
     found = never_larger(search, found) or found
-    return _timed(search, found.noting(_SLOWER))
+    found = _timed(search, found.noting(_SLOWER))
+    return found.noting(*_slow_blocks(found))
+
+
+def _slow_blocks(attempt: Attempt) -> tuple[str, ...]:
+    """The line for the report where 4-bit kernels are slower than float: they were asked for, and are not given back.
+
+    Small files and little memory are what they are for, and what is slow on these samples may be fast on others.
+    """
+    blocks = sum(w.storage is Storage.BLOCKS for w in attempt.built.plan.weights)
+    return (_SLOW_BLOCKS,) if blocks and slower(attempt.latency) else ()
 
 
 def _rebuilt(search: Search, attempt: Attempt, names: Iterable[str], reason: KeptFloat) -> Attempt:

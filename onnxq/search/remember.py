@@ -5,7 +5,6 @@ Weights are no part of the key: how fast a network runs depends on its shapes.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -99,19 +98,23 @@ def remember(key: str, tuning: Tuning, seconds: float) -> None:
         _log.debug("tuning not kept: %s", error)
 
 
-def as_config(config: Config, built: Built, prepared: Iterable[ir.Node]) -> Config:
+def as_config(config: Config, built: Built, placement: Placement, prepared: Iterable[ir.Node]) -> Config:
     """``config`` with what became of every node of ``built`` spelled out as rules, so that it holds without measuring.
 
-    ``prepared``: the nodes of the float graph. The rules of ``config`` come first and stay as they are.
+    ``placement``: what costs decided. ``prepared``: the nodes of the float graph. The rules of ``config`` come first
+    and stay as they are.
     """
     force_gemm = {w.node for w in built.plan.weights if w.shift}
+    slower = placement.slower & set(built.plan.integer)
     rules = list(config.rules)
     for node in prepared:
         name = node.name or ""
         if config.precision_of(name, node.op_type) is not None:
             continue
         if name in built.kept_float:
-            rules.append(Rule(glob.escape(name), "float" if built.kept_float[name].weight is None else "stored"))
+            rules.append(Rule.of(name, "float" if built.kept_float[name].weight is None else "stored"))
         elif name in force_gemm:
-            rules.append(Rule(glob.escape(name), "int8-gemm"))
+            rules.append(Rule.of(name, "int8-gemm"))
+        elif name in slower:
+            rules.append(Rule.of(name, "int8"))
     return replace(config, placement="all", rules=tuple(rules), tune_seconds=0.0)

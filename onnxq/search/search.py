@@ -163,9 +163,13 @@ def without_data(job: Job, options: FeedOptions | None) -> Outcome:
     """
     config = job.asked
     if config.weights == AUTO:
-        raise ConfigError("weights = 'auto' needs calibration data: how much a layer matters is measured")
+        raise ConfigError(
+            "weights = 'auto' needs calibration data: how much a layer matters is measured", hint="give it with --calib"
+        )
     if config.adapt != "none":
-        raise ConfigError("adapt needs calibration data: weights are fitted to what layers read")
+        raise ConfigError(
+            "adapt needs calibration data: weights are fitted to what layers read", hint="give it with --calib"
+        )
     if not job.fits:
         return _on_made_up(job, MadeUp(None))
     found = made_up(job.prepared, job.reference, job.signature.inputs, options)

@@ -27,6 +27,7 @@ from onnxq.query import nodes
 from onnxq.runtime.session import Feed, open_session, run
 from onnxq.search.acceptance import JUDGED_FEEDS
 from onnxq.search.attempt import Attempt, Search, Strategy
+from onnxq.search.gains import as_given
 from onnxq.search.repair import fewest
 
 # Each cure keeps at least one more node float: these are more than any model needs that can be helped at all.
@@ -61,7 +62,7 @@ def _safely(strategy: Strategy, search: Search, attempt: Attempt) -> Attempt:
             cured = _cured(search, attempt, error)
             if cured is None:
                 return _left_out(strategy, search, attempt, error)
-            cured = cured if left else _as_given(search, attempt, _words(error))
+            cured = cured if left else _passed_through(search, attempt, _words(error))
             attempt = replace(cured, verdict=None)
     return tried(attempt)
 
@@ -103,7 +104,7 @@ def _cured(search: Search, attempt: Attempt, error: RuntimeFailure) -> Attempt |
         if found:
             cured = attempt.of(_keeping(attempt.candidate, dict.fromkeys(found, kept)))
             return cured.noting(_summary(found))
-    return _as_given(search, attempt, why)
+    return _passed_through(search, attempt, why)
 
 
 def _feeds(search: Search) -> Feeds:
@@ -189,14 +190,15 @@ def _keeping(candidate: Candidate, more: Mapping[str, KeptFloat]) -> Candidate:
     return replace(candidate, fixed={**candidate.fixed, **more}, kept=kept)
 
 
-def _as_given(search: Search, attempt: Attempt, why: str) -> Attempt:
-    """The model as it was given, with nothing on integers."""
+def _passed_through(search: Search, attempt: Attempt, why: str) -> Attempt:
+    """The model as it was given, with nothing on integers; what runs in its place where it cannot run itself."""
     graph = copy_model(search.job.original)
     kept = KeptFloat.of(ReasonCode.UNRUNNABLE, why=why)
     fixed = dict.fromkeys((node.name or "" for node in nodes(graph)), kept)
     candidate = Candidate(graph, attempt.candidate.config, fixed=fixed)
-    given = replace(attempt, equalized=Equalized(graph), adaptation=None, bits=(), tuning=None)
-    return given.of(candidate).noting(
+    unchanged = replace(attempt, equalized=Equalized(graph), adaptation=None, bits=(), tuning=None).of(candidate)
+    given = as_given(search, unchanged) if search.job.source is search.job.reference else unchanged
+    return given.noting(
         f"the model is passed through as it was given: onnxruntime cannot run it prepared for integers ({why})"
     )
 

@@ -195,3 +195,28 @@ def test_defaults_stand_in_one_place() -> None:
     for build in (all_choices, planning_choices):
         for parameter in inspect.signature(build).parameters.values():
             assert parameter.default in (None, False), parameter.name
+
+
+@pytest.mark.parametrize(
+    ("choices", "hint"),
+    [
+        ({"size_budget": 0.5}, "add --weights auto"),
+        ({"weights": "auto", "activations": "none", "size_budget": 0.5}, "leave out --activations"),
+        ({"weights": "uint4:32"}, "add --activations none"),
+        ({"sample": 3}, "known are weights"),
+    ],
+)
+def test_what_does_not_go_together_says_what_to_type(choices: dict[str, object], hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_from(choices)
+    assert caught.value.hint.startswith(hint)
+    assert caught.value.what.startswith("config: ")
+    assert hint not in caught.value.what
+
+
+def test_a_file_that_is_no_configuration_says_how_to_make_one(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("weights =")
+    for name in ("none.toml", "bad.toml"):
+        with pytest.raises(ConfigError) as caught:
+            load_config(tmp_path / name)
+        assert "--save-config" in caught.value.hint

@@ -19,7 +19,6 @@ ROOT = Path(onnxq.__file__).parent
 ALLOWED = {
     "kernels/": "holds the records",
     "graph/passes/": "rewrites float graphs: patterns of operators, and what stands in their place",
-    "graph/door.py": "refuses weights of a shape that an operator cannot have, which its schema does not tell",
     "graph/linear.py": "reads the geometry of each kind of layer from its attributes",
     "graph/rescale.py": "writes factors of channels into each kind of weight",
     "emit/operands.py": "spells what a layer that measures its ranges becomes, by operator",

@@ -15,7 +15,7 @@ from bench import bench
 from onnx import TensorProto, helper, numpy_helper
 from zoo import Net, feeds, prepared
 
-from onnxq.config import Config
+from onnxq.config import Config, Rule, config_text, load_config
 from onnxq.kernels import ops
 from onnxq.kernels.costs import CostTable, Grid, cost_table
 from onnxq.kernels.operators import OPERATORS, find, named, operator
@@ -27,6 +27,7 @@ from onnxq.plan import make_plan
 from onnxq.plan import place as placing
 from onnxq.plan.place import Placement, place
 from onnxq.query import nodes
+from onnxq.search.remember import as_config
 
 VNNI = TARGETS["x86-vnni"]
 MAP = (1, 8, 6, 6)
@@ -179,6 +180,21 @@ def test_a_slower_kernel_that_is_asked_for_runs_and_is_right(name: str, tmp_path
     )
     seen = noise(np.concatenate([a.run(None, f)[0] for f in data]), np.concatenate([b.run(None, f)[0] for f in data]))
     assert seen.sqnr_db > 25.0
+
+
+@pytest.mark.parametrize("name", SLOWER)
+def test_a_slower_kernel_that_costs_chose_stands_in_the_saved_configuration(name: str, tmp_path: Path) -> None:
+    proto = SLOWER[name][0]()
+    model, target = prepared(proto), TARGETS["x86-avx2"]
+    placement = Placement(slower=frozenset({name, "another"}))
+    built = bench(model, Config(), target, data_for(proto), tmp_path, placement=placement).build()
+    (tmp_path / "saved.toml").write_text(config_text(as_config(Config(), built, placement, nodes(model))))
+    saved = load_config(tmp_path / "saved.toml")
+    assert [rule.match for rule in saved.rules if rule.precision == "int8"] == [name]
+    assert make_plan(model, saved, target, keep_float=built.kept_float).integer == built.plan.integer
+    # It is no wish for everything that a rule may match besides.
+    for match in (f"{name[:-1]}?", "*"):
+        assert name not in make_plan(model, Config(rules=(Rule(match, "int8"),)), target).integer
 
 
 def flat(**microseconds: float) -> CostTable:

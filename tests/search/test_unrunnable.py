@@ -227,6 +227,7 @@ def test_a_model_that_cannot_run_quantized_at_all_is_passed_through(machine: Mac
     machine.loading = lambda seen: not any(n.op_type == "BatchNormalization" for n in seen.graph.node)
     result = quantize(proto, data, config=replace(INTEGERS, equalize="none"))
     assert [n.op_type for n in result.proto().graph.node] == [n.op_type for n in proto.graph.node]
+    assert result.report.result.file_bytes == result.report.source.file_bytes  # no entry that says how it was made
     assert not result.plan.weights
     assert any("passed through as it was given" in note and "no kernel today" in note for note in result.report.notes)
     if data is not None:

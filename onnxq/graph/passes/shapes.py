@@ -73,6 +73,8 @@ def recall_shapes(claims: dict[ir.Value, ir.Shape]) -> int:
 
 def _longest_vector(model: ir.Model) -> float:
     """An estimate from above of how many numbers a small vector has that onnx would propagate."""
+    if not any(is_op(node, "Concat", "Range") for graph in all_graphs(model) for node in graph):
+        return 2 * _SMALL  # nothing makes longer ones than small constants are, two numbers a byte
     lengths: dict[ir.Value, float] = {}
 
     def length(value: ir.Value | None, *, joined: bool) -> float:
