@@ -129,7 +129,7 @@ def keeps(promise: Promise, config: Config) -> bool:
     """
     least = share(config, promise.times)
     if promise.share is not None:
-        return not contradicts(promise.share, least)
+        return not contradicts(promise.share, least, spare=promise.spare)
     least = min(least, 1.0 - LEAST_LOSS * promise.times)
     return config.min_agreement == 0.0 or promise.level is None or promise.level >= least - ROUNDING
 
@@ -139,8 +139,8 @@ def share(config: Config, rows: int) -> float:
     return 1.0 - rows * (1.0 - config.min_agreement)
 
 
-def contradicts(found: Share, promised: float) -> bool:
-    """Whether so many that changed are improbable if the true share is ``promised``.
+def contradicts(found: Share, promised: float, *, spare: int = 0) -> bool:
+    """Whether so many that changed, less ``spare``, are improbable if the true share is ``promised``.
 
     By the binomial tail; what is counted within one sample hangs together, so that it counts as fewer
     (``Share.design_effect``).
@@ -148,11 +148,14 @@ def contradicts(found: Share, promised: float) -> bool:
     p, misses = 1.0 - promised, found.rows - found.same
     if not misses or found.value >= promised:
         return False
-    if p <= 0.0:
+    if p <= 0.0:  # where all are promised, all it is
         return True
+    misses -= spare
+    if misses <= 0:
+        return False
     effect = found.design_effect
     # P(X >= misses) of so many independent ones, as the incomplete beta function, which takes parts of them too.
-    return incomplete_beta(misses / effect, found.same / effect + 1.0, p) < SIGNIFICANCE
+    return incomplete_beta(misses / effect, (found.rows - misses) / effect + 1.0, p) < SIGNIFICANCE
 
 
 def as_asked(verdict: Verdict, config: Config) -> Verdict:
