@@ -170,6 +170,7 @@ CASES = [
     Case("embedding", "y", lambda s: rng(s).normal(0, 1, (1, 384)), op="LayerNormalization"),
     Case("embedding", "y", lambda s: rng(s).normal(0, 5, (1, 512)), op="Gemm"),  # scores that look like none
     Case("embedding", "speaker_features", lambda s: rng(s).normal(0, 1, (1, 80))),
+    Case("features", "y", lambda s: rng(s).normal(0, 1, (1, 16)), op="GlobalAveragePool"),
     Case("labels", "probs", lambda s: sigmoid(rng(s).normal(-2, 2, (1, 80))), op="Sigmoid"),
     Case("labels", "y", lambda s: sigmoid(rng(s).normal(-2, 2, (1, 1))), op="Sigmoid"),
     Case("labels or regression", "y", lambda s: rng(s).normal(0, 3, (1, 1)), op="Gemm"),
@@ -193,6 +194,7 @@ CASES = [
     Case("next-token", "logits", lambda s: rng(s).normal(0, 2, (1, 12, 300)), TEXT, tokens=frozenset({300})),
     Case("next-token", "logits", lambda s: rng(s).normal(0, 2, (1, 12, 2000)), TEXT),
     Case("features", "last_hidden_state", lambda s: rng(s).normal(0, 1, (1, 12, 96)), TEXT, op="LayerNormalization"),
+    Case("features", "y", lambda s: rng(s).normal(0, 0.7, (1, 6, 32)), {"x": np.zeros((1, 6, 32), np.float32)}),
     Case("features", "present.0.key", lambda s: rng(s).normal(0, 1, (1, 4, 12, 16)), TEXT),
     Case("features", "mel", lambda s: rng(s).normal(0, 1, (1, 24, 20 + s)), TEXT, length=Length.STRETCHED),
     Case("regression", "forecast", lambda s: rng(s).normal(0, 1, (1, 24, 3)), {"x": np.zeros((1, 96, 3), np.float32)}),

@@ -39,7 +39,8 @@ def vector(output: Output, axis: int) -> KindGuess:
     if rows.min() >= 0.0:
         if rows.shape[1] >= WIDE:
             return output.guess(Kind.EMBEDDING, reason="never negative, and no probabilities", layout=layout)
-        return output.guess(Kind.REGRESSION, reason="never negative, and no probabilities", layout=layout)
+        few = Kind.FEATURES if output.head.meaning in (Meaning.MEAN, Meaning.NORMALIZED) else Kind.REGRESSION
+        return output.guess(few, reason="never negative, and no probabilities", layout=layout)
     if word := output.says("classes"):
         return output.guess(Kind.CLASSES, reason=f"'{word}' in its name", layout=layout)
     return _plain(output, axis)
@@ -81,9 +82,9 @@ def _plain(output: Output, axis: int) -> KindGuess:
     """What numbers without bounds are for of which the name says nothing."""
     layout, width, meaning = output.layout(axis), output.rows(axis).shape[1], output.head.meaning
     if meaning in (Meaning.NORMALIZED, Meaning.MEAN, Meaning.UNIT, Meaning.BOUNDED, Meaning.NOT_NEGATIVE):
-        if width >= WIDE:
-            return output.guess(Kind.EMBEDDING, reason=f"{meaning.value} behind it ({output.head.op})", layout=layout)
-        return output.guess(Kind.REGRESSION, reason=f"{meaning.value} behind it ({output.head.op})", layout=layout)
+        few = Kind.REGRESSION if meaning is Meaning.BOUNDED else Kind.FEATURES
+        kind = Kind.EMBEDDING if width >= WIDE else few
+        return output.guess(kind, reason=f"{meaning.value} behind it ({output.head.op})", layout=layout)
     lead = output.stands_out()
     if width >= 64 and width % 16 == 0 and lead < SURELY_STANDS_OUT:
         reason = f"{width} numbers a sample, none of which stands out"
