@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import promises as promised
 from starts import tables
 
 from onnxq.kernels.costs import cost_table
@@ -62,6 +63,11 @@ def accuracy(data: dict[str, Any]) -> str:
         ],
         rows,
     )
+
+
+def promises(data: dict[str, Any]) -> str:
+    """By model and way of quantizing, the lower ends that were printed and those that are violated."""
+    return promised.table(data["runs"])
 
 
 TOOLS = ("onnxq", "onnxq --tune", "quantize_static")
@@ -463,6 +469,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "few_bits": ("int4_accuracy", few_bits),
         "adapted": ("adaptation", adapted),
         "cost": ("cost", cost),
+        "promises": ("promises", promises),
         "backend_tests": ("backend_tests", backend_tests),
         **{
             name: ("initialisation", STUDY[name])

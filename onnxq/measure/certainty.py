@@ -34,6 +34,7 @@ class Certainty:
     """One promise of ``output``, that so many of ``what`` stay: ``promised``, as far as ``real`` and ``made`` tell.
 
     ``real``: of samples of the data that nothing was fitted to. ``made``: None where there are none that count.
+    ``spare``: how many that changed speak against nothing.
     """
 
     output: str
@@ -41,6 +42,7 @@ class Certainty:
     promised: float
     real: Share
     made: Made | None = None
+    spare: int = 0
 
     @property
     def lower(self) -> float:
@@ -104,7 +106,8 @@ class Evidence:
         for key, promise in self.promises.items():
             least = promised(promise.times)
             if least > 0.0 and promise.share is not None:
-                found.append(Certainty(*key, least, promise.share, None if made is None else made.to(key, promise)))
+                more = None if made is None else made.to(key, promise)
+                found.append(Certainty(*key, least, promise.share, more, promise.spare))
         return tuple(found)
 
 
@@ -141,4 +144,5 @@ class MadeEvidence:
 
 def _added(one: Promise, other: Promise) -> Promise:
     strata = one.strata if other.strata is None else other.strata if one.strata is None else one.strata + other.strata
-    return replace(one, share=(one.share or Share()) + (other.share or Share()), strata=strata)
+    both = (one.share or Share()) + (other.share or Share())
+    return replace(one, share=both, strata=strata, spare=max(one.spare, other.spare))

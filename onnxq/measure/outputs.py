@@ -138,7 +138,7 @@ class OutputSums:
             return
         self.judges = self.judges or judges_of(self.guess, a.shape[-1])
         at = [Where(*layout.where(feed, row, len(a))) for row in range(len(a))]
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is told elsewhere
+        with np.errstate(all="ignore"):  # what is not finite is told elsewhere
             for judge in self.judges:
                 judge.add(a, b, at)
 

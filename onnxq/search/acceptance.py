@@ -111,7 +111,7 @@ class Verdict:
     def weighed(self, certainties: tuple[Certainty, ...]) -> Verdict:
         """The same where it is known how sure it is; what contradicts a promise is a shortfall."""
         found = replace(self, certainties=certainties)
-        return found.contradicted() if any(contradicts(c.counted, c.promised) for c in certainties) else found
+        return found.contradicted() if any(speaks_against(certainty) for certainty in certainties) else found
 
     def contradicted(self, why: Shortfall = Shortfall.SECOND_CHECK) -> Verdict:
         """The same where the second check set says no; the figures stay those of the held-out samples."""
@@ -162,7 +162,7 @@ def keeps(promise: Promise, config: Config) -> bool:
     """
     least = share(config, promise.times)
     if promise.share is not None:
-        return not contradicts(promise.share, least)
+        return not contradicts(promise.share, least, spare=promise.spare)
     least = min(least, 1.0 - LEAST_LOSS * promise.times)
     return config.min_agreement == 0.0 or promise.level is None or promise.level >= least - ROUNDING
 
@@ -172,8 +172,8 @@ def share(config: Config, rows: int) -> float:
     return 1.0 - rows * (1.0 - config.promised_agreement)
 
 
-def contradicts(found: Share, promised: float) -> bool:
-    """Whether so many that changed are improbable if the true share is ``promised``.
+def contradicts(found: Share, promised: float, *, spare: int = 0) -> bool:
+    """Whether so many that changed, less ``spare``, are improbable if the true share is ``promised``.
 
     By the binomial tail; what is counted within one sample hangs together, so that it counts as fewer
     (``Share.design_effect``).
@@ -181,11 +181,19 @@ def contradicts(found: Share, promised: float) -> bool:
     p, misses = 1.0 - promised, found.rows - found.same
     if not misses or found.value >= promised:
         return False
-    if p <= 0.0:
+    if p <= 0.0:  # where all are promised, all it is
         return True
+    misses -= spare
+    if misses <= 0:
+        return False
     effect = found.design_effect
     # P(X >= misses) of so many independent ones, as the incomplete beta function, which takes parts of them too.
-    return incomplete_beta(misses / effect, found.same / effect + 1.0, p) < SIGNIFICANCE
+    return incomplete_beta(misses / effect, (found.rows - misses) / effect + 1.0, p) < SIGNIFICANCE
+
+
+def speaks_against(certainty: Certainty) -> bool:
+    """Whether what was counted contradicts the promise."""
+    return contradicts(certainty.counted, certainty.promised, spare=certainty.spare)
 
 
 def rows_to_prove(misses: int, promised: float) -> int:

@@ -18,7 +18,7 @@ from onnxq.calibrate.variants import variants
 from onnxq.config import Config
 from onnxq.measure.certainty import Certainty, Evidence, MadeEvidence
 from onnxq.measure.compare import Comparison
-from onnxq.search.acceptance import MADE_AT_LEAST, MADE_OF_EACH, contradicts, rows_to_prove, share
+from onnxq.search.acceptance import MADE_AT_LEAST, MADE_OF_EACH, rows_to_prove, share, speaks_against
 
 Array = npt.NDArray[Any]
 Compare = Callable[[Any], Comparison]  # feeds -> the comparison of a candidate with the float model
@@ -98,4 +98,4 @@ class Proof:
 
 def _settled(found: tuple[Certainty, ...]) -> bool:
     """Whether no more samples are needed: all is proven, or something contradicted beyond chance."""
-    return all(c.kept for c in found) or any(contradicts(c.counted, c.promised) for c in found)
+    return all(c.kept for c in found) or any(map(speaks_against, found))

@@ -194,6 +194,7 @@ CASES = [
     Case("next-token", "logits", lambda s: rng(s).normal(0, 2, (1, 12, 300)), TEXT, tokens=frozenset({300})),
     Case("next-token", "logits", lambda s: rng(s).normal(0, 2, (1, 12, 2000)), TEXT),
     Case("features", "last_hidden_state", lambda s: rng(s).normal(0, 1, (1, 12, 96)), TEXT, op="LayerNormalization"),
+    Case("features", "y", lambda s: rng(s).normal(0, 0.7, (1, 6, 32)), {"x": np.zeros((1, 6, 32), np.float32)}),
     Case("features", "present.0.key", lambda s: rng(s).normal(0, 1, (1, 4, 12, 16)), TEXT),
     Case("features", "mel", lambda s: rng(s).normal(0, 1, (1, 24, 20 + s)), TEXT, length=Length.STRETCHED),
     Case("regression", "forecast", lambda s: rng(s).normal(0, 1, (1, 24, 3)), {"x": np.zeros((1, 96, 3), np.float32)}),

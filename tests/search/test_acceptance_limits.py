@@ -6,7 +6,7 @@ The numbers are written out here: they are what users were promised, or what a j
 from __future__ import annotations
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from fractions import Fraction
 from math import comb
 
@@ -156,6 +156,17 @@ def test_what_hangs_together_counts_as_fewer() -> None:
     assert tail(1, 10, Fraction(1, 100)) > Fraction(1, 20)
     assert not contradicts(hanging, 0.99)
     assert contradicts(hanging, 0.999)
+
+
+def test_what_is_spared_is_no_evidence_unless_nothing_may_change() -> None:
+    for misses in range(6):
+        assert contradicts(alone(misses + 1, 20), 0.95, spare=1) == contradicts(alone(misses, 20), 0.95)
+    assert not contradicts(alone(1, 2), 0.99, spare=1)
+    assert contradicts(alone(1, 2), 0.99)
+    assert contradicts(alone(1, 2), 1.0, spare=1)
+    assert not verdict(output(agreement=0.75, rows=4)).good
+    spared = replace(output(), promises=(Promise("decisions", alone(1, 4), spare=1),))
+    assert verdict(spared).good
 
 
 def test_where_nothing_may_change_one_row_contradicts() -> None:

@@ -13,12 +13,13 @@ from onnxq.measure.kinds.layout import Layout
 from onnxq.measure.kinds.sure import first_two, is_sure
 from onnxq.numerics import Share
 
-# Near ties that may change for each decision that may. In sequences every row counts in full: labels of neighbours
-# depend on each other, so that odds of single rows say less. At the edges of areas one pixel more or less is no other
-# area, and odds of 3 to 2 cost at most a fifth of a decision (``sure``).
+# How many of all may change for each decision that may. Users who compare with the float model see near ties change
+# too, so that those count in full but for one: whether a single one changes is chance. At the edges of areas one pixel
+# more or less is no other area, and odds of 3 to 2 cost at most a fifth of a decision (``sure``).
+NEAR_TIES = {Kind.CLASSES: 1, Kind.TOKENS: 1, Kind.PIXELS: 5}
+SPARE = 1
 ROUNDED_NUMBERS = ("equal numbers", "numbers within one")
 ROUNDED = 10  # rounded numbers that may be one more or less, for each decision: as of what is picked
-NEAR_TIES = {Kind.CLASSES: 2, Kind.TOKENS: 1, Kind.PIXELS: 5}
 
 
 @dataclass
@@ -88,10 +89,15 @@ def decided(found: Measured, tally: Tally, near_ties: int) -> Measured:
         sure=tally.sure,
         promises=(
             *found.promises,
-            Promise("decisions", tally.share, near_ties, strata=tally.strata),
+            Promise("decisions", tally.share, near_ties, spare=min(SPARE, _unsure_misses(tally)), strata=tally.strata),
             Promise("decisions where float is sure", tally.sure, sure=True),
         ),
     )
+
+
+def _unsure_misses(tally: Tally) -> int:
+    """How many near ties changed."""
+    return (tally.share.rows - tally.share.same) - (tally.sure.rows - tally.sure.same)
 
 
 @dataclass

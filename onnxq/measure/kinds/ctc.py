@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxq.measure.kinds.classes import SPARE
 from onnxq.measure.kinds.judge import Array, Tally
 from onnxq.measure.kinds.kind import Kind, Measured, Promise, Where
 from onnxq.measure.kinds.layout import Layout
 from onnxq.measure.kinds.sure import first_two, is_sure
 from onnxq.numerics import Share
+
+# Texts that may change for each decision that may: one of ten characters is another text.
+TEXTS = 10
 
 
 @dataclass
@@ -64,7 +68,11 @@ class Texts:
             worst=tally.worst.value,
             worst_what="characters kept",
             worst_at=tally.worst.at,
-            promises=(Promise("characters", tally.share), Promise("characters of sure texts", tally.sure)),
+            promises=(
+                Promise("characters", tally.share, spare=SPARE),
+                Promise("characters of sure texts", tally.sure),
+                Promise("texts", texts, TEXTS, spare=SPARE),
+            ),
         )
 
     def _blank(self) -> int:

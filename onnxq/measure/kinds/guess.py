@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from onnxq.errors import ConfigError
 from onnxq.kernels.lengths import Length
 from onnxq.kernels.meaning import Head, Meaning
@@ -39,7 +41,8 @@ def guessed(
     found = {}
     for name in seen.outputs:
         output = Output(name, seen, heads.get(name, Head()), shapes)
-        found[name] = _asked(output, Kind(asked[name])) if name in asked else _guess(output, lengths.get(name))
+        with np.errstate(all="ignore"):  # masks of large negative numbers
+            found[name] = _asked(output, Kind(asked[name])) if name in asked else _guess(output, lengths.get(name))
     return found
 
 

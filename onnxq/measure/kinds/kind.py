@@ -43,12 +43,12 @@ KINDS: dict[Kind, About] = {
     Kind.CLASSES: About(
         "scores of classes, one decision a sample",
         "share of samples with the same largest score",
-        "where float is sure; of all, two near ties for one decision",
+        "where float is sure, and of all",
     ),
     Kind.LABELS: About(
         "independent scores, each compared with a threshold",
         "share of scores above the threshold that stay there, of those above it in either model",
-        "where float is sure; of all, two near ties for one decision",
+        "where float is sure, and of all",
     ),
     Kind.PIXELS: About(
         "a class or a mask for each pixel",
@@ -63,7 +63,7 @@ KINDS: dict[Kind, About] = {
     Kind.CTC: About(
         "scores of characters and a blank, read as text",
         "share of characters kept (edit distance), share of texts kept",
-        "characters",
+        "characters; ten texts for one decision",
     ),
     Kind.NEXT_TOKEN: About(
         "scores of the next token of a vocabulary",
@@ -93,7 +93,7 @@ KINDS: dict[Kind, About] = {
     Kind.MAP: About(
         "a matrix of weights, whose largest entries are read",
         "share of rows, columns, and both within blocks, with the largest entry in the same place",
-        "where float is sure; of all, two near ties for one decision",
+        "where float is sure, and of all",
     ),
     Kind.REGRESSION: About(
         "numbers that are read as they are",
@@ -143,8 +143,9 @@ class KindGuess:
 class Promise:
     """Something that is kept or not: a counted ``share``, or a ``level`` of which 1 is perfect.
 
-    ``times``: how many may change for each decision that may. ``sure``: whether only decisions are counted of which the
-    float model is sure; ``strata``: these and the others, where all are counted and it is known.
+    ``times``: how many may change for each decision that may. ``spare``: how many that changed are no evidence at all.
+    ``sure``: whether only decisions are counted of which the float model is sure; ``strata``: these and the others,
+    where all are counted and it is known.
     """
 
     what: str
@@ -153,6 +154,7 @@ class Promise:
     level: float | None = None
     sure: bool = False
     strata: Strata | None = None
+    spare: int = 0
 
     @property
     def lost(self) -> float:

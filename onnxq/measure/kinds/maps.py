@@ -13,7 +13,7 @@ from onnxq.measure.kinds.kind import Kind, Measured, Where
 from onnxq.measure.kinds.layout import Layout
 from onnxq.measure.kinds.sure import first_two, is_sure
 
-NEAR_TIES = 2
+NEAR_TIES = 1
 # Which part of a map an application reads is not known: blocks of this size stand for all of them.
 BLOCK = 16
 # A lead of so many units in the last place of the largest entry of its row may come out of rounding in float32 alone:

@@ -15,8 +15,8 @@ from onnxq.measure.kinds.layout import Layout
 CONSTANT = 1e-10
 # Of the samples, the share whose cosine may be lower than the one that counts.
 TAIL = 0.05
-# The most vectors among which neighbours are looked for.
-MOST_VECTORS = 2048
+# How many vectors there are among which neighbours are looked for: of a few, one is hardly nearer than another.
+FEWEST_VECTORS, MOST_VECTORS = 8, 2048
 # A nearest neighbour is sure from this lead over the second on, as a share of its lead over the median of all: there is
 # no probability behind a cosine, so that a lead is measured by how far neighbours lie apart at all.
 CLEAR_LEAD = 0.1
@@ -127,9 +127,9 @@ class Embedding:
         )
 
     def _neighbours(self) -> Tally:
-        """Whether the nearest other sample is the same, of all that have two others or more."""
+        """Whether the nearest other sample is the same, where there are enough of them."""
         tally = Tally()
-        if len(self.places) < 3 or len({len(v) for v in self.vectors[0]}) > 1:
+        if len(self.places) < FEWEST_VECTORS or len({len(v) for v in self.vectors[0]}) > 1:
             return tally
         likeness = [np.stack(v) @ np.stack(v).T for v in self.vectors]
         for of in likeness:

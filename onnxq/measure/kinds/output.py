@@ -13,7 +13,7 @@ from onnxq.kernels.meaning import Head, Meaning
 from onnxq.measure.kinds.kind import Kind, KindGuess
 from onnxq.measure.kinds.layout import Layout
 from onnxq.measure.kinds.seen import Array, Seen, joined
-from onnxq.measure.kinds.sure import first_two
+from onnxq.measure.kinds.sure import first_two, is_sure
 
 # Parts of names that say what an output is for; whole words, or beginnings of them where there is a dot.
 WORDS: Mapping[str, str] = {
@@ -128,6 +128,13 @@ class Output:
         _, first, second = first_two(rows)
         lead = first - rows.mean(axis=1)
         return float(np.median((first - second) / np.maximum(lead, 1e-30)))
+
+    def sure(self) -> float:
+        """The share of rows whose largest is a sure choice, read as logits."""
+        rows = self.rows()
+        if not len(rows) or rows.shape[1] < 2:
+            return 1.0
+        return float(is_sure(*first_two(rows)[1:], probabilities=False).mean())
 
     def always_the_same(self) -> bool:
         """Whether the largest of nearly all of 8 rows or more is in the same column."""

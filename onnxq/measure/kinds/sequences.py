@@ -24,6 +24,8 @@ MOST_LOW, LOW = 0.6, 0.3
 # A blank is the choice of this share of frames or more, and labels last this few frames in the mean.
 BLANKS, SPIKE = 0.25, 3.0
 CHARACTERS = 10
+# Of rows with so many scores or more a network that was trained to tell them apart is sure in this share at least.
+FEW_CLASSES, TRAINED = 16, 0.3
 # Fewer frames and labels than that say nothing of a blank.
 FRAMES, LABELS = 32, 4
 
@@ -235,7 +237,8 @@ def _rows(output: Output, channels: int) -> KindGuess:
             return output.guess(Kind.FEATURES, reason=text, layout=layout)
         if word := output.says("regression", "boxes"):
             return output.guess(Kind.REGRESSION, reason=f"'{word}' in its name", layout=layout)
-        if output.vague_vector() or (width >= 32 and rows.min() >= 0.0):
+        unsure = width >= FEW_CLASSES and output.sure() < TRAINED
+        if output.vague_vector() or unsure or (width >= 32 and rows.min() >= 0.0):
             return output.guess(Kind.FEATURES, reason=f"{width} numbers for each place, none of which stands out")
         if output.always_the_same() and not output.seen.tokens:
             text = "the same of its numbers is the largest in nearly all places"

@@ -16,7 +16,7 @@ from onnxq.measure.kinds.sure import far_from
 # Which threshold an application has is not known; those of detectors and masks lie here.
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
 # Near ties for one decision: see ``classes``.
-NEAR_TIES = {Kind.LABELS: 2, Kind.TOKENS: 1, Kind.PIXELS: 5}
+NEAR_TIES = {Kind.LABELS: 1, Kind.TOKENS: 1, Kind.PIXELS: 5}
 
 
 @dataclass
