@@ -103,8 +103,8 @@ def _objectness(scores: Array) -> bool:
 
     Then some class is likely wherever the first is high, and classes are said where it is low too.
     """
-    if scores.shape[1] < 3:
-        return scores.shape[1] == 2 and bool((scores[:, 1] > 0.5).mean() > 0.5)
+    if scores.shape[1] < 2:
+        return False
     first, best = scores[:, 0], scores[:, 1:].max(axis=1)
     high = first >= LOW
     if not high.any():
