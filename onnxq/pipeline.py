@@ -13,7 +13,7 @@ from onnxq.build.candidate import Built
 from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
 from onnxq.config import Config
 from onnxq.errors import ModelError
-from onnxq.files.memory import Memory, give_back_freed_memory
+from onnxq.files.memory import Memory, give_back_freed_memory, give_back_holes
 from onnxq.files.scratch import Scratch
 from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load, save, serialize
@@ -109,7 +109,7 @@ def quantize(
         RuntimeFailure: onnxruntime cannot run the float model.
     """
     config = Config() if config is None else config
-    tell = progress or (lambda *_: None)
+    tell = _tidy(progress or (lambda *_: None))
     give_back_freed_memory()
     tell("prepare", 0, None)
     original = load(model)
@@ -120,6 +120,19 @@ def quantize(
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
     with or_refused(original):
         return _quantized(original, data, config, feed_options, tell)
+
+
+def _tidy(progress: Progress) -> Progress:
+    """``progress`` as it is, and between two stages the system has back what the one before left free."""
+    last = [""]
+
+    def tell(stage: str, done: int, total: int | None) -> None:
+        if stage != last[0]:
+            last[0] = stage
+            give_back_holes()
+        progress(stage, done, total)
+
+    return tell
 
 
 def _quantized(

@@ -264,14 +264,14 @@ def _successive(w: F64, ratios: F32, piece: Piece) -> F64:
 def _descended(w: F64, h: F32, piece: Piece, levels: F64) -> tuple[F64, F64]:
     """``levels`` of ``w: [g, n, C]`` after passes of coordinate descent, and the error of each channel, ``[g, C]``."""
     levels = levels.copy()
-    own = diagonal(h)[:, :, None]
+    own: F32 = diagonal(h)[:, :, None]
     slope = times(h, (w - levels * piece.unit).astype(np.float32)).astype(np.float64)
     for _ in range(_PASSES if piece.levels.size < _MANY_LEVELS else 1):
         change = np.zeros(w.shape, np.float32)
         for rows in _blocks(w, h):
             before = levels[:, rows] * piece.units(rows)
             pull = slope[:, rows] + np.matmul(h[:, rows, : rows.start], change[:, : rows.start])
-            ratios = h[:, rows, rows] / own[:, rows]
+            ratios: F32 = h[:, rows, rows] / own[:, rows]
             goal = before + pull / own[:, rows]
             levels[:, rows], change[:, rows] = _decided(goal, before, ratios, piece, rows.start)
         if not change.any():
