@@ -1,11 +1,10 @@
 """What quantizing takes of memory and processor: models whose inside is large, beside `quantize_static` (min-max).
 
-`vgg16`: the shapes of VGG-16 at 240 x 240, 65 MB. `spectrogram`: 1 MB with an STFT inside, 9 seconds of sound a sample.
-`cnn`: 21 MB, also with `--adapt fast`. `large`: 3 GB of weights beside the model, in a process that may allocate 2 GB
-(`RLIMIT_DATA`: files that are mapped do not count), without data; `quantize_static` is not asked. Weights are random, so
-no layer is given back (`harness.UNGUARDED`). Processor time counts all threads, imports left out; memory is the
-child's peak, imports included, and of `large` what it allocated. Prints a markdown table and writes
-`benchmarks/results/memory.json`, run by run.
+`vgg16`: the shapes of VGG-16 at 240 x 240, 62 MB. `spectrogram`: an STFT inside, 9 seconds of sound a sample. `cnn`:
+19 MB, with `--adapt fast`. `large`: 3 GB of weights beside the model, in a process that may allocate 2 GB
+(`RLIMIT_DATA`: files that are mapped do not count), without data; `quantize_static` is not asked. Weights are random,
+so no layer is given back (`harness.UNGUARDED`). Processor time counts all threads, imports left out; memory is the
+child's peak, imports and mapped files included. Writes `benchmarks/results/memory.json`, run by run.
 """
 
 from __future__ import annotations
@@ -171,23 +170,15 @@ def work(row: str, model: Path, data: Path) -> dict[str, float]:
             quantize_static(model, out, ({"x": x[i : i + 1]} for i in range(count)))
         written = sum(path.stat().st_size for path in Path(folder).glob("quantized.onnx*"))
         found = {"cpu_seconds": time.process_time() - start, "seconds": time.perf_counter() - began}
-        return {**found, "peak_mb": (peak_bytes() if count else allocated()) / 1e6, "mb": written / 1e6}
-
-
-def allocated() -> int:
-    """The most that this process has had of its own: what is mapped from files can be taken back at any time."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    held = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-    return held["VmData"]
+        return {**found, "peak_mb": peak_bytes() / 1e6, "mb": written / 1e6}
 
 
 def main() -> None:
-    """Measure, print the table, write the JSON."""
+    """Measure row by row, print each, write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", help=f"rows: {', '.join(ROWS)}")
     options = parser.parse_args()
     path = harness.RESULTS / "memory.json"
-    runs = json.loads(path.read_text())["runs"] if path.exists() else {}
     for row in harness.chosen(options.only, list(ROWS)):
         name, count, tool, _ = ROWS[row]
         with tempfile.TemporaryDirectory(prefix="onnxq-memory-") as folder:
@@ -198,6 +189,7 @@ def main() -> None:
             size = sum(part.stat().st_size for part in Path(folder).glob(f"{name}.onnx*")) / 1e6
             command = [sys.executable, __file__, "--child", row, str(model), str(data)]
             run, error = harness.attempt(row, lambda command=command: harness.child(command))
+        runs = json.loads(path.read_text())["runs"] if path.exists() else {}
         runs[row] = {"tool": tool, "samples": count, "model_mb": size, "error": error, **(run or {})}
         print(row, runs[row], flush=True)
         harness.write("memory", vars(options), {"runs": runs})
