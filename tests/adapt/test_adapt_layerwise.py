@@ -12,7 +12,7 @@ import onnx
 import pytest
 from adapting import built, correlated
 from bench import Bench
-from zoo import Net
+from zoo import Net, prepared
 
 from onnxq import Config
 from onnxq.adapt.layerwise import Layer, adapt_layers, linear_layers
@@ -97,3 +97,16 @@ def test_the_errors_that_are_reported_are_those_of_the_outputs(weights: str, tmp
         assert refit.before == pytest.approx(before, rel=2e-3, abs=1e-6)
         assert refit.after == pytest.approx(after, rel=2e-3, abs=1e-6)
         assert refit.after > 1e-4
+
+
+def test_a_walk_holds_no_constant_that_it_is_past() -> None:
+    model = prepared(skipped())
+    walk = Walk(model, [{"x": correlated(4, 32, 1)}])
+    nodes = [node.name or "" for node in model.graph]
+    held = [len(walk._constants)]
+    for stop in range(1, len(nodes) + 1):
+        walk.advance(stop)
+        held.append(len(walk._constants))
+    assert held[0] == len(model.graph.initializers)
+    assert held == sorted(held, reverse=True)
+    assert held[-1] == 0
