@@ -138,7 +138,12 @@ def _work(tool: str, model: Path, samples: Path, count: int) -> dict[str, float]
             from peers import quantize_static
 
             seconds = quantize_static(model, out, _files(samples)).seconds
-        return {"seconds": seconds, "peak_mb": _peak_bytes() / 1e6, "mb": out.stat().st_size / 1e6}
+        return {
+            "seconds": seconds,
+            "cpu_seconds": time.process_time(),
+            "peak_mb": peak_bytes() / 1e6,
+            "mb": out.stat().st_size / 1e6,
+        }
 
 
 def _files(folder: Path) -> Iterator[dict[str, np.ndarray]]:
@@ -148,7 +153,7 @@ def _files(folder: Path) -> Iterator[dict[str, np.ndarray]]:
             yield {name: archive[name] for name in archive.files}
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The most resident memory this process has held. On Linux from /proc: ru_maxrss there includes the parent's."""
     status = Path("/proc/self/status")
     if status.exists():

@@ -344,6 +344,16 @@ def cost(data: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def memory(data: dict[str, Any]) -> str:
+    """One line a model and tool: processor time and peak memory."""
+    rows = [
+        [name, f"{run['model_mb']:.0f}", str(run["samples"]), f"{run['cpu_seconds']:.0f}", f"{run['peak_mb']:.0f}"]
+        for name, run in data["runs"].items()
+        if run["error"] is None
+    ]
+    return markdown(["model", "MB", "samples", "processor seconds", "peak MB"], rows)
+
+
 def cost_adapted(data: dict[str, Any]) -> str:
     """One line a network: what adapting 4-bit weights takes."""
     rows = [
@@ -470,6 +480,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[dict[str, Any]], str]]]] = {
         "adapted": ("adaptation", adapted),
         "cost": ("cost", cost),
         "promises": ("promises", promises),
+        "memory": ("memory", memory),
         "backend_tests": ("backend_tests", backend_tests),
         **{
             name: ("initialisation", STUDY[name])

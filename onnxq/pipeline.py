@@ -14,7 +14,7 @@ from onnxq.calibrate.feeds import FeedOptions, FeedSource, open_feed
 from onnxq.calibrate.metrics import MetricSource, metric_asked_for
 from onnxq.config import Config
 from onnxq.errors import ConfigError, ModelError
-from onnxq.files.memory import Memory, give_back_freed_memory
+from onnxq.files.memory import Memory, give_back_freed_memory, give_back_holes
 from onnxq.files.scratch import Scratch
 from onnxq.files.temporary import temporary_folder
 from onnxq.graph.io import load, save, serialize
@@ -128,7 +128,7 @@ def quantize(
     measure = _metric(metric, data, config)
     if measure is not None and measure.name != Top1.name:
         config = replace(config, metric=measure.name)
-    tell = progress or (lambda *_: None)
+    tell = _tidy(progress or (lambda *_: None))
     give_back_freed_memory()
     tell("prepare", 0, None)
     original = load(model)
@@ -159,6 +159,19 @@ def _metric(given: MetricSource | None, data: FeedSource | None, config: Config)
     if found is not None and data is None:
         raise ConfigError("a metric needs data: it measures what the model makes of it", hint="give --calib DATA")
     return found
+
+
+def _tidy(progress: Progress) -> Progress:
+    """``progress`` as it is, and between two stages the system has back what the one before left free."""
+    last = [""]
+
+    def tell(stage: str, done: int, total: int | None) -> None:
+        if stage != last[0]:
+            last[0] = stage
+            give_back_holes()
+        progress(stage, done, total)
+
+    return tell
 
 
 def _quantized(original: ir.Model, data: FeedSource | None, asked: Asked, tell: Progress) -> Result:

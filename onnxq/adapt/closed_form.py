@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnxq.files.scratch import let_go
 from onnxq.ranges.cholesky import solved
-from onnxq.ranges.moments import LARGE_INPUTS, Moments, parts, times
+from onnxq.ranges.moments import LARGE_INPUTS, Moments, add_to_diagonal, diagonal, parts, times
 from onnxq.ranges.samples import F64
 
 F32 = npt.NDArray[np.float32]
@@ -164,7 +164,7 @@ def refitted(weight: F64, fit: Pairs, check: Pairs | None, *, centred: bool) -> 
 def _ridge(weight: F64, seen: Pairs, ridge: float, *, centred: bool) -> F64:
     xx, xt, _ = seen.centred(centred)
     n = xx.shape[1]
-    energy = np.diagonal(xx, axis1=1, axis2=2).mean(axis=1)
+    energy = diagonal(xx).mean(axis=1)
     extra = ridge * np.where(energy > 0, energy, 1.0)[:, None, None]
     # W + (E[x t^T] - E[x x^T] W^T)^T (E[x x^T] + extra)^-1: what the weight itself explains needs no regression.
     if seen.large:
@@ -172,8 +172,7 @@ def _ridge(weight: F64, seen: Pairs, ridge: float, *, centred: bool) -> F64:
         xt -= times(single, weight.transpose(0, 2, 1).astype(np.float32))
         missing = xt.astype(np.float32)
         del xt
-        single[:, np.arange(n), np.arange(n)] += extra[:, :, 0].astype(np.float32)
-        let_go(single)
+        add_to_diagonal(single, extra[:, :, 0].astype(np.float32))
         found: F64 = weight + solved(single, missing).transpose(0, 2, 1)
         return found
     missing = xt - np.matmul(xx, weight.transpose(0, 2, 1))

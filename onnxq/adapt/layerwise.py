@@ -118,6 +118,7 @@ def adapt_layers(
     for feed in feeds:  # once: data that is another one in every pass must be the same for both
         clean.take(feed)
         noisy.take(feed)
+    give_back_holes()
     parameters = start.parameters
     weights, biases = dict(parameters.weights), dict(parameters.biases)
     layers, done = list(layers), []
@@ -210,7 +211,7 @@ def _lacking(layer: Layer, clean: Walk, noisy: Walk, number: int) -> F32 | None:
 def _adapted(
     layer: Layer, pairs: list[tuple[Pairs, Pairs | None]], config: Config, outputs: F64 | None
 ) -> tuple[StoredWeight, F32 | None, Refit]:
-    """The layer's weight and bias (None where that has no say) for the ``pairs`` that were seen, which it empties."""
+    """The layer's weight and its bias, None where that has no say, for the ``pairs`` seen, which it empties."""
     geometry, centred = layer.geometry, layer.centred
     weight = geometry.matrix(layer.job.data).astype(np.float64)
     new, ridge, every = refitted(weight, *pairs.pop(), centred=centred)

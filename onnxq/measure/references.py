@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.files.memory import give_back_holes
 from onnxq.files.scratch import Scratch, discard
 from onnxq.measure.kinds.seen import Seen
 from onnxq.numerics import Noise, centred, noise
-from onnxq.runtime.session import QUIET, open_session, open_to_look, run
+from onnxq.runtime.session import PACKED, open_to_look, run
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -72,6 +73,7 @@ class Answers:
     def close(self) -> None:
         """Gives the session's memory back; what is not known yet opens another one."""
         self._session = None
+        give_back_holes()
 
     def _open(self) -> InferenceSession:
         if self._session is None:
@@ -134,7 +136,7 @@ class References:
 
     def _pairs(self, model: bytes | Path) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[Any]]]:
         """By output and feed, what the float model answers and what ``model`` does, wide rows less their means."""
-        session = open_session(model, config=QUIET)
+        session = open_to_look(model, config=PACKED)
         for feed, references in zip(self.feeds, self.outputs, strict=True):
             for index, (reference, test) in enumerate(zip(references, run(session, feed), strict=True)):
                 if np.issubdtype(reference.dtype, np.floating) and reference.size:

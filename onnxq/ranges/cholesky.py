@@ -15,6 +15,8 @@ F32 = npt.NDArray[np.float32]
 
 # Rows that are worked off before the next ones: their square is factored in float64, the rest are float32 products.
 _BLOCK = 256
+# Rows that are multiplied at once.
+_AT_ONCE = 512
 
 
 def reversed_cholesky(h: F32) -> F32:
@@ -53,7 +55,7 @@ def solved(h: F32, right: F32) -> F32:
         n = len(matrix)
         blocks = [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
         for block in reversed(blocks):  # R^T y = right
-            x[block] -= matrix[block.stop :, block].T @ x[block.stop :]
+            _take_away(x[block], matrix, block, x, slice(None))
             x[block] = np.linalg.solve(matrix[block, block].T, x[block])
             let_go(matrix)
         for block in blocks:  # R x = y
@@ -71,12 +73,23 @@ def _factored(matrix: F32) -> None:
     """
     n = len(matrix)
     for start in reversed(range(0, n, _BLOCK)):
-        block, behind = slice(start, min(start + _BLOCK, n)), slice(min(start + _BLOCK, n), n)
+        block = slice(start, min(start + _BLOCK, n))
         rows = matrix[block, : block.stop]
-        rows -= matrix[behind, block].T @ matrix[behind, : block.stop]
+        _take_away(rows, matrix, block, matrix, slice(block.stop))
         own = rows[:, block].astype(np.float64)
         root = np.linalg.cholesky(own[::-1, ::-1])[::-1, ::-1].T
         rows[:, : block.start] = np.linalg.inv(root.T).astype(np.float32) @ rows[:, : block.start]
         rows[:, block] = root
         matrix[block, block.stop :] = 0.0
+        let_go(matrix)
+
+
+def _take_away(target: F32, matrix: F32, block: slice, right: F32, columns: slice) -> None:
+    """Takes the product of what lies below a ``block``, turned, and these rows of ``right`` from ``target``.
+
+    Some rows at a time: of a file the system reads whole pages and their neighbours.
+    """
+    for start in range(block.stop, len(matrix), _AT_ONCE):
+        rows = slice(start, min(start + _AT_ONCE, len(matrix)))
+        target -= matrix[rows, block].T @ right[rows, columns]
         let_go(matrix)

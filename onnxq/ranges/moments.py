@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from onnxq.files.scratch import in_file, let_go
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+NDArray = npt.NDArray[Any]
 
 _ROWS = 64
 # Matrices of more inputs are worked on in float32, some rows at a time.
@@ -71,7 +73,7 @@ class Moments:
 
     def squares(self, *, centred: bool) -> F64:
         """``[g, n]`` E[x^2], or the variance of each input."""
-        raw = np.diagonal(self.second, axis1=1, axis2=2) if self.full else self.second
+        raw = diagonal(self.second) if self.full else self.second
         result: F64 = raw / self.count - (np.square(self.mean) if centred else 0.0)
         return np.maximum(result, 0.0)
 
@@ -195,11 +197,28 @@ def times(left: F32, right: F32) -> F32:
         for part in parts(left.shape[-2]):
             found[..., part, :] = np.matmul(left[..., part, :], right)
             let_go(left)
-    else:
+    else:  # rows of it too: the system reads more of a file than the part of a row that is asked for
+        found[...] = 0.0
         for part in parts(right.shape[-1]):
-            found[..., part] = np.matmul(left, right[..., part])
+            found += np.matmul(left[..., part], right[..., part, :])
             let_go(right)
     return found
+
+
+def diagonal(matrix: NDArray) -> NDArray:
+    """``[g, n]`` the diagonals of ``matrix: [g, n, n]``; nothing of one in a file stays in memory."""
+    found = np.empty(matrix.shape[:2], matrix.dtype)
+    for part in parts(matrix.shape[1]):
+        found[:, part] = np.diagonal(matrix[:, part, part], axis1=1, axis2=2)
+        let_go(matrix)
+    return found
+
+
+def add_to_diagonal(matrix: F32, extra: F32) -> None:
+    """Adds ``extra: [g, 1]`` to the diagonals of ``matrix: [g, n, n]``, of which nothing in a file stays in memory."""
+    for part in parts(matrix.shape[1]):
+        np.einsum("gnn->gn", matrix[:, part, part])[...] += extra
+        let_go(matrix)
 
 
 def parts(inputs: int) -> Iterator[slice]:

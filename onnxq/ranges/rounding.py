@@ -28,7 +28,7 @@ import numpy.typing as npt
 from onnxq.files.scratch import let_go
 from onnxq.numerics import round_half_even
 from onnxq.ranges.cholesky import reversed_cholesky
-from onnxq.ranges.moments import Moments, times
+from onnxq.ranges.moments import Moments, add_to_diagonal, diagonal, times
 from onnxq.ranges.reach import in_reach, within_reach
 from onnxq.ranges.samples import F64, Index, channel_parts
 
@@ -156,7 +156,7 @@ class Metric:
             return cls.of(moments.matrix(centred=centred), moments.count)
         order = np.argsort(-energy, axis=1, kind="stable")
         h = moments.single(centred=centred, order=order)
-        np.einsum("gnn->gn", h)[...] += _damping(energy, moments.count)[:, None].astype(np.float32)
+        add_to_diagonal(h, _damping(energy, moments.count)[:, None].astype(np.float32))
         return cls(order, h, reversed_cholesky(h))
 
     def rounded(self, weight: Floats, grid: Grid) -> Levels:
@@ -264,15 +264,15 @@ def _successive(w: F64, ratios: F32, piece: Piece) -> F64:
 def _descended(w: F64, h: F32, piece: Piece, levels: F64) -> tuple[F64, F64]:
     """``levels`` of ``w: [g, n, C]`` after passes of coordinate descent, and the error of each channel, ``[g, C]``."""
     levels = levels.copy()
-    diagonal = np.diagonal(h, axis1=1, axis2=2)[:, :, None].copy()
+    own: F32 = diagonal(h)[:, :, None]
     slope = times(h, (w - levels * piece.unit).astype(np.float32)).astype(np.float64)
     for _ in range(_PASSES if piece.levels.size < _MANY_LEVELS else 1):
         change = np.zeros(w.shape, np.float32)
         for rows in _blocks(w, h):
             before = levels[:, rows] * piece.units(rows)
             pull = slope[:, rows] + np.matmul(h[:, rows, : rows.start], change[:, : rows.start])
-            ratios = h[:, rows, rows] / diagonal[:, rows]
-            goal = before + pull / diagonal[:, rows]
+            ratios: F32 = h[:, rows, rows] / own[:, rows]
+            goal = before + pull / own[:, rows]
             levels[:, rows], change[:, rows] = _decided(goal, before, ratios, piece, rows.start)
         if not change.any():
             break

@@ -35,6 +35,8 @@ _FATAL = 4
 _called: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 # Configuration under which idle threads sleep at once: for sessions that live side by side.
 QUIET = {"session.intra_op.allow_spinning": "0"}
+# Configuration under which ``open_to_look`` packs weights: for models that run more often, or on integers.
+PACKED = {"session.disable_prepacking": "0"}
 # Above this size the weights of a saved optimised graph go to a file beside it: its reader wants the graph only.
 _EXTERNAL_BYTES = 1024
 

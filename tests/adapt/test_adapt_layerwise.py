@@ -12,7 +12,7 @@ import onnx
 import pytest
 from adapting import built, correlated
 from bench import Bench
-from zoo import Net
+from zoo import Net, prepared
 
 from onnxq import Config
 from onnxq.adapt.layerwise import Layer, adapt_layers, linear_layers
@@ -117,3 +117,16 @@ def test_a_simulation_run_whole_computes_what_its_nodes_do_one_by_one(activation
     feed = {"x": correlated(144, 32, 5)}
     (whole,), (apart,) = (run(open_session(model, optimize=level), feed) for level in ("all", "none"))
     np.testing.assert_allclose(whole, apart, rtol=1e-5, atol=1e-5 * float(np.abs(apart).max()))
+
+
+def test_a_walk_holds_no_constant_that_it_is_past() -> None:
+    model = prepared(skipped())
+    walk = Walk(model, [{"x": correlated(4, 32, 1)}])
+    nodes = [node.name or "" for node in model.graph]
+    held = [len(walk._constants)]
+    for stop in range(1, len(nodes) + 1):
+        walk.advance(stop)
+        held.append(len(walk._constants))
+    assert held[0] == len(model.graph.initializers)
+    assert held == sorted(held, reverse=True)
+    assert held[-1] == 0

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from zoo import Net, feeds, gemm, if_body, loop_body, prepared, residual
 
+from onnxq.calibrate import runner
 from onnxq.calibrate.observers import merge, observe
-from onnxq.calibrate.runner import run_observers
+from onnxq.calibrate.runner import run_observers, values_of
 from onnxq.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -167,3 +168,33 @@ def test_the_statistics_do_not_grow_with_the_data() -> None:
     few, many = (run_observers(prepared(proto), ["x", "relu_out"], feeds(proto, n)).histograms for n in (4, 200))
     for tensor in few:
         assert many[tensor].counts.nbytes <= 4 * few[tensor].counts.nbytes
+
+
+def test_what_is_taken_out_is_gone_before_the_next_feed_runs() -> None:
+    proto, held = gemm(), list[weakref.ref[Array]]()
+    for values in values_of(prepared(proto), ["x", "relu_out"], _gone(feeds(proto, 3), held)):
+        held[:] = [weakref.ref(values.pop("relu_out"))]
+    assert held
+
+
+def _gone(data: list[dict[str, Array]], held: list[weakref.ref[Array]]) -> Iterator[dict[str, Array]]:
+    for feed in data:
+        assert all(ref() is None for ref in held)
+        yield feed
+
+
+def test_large_values_come_from_kernels_without_copies_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto, levels = residual(), []
+    plain = runner.open_to_look
+
+    def opened(model: Any, *, optimize: str) -> Any:
+        levels.append(optimize)
+        return plain(model, optimize=optimize)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "open_to_look", opened)
+    model, data = prepared(proto), feeds(proto, 3)
+    names = [value.name or "" for node in model.graph for value in node.outputs]
+    small, large = (list(values_of(model, names, data, workspace=size)) for size in (1 << 30, 1))
+    assert levels == ["all", "all", "extended"]  # once for all further feeds
+    for one, other in zip(small, large, strict=True):
+        assert all(np.allclose(one[name], other[name], rtol=1e-4, atol=1e-5) for name in names)

@@ -10,11 +10,11 @@ import pytest
 
 from onnxq.adapt.closed_form import PairSums, pairs, together
 from onnxq.calibrate.layer_inputs import LayerInput, LayerInputs
-from onnxq.files.scratch import Scratch
+from onnxq.files.scratch import Scratch, in_file, let_go
 from onnxq.graph.geometry import Geometry
 from onnxq.ranges import moments as of_moments
 from onnxq.ranges.cholesky import reversed_cholesky, solved
-from onnxq.ranges.moments import LARGE_INPUTS, Moments, added
+from onnxq.ranges.moments import LARGE_INPUTS, Moments, add_to_diagonal, added, diagonal, times
 from onnxq.ranges.rounding import Grid, Metric
 
 F32 = npt.NDArray[np.float32]
@@ -114,3 +114,19 @@ def test_large_moments_add_up_in_a_file(tmp_path: Path) -> None:
     assert isinstance(found.second, np.memmap)
     assert np.array_equal(found.second, (one + other).second)
     assert (found.count, found.total.tolist()) == (5, (one + other).total.tolist())
+
+
+@pytest.mark.parametrize("n", [5, LARGE_INPUTS + 700])
+def test_matrices_in_files_are_worked_on_as_others(n: int) -> None:
+    plain = RNG.standard_normal((2, n, n)).astype(np.float32)
+    filed = in_file(plain.shape, np.float32)
+    assert not filed.any()
+    filed[...] = plain
+    let_go(filed)
+    left, right = RNG.standard_normal((2, 3, n)).astype(np.float32), RNG.standard_normal((2, n, 3)).astype(np.float32)
+    assert np.allclose(times(filed, right), np.matmul(plain, right), atol=1e-2)
+    assert np.allclose(times(left, filed), np.matmul(left, plain), atol=1e-2)
+    add_to_diagonal(filed, np.array([[1.0], [2.0]], np.float32))
+    plain[:, np.arange(n), np.arange(n)] += np.array([[1.0], [2.0]], np.float32)
+    assert np.array_equal(filed, plain)
+    assert np.array_equal(diagonal(filed), np.diagonal(plain, axis1=1, axis2=2))
