@@ -36,14 +36,9 @@ CONVOLUTIONS = (
 )
 # (rows, inputs, outputs)
 PRODUCTS = ((1, 512, 512), (1, 1024, 1024), (16, 256, 1024), (128, 384, 384), (128, 384, 1536), (128, 768, 768))
-FORMS = (
-    "float",
-    "integer",
-    "weight in two parts",
-    "input in two parts",
-    "input in two groups",
-    "an end for each channel",
-)
+CODES = ("input in two groups", "an end for each channel")
+FLOATS = ("input in two parts, ranges at run time", "input in two groups")
+FORMS = ("float", "integer", "weight in two parts", "input in two parts")
 
 
 @dataclass(frozen=True)
@@ -90,6 +85,11 @@ class Parts:
 
     def dequantized(self, x: Codes) -> str:
         return self("DequantizeLinear", [x.codes, *x.scale])
+
+    def measured(self, value: str) -> Codes:
+        outs = [f"{value}_{part}" for part in ("codes", "scale", "zero")]
+        self.nodes.append(helper.make_node("DynamicQuantizeLinear", [value], outs, name=f"{value}_measured"))
+        return Codes(outs[0], (outs[1], outs[2]))
 
     def rounded(self, value: str) -> str:
         scale = self.scale(0.3)
@@ -169,6 +169,10 @@ def built(form: str, layer: Convolution | Product) -> bytes:
         rest = "x" if layer.codes else parts("Sub", ["x", parts.dequantized(x)])
         low = Codes("x" if layer.codes else parts("QuantizeLinear", [rest, *fine]), fine)
         y = parts("Add", [layer.integer(parts, x), layer.integer(parts, low)])
+    elif form == "input in two parts, ranges at run time":
+        first = parts.measured("x")
+        second = parts.measured(parts("Sub", ["x", parts.dequantized(first)]))
+        y = parts("Add", [layer.integer(parts, first), layer.integer(parts, second)])
     elif form == "input in two groups":
         halves = parts.split("x", layer.shape[1])
         scales = [parts.scale(), parts.scale()]
@@ -229,8 +233,9 @@ def main() -> None:
     layers: list[Convolution | Product] = [Convolution(*sizes) for sizes in CONVOLUTIONS]
     layers += [Product(*sizes, codes=codes) for sizes in PRODUCTS for codes in (True, False)]
     for layer in layers:
-        grouped = "depthwise" in layer.name
-        forms = [f for f in FORMS if not (grouped and "groups" in f) and ("channel" not in f or len(layer.shape) > 2)]
+        forms = [*FORMS, *(CODES if layer.codes else FLOATS)]
+        forms = [f for f in forms if not ("depthwise" in layer.name and "groups" in f)]
+        forms = [f for f in forms if not ("channel" in f and len(layer.shape) == 2)]
         found = times({form: built(form, layer) for form in forms}, layer.shape, options.seconds)
         rows.append({"layer": layer.name, "microseconds": {form: round(of, 1) for form, of in found.items()}})
         print(layer.name, {form: round(of / found["float"], 2) for form, of in found.items()}, flush=True)
