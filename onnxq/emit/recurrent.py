@@ -25,11 +25,11 @@ from onnxq.emit.fused import DOMAIN
 from onnxq.emit.pieces import Pieces, graph_of
 from onnxq.emit.two_parts import rounded_at_run
 from onnxq.graph.nodes import Before, NodeBuilder
-from onnxq.numerics import QuantParams, round_half_even
+from onnxq.numerics import UINT8, QuantParams, round_half_even
 
 # What is lost in rounding is made so many times as large (see above), and the codes that 8 bits leave to the rest.
 K = 12
-_CODES = 255
+_CODES = UINT8.qmax
 _INNER = _CODES - K
 
 # Inputs of LSTM up to the peepholes; then come those of the integer weights.
@@ -65,26 +65,24 @@ def in_two_parts(pieces: Pieces, node: ir.Node) -> None:
     assert x is not None
     build = NodeBuilder(Before(node))
 
-    def number(value: float, what: str, kind: type = np.float32) -> ir.Value:
-        return pieces.initializer(graph, f"{name}_{what}", np.asarray(value, kind))
+    def number(value: float, what: str) -> ir.Value:
+        return pieces.initializer(graph, f"{name}_{what}", np.asarray(value, np.float32))
 
-    def made(op_type: str, inputs: list[ir.Value], what: str, **attributes: Any) -> ir.Value:
+    def op(op_type: str, inputs: list[ir.Value], what: str, **attributes: Any) -> ir.Value:
         return build(op_type, inputs, name=pieces.fresh(f"{name}_{what}"), **attributes)
 
     _, scale, zero = rounded_at_run(pieces, x, node)
-    scale = made("Mul", [scale, number(_CODES / _INNER, "wider")], "scale")
-    zero = made(
-        "Mul", [made("Cast", [zero], "zero", to=ir.DataType.FLOAT), number(_INNER / _CODES, "narrower")], "inner"
-    )
-    zero = made("Add", [made("Round", [zero], "nearest"), number(K / 2, "margin")], "moved")
-    grid = [scale, made("Cast", [zero], "zero_point", to=ir.DataType.UINT8)]
-    coarse = made("DequantizeLinear", [made("QuantizeLinear", [x, *grid], "codes"), *grid], "coarse")
-    fine = made("Mul", [made("Sub", [x, coarse], "lost"), number(K, "times")], "fine")
+    scale = op("Mul", [scale, number(_CODES / _INNER, "wider")], "scale")
+    zero = op("Mul", [op("Cast", [zero], "zero", to=ir.DataType.FLOAT), number(_INNER / _CODES, "narrower")], "inner")
+    zero = op("Add", [op("Round", [zero], "nearest"), number(K / 2, "margin")], "moved")
+    grid = [scale, op("Cast", [zero], "zero_point", to=ir.DataType.UINT8)]
+    coarse = op("DequantizeLinear", [op("QuantizeLinear", [x, *grid], "codes"), *grid], "coarse")
+    fine = op("Mul", [op("Sub", [x, coarse], "lost"), number(K, "times")], "fine")
     axes = [pieces.initializer(graph, f"{name}_{i}", np.array([i])) for i in (0, 1, 2)]
-    nothing = made("Mul", [made("Slice", [x, *axes], "feature"), number(0.0, "nothing")], "blank")
+    nothing = op("Mul", [op("Slice", [x, *axes], "feature"), number(0.0, "nothing")], "blank")
     codes = pieces.initializer(graph, f"{name}_ends", np.array([0, _CODES], np.uint8))
-    ends = made("Add", [nothing, made("DequantizeLinear", [codes, *grid], "end")], "pinned")
-    node.replace_input_with(0, made("Concat", [coarse, fine, ends], "two_parts", axis=2))
+    ends = op("Add", [nothing, op("DequantizeLinear", [codes, *grid], "end")], "pinned")
+    node.replace_input_with(0, op("Concat", [coarse, fine, ends], "two_parts", axis=2))
 
 
 def integer_lstm(pieces: Pieces, node: ir.Node, weights: Mapping[int, Gates]) -> None:

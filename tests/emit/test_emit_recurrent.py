@@ -185,7 +185,7 @@ def test_layers_that_lost_too_much_are_given_back() -> None:
     equal = onnxq.quantize(proto, data)  # unless its channels can be made alike in front of it
     assert ran(serialize(equal.model)) == ["Mul", "DynamicQuantizeLSTM"]
     assert not any("stay float" in n for n in equal.report.notes)
-    assert equal.report.sqnr_db > 30.0
+    assert equal.report.sqnr_db > 20.0
     kept = onnxq.quantize(recurrent(extras="b", outputs="y"), data=[steps(proto, seed=s) for s in range(16)])
     assert kept.report.integer
     assert "DynamicQuantizeLSTM" in ran(serialize(kept.model))
