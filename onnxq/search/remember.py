@@ -99,6 +99,10 @@ def remember(key: str, tuning: Tuning, seconds: float) -> None:
         _log.debug("tuning not kept: %s", error)
 
 
+# What a rule says of a node that was kept from the usual kernels, by what became of its weight.
+_PRECISIONS = {None: "float", Storage.TWO_PARTS: "int8-two-parts"}
+
+
 def as_config(config: Config, built: Built, prepared: Iterable[ir.Node]) -> Config:
     """``config`` with what became of every node of ``built`` spelled out as rules, so that it holds without measuring.
 
@@ -111,7 +115,7 @@ def as_config(config: Config, built: Built, prepared: Iterable[ir.Node]) -> Conf
         if config.precision_of(name, node.op_type) is not None:
             continue
         if name in built.kept_float:
-            rules.append(Rule(glob.escape(name), "float" if built.kept_float[name].weight is None else "stored"))
+            rules.append(Rule(glob.escape(name), _PRECISIONS.get(built.kept_float[name].weight, "stored")))
         elif name in force_gemm:
             rules.append(Rule(glob.escape(name), "int8-gemm"))
     return replace(config, placement="all", rules=tuple(rules), tune_seconds=0.0)
