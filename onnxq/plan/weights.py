@@ -12,6 +12,7 @@ from onnxq.kernels.held import held, turned
 from onnxq.kernels.operators import operator
 from onnxq.kernels.targets import Target
 from onnxq.numerics import UINT4, Granularity, PerAxis, PerBlock
+from onnxq.plan.reasons import ReasonCode
 from onnxq.plan.types import Bias, Constant, KeptFloat, Point, Storage, Weight
 from onnxq.plan.units import bias_add, fused_output, maker_of
 from onnxq.query import constant, is_float, nodes
@@ -153,6 +154,8 @@ def stored_weights(
                     storage = Storage.DYNAMIC
                 if wish is Storage.TWO_PARTS and own_operators:
                     storage = Storage.TWO_PARTS
+            if storage is Storage.PACKED and index == _OF_INPUTS and not linear and _equalized(node, refused):
+                continue  # factors for what it reads are in it: a scale for each row of gates would be too coarse
             shape = tuple(weight.shape.numpy())
             granularity = _channels(shape, axes[0]) if linear else _row_granularity(shape, axes)
             stored = stored_as(name)
@@ -160,6 +163,14 @@ def stored_weights(
             kept = Weight(value.name or "", name, index, target.weights, granularity, storage, stored)
             found.append(replace(kept, turned=turned(node.inputs[index])))
     return found
+
+
+def _equalized(node: ir.Node, refused: Mapping[str, KeptFloat]) -> bool:
+    """Whether ``node`` reads what was multiplied by factors for it alone, and ``refused`` says so."""
+    source = node.inputs[0]
+    maker = None if source is None else source.producer()
+    kept = None if maker is None else refused.get(maker.name or "")
+    return kept is not None and kept.code is ReasonCode.EQUALIZES
 
 
 def _in_blocks(node: ir.Node, tensor: str, stored: NBits) -> Weight:
