@@ -11,6 +11,7 @@ in float in front of the layer.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+
+import onnxq
+from onnxq.config import Rule
+from onnxq.graph.io import serialize
 
 IMPORTS = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
 SECONDS = 2.0
@@ -36,14 +41,11 @@ CONVOLUTIONS = (
 )
 # (rows, inputs, outputs)
 PRODUCTS = ((1, 512, 512), (1, 1024, 1024), (16, 256, 1024), (128, 384, 384), (128, 384, 1536), (128, 768, 768))
-FORMS = (
-    "float",
-    "integer",
-    "weight in two parts",
-    "input in two parts",
-    "input in two groups",
-    "an end for each channel",
-)
+# (inputs, units, steps)
+LSTMS = ((40, 64, 50), (64, 128, 50), (128, 128, 100), (256, 256, 50), (512, 512, 20))
+CODES = ("input in two groups", "an end for each channel")
+FLOATS = ("input in two parts, ranges at run time", "input in two groups")
+FORMS = ("float", "integer", "weight in two parts", "input in two parts")
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class Parts:
     def dequantized(self, x: Codes) -> str:
         return self("DequantizeLinear", [x.codes, *x.scale])
 
+    def measured(self, value: str) -> Codes:
+        outs = [f"{value}_{part}" for part in ("codes", "scale", "zero")]
+        self.nodes.append(helper.make_node("DynamicQuantizeLinear", [value], outs, name=f"{value}_measured"))
+        return Codes(outs[0], (outs[1], outs[2]))
+
     def rounded(self, value: str) -> str:
         scale = self.scale(0.3)
         return self.dequantized(Codes(self("QuantizeLinear", [value, *scale]), scale))
@@ -125,6 +132,11 @@ class Convolution:
         shape = (self._weight[0], self._weight[1] // part, *self._weight[2:])
         return parts.rounded(self._conv(parts, parts.dequantized(x), parts.weight(shape, 0)))
 
+    def models(self) -> dict[str, bytes]:
+        """By form."""
+        forms = [*FORMS, *(f for f in CODES if self._groups == 1 or "groups" not in f)]
+        return {form: built(form, self) for form in forms}
+
     def _conv(self, parts: Parts, x: str, weight: str) -> str:
         return parts("Conv", [x, weight], group=self._groups, pads=[self._weight[2] // 2] * 4)
 
@@ -151,6 +163,49 @@ class Product:
         inputs = [x.codes, weight, x.scale[0], scale, x.scale[1], zero]
         return parts("MatMulIntegerToFloat", inputs, domain="com.microsoft")
 
+    def models(self) -> dict[str, bytes]:
+        """By form."""
+        forms = [*FORMS, *(f for f in (CODES if self.codes else FLOATS) if "channel" not in f)]
+        return {form: built(form, self) for form in forms}
+
+
+class Lstm:
+    """As onnxq writes it, and, for the price of an input product apart, with four times its units to read."""
+
+    def __init__(self, inputs: int, units: int, steps: int) -> None:
+        self.shape = (steps, 1, inputs)
+        self._units = units
+        self.name = f"LSTM {inputs}->{units}, {steps} steps"
+
+    def models(self) -> dict[str, bytes]:
+        """By form."""
+        apart = self._float(4 * self._units)
+        return {
+            "float": self._float(self.shape[2]).SerializeToString(),
+            "integer": self._quantized(self._float(self.shape[2]), "int8"),
+            "input in two parts": self._quantized(self._float(self.shape[2]), "int8-two-parts"),
+            "input product apart, without the product": self._quantized(apart, "int8"),
+        }
+
+    def _float(self, inputs: int) -> onnx.ModelProto:
+        rng, rows = np.random.default_rng(0), 4 * self._units
+        constants = {"W": (1, rows, inputs), "R": (1, rows, self._units), "B": (1, 2 * rows)}
+        node = helper.make_node("LSTM", ["x", *constants], ["y"], name="lstm", hidden_size=self._units)
+        graph = helper.make_graph(
+            [node],
+            "layer",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [*self.shape[:2], inputs])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(0.1 * rng.standard_normal(s, np.float32), n) for n, s in constants.items()],
+        )
+        return helper.make_model(graph, opset_imports=IMPORTS[:1], ir_version=8)
+
+    def _quantized(self, model: onnx.ModelProto, precision: str) -> bytes:
+        config = onnxq.Config(rules=(Rule("lstm", precision),), equalize="none", min_agreement=0.0, guard_sqnr=0.0)
+        shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+        data = [{"x": np.random.default_rng(i).standard_normal(shape, np.float32)} for i in range(8)]
+        return serialize(onnxq.quantize(model, data, config=config).model)
+
 
 def built(form: str, layer: Convolution | Product) -> bytes:
     """The model of ``layer`` in ``form``."""
@@ -169,6 +224,10 @@ def built(form: str, layer: Convolution | Product) -> bytes:
         rest = "x" if layer.codes else parts("Sub", ["x", parts.dequantized(x)])
         low = Codes("x" if layer.codes else parts("QuantizeLinear", [rest, *fine]), fine)
         y = parts("Add", [layer.integer(parts, x), layer.integer(parts, low)])
+    elif form == "input in two parts, ranges at run time":
+        first = parts.measured("x")
+        second = parts.measured(parts("Sub", ["x", parts.dequantized(first)]))
+        y = parts("Add", [layer.integer(parts, first), layer.integer(parts, second)])
     elif form == "input in two groups":
         halves = parts.split("x", layer.shape[1])
         scales = [parts.scale(), parts.scale()]
@@ -192,13 +251,14 @@ def session_of(model: bytes) -> ort.InferenceSession:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def times(models: dict[str, bytes], shape: tuple[int, ...], seconds: float) -> dict[str, float]:
+def times(models: dict[str, bytes], seconds: float) -> dict[str, float]:
     """Microseconds of processor time by form: the least of the rounds, in each of which every form has its turn."""
     sessions = {form: session_of(model) for form, model in models.items()}
     rng = np.random.default_rng(1)
     feeds = {}
     for form, session in sessions.items():
         floats = session.get_inputs()[0].type == "tensor(float)"
+        shape = tuple(session.get_inputs()[0].shape)
         x = rng.standard_normal(shape, np.float32) if floats else rng.integers(0, 256, shape, np.uint8)
         feeds[form] = {"x": x}
     loops, best = {}, dict.fromkeys(sessions, np.inf)
@@ -224,15 +284,20 @@ def main() -> None:
     """Time every size, print the ratios to float, write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of processor time for each form and size")
+    parser.add_argument(
+        "--only", nargs="+", help="words of the names of layers (default: all); others stay as they are"
+    )
     options = parser.parse_args()
-    rows = []
-    layers: list[Convolution | Product] = [Convolution(*sizes) for sizes in CONVOLUTIONS]
+    path = harness.RESULTS / "two_parts.json"
+    rows = json.loads(path.read_text())["layers"] if path.exists() else {}
+    layers: list[Convolution | Product | Lstm] = [Convolution(*sizes) for sizes in CONVOLUTIONS]
     layers += [Product(*sizes, codes=codes) for sizes in PRODUCTS for codes in (True, False)]
+    layers += [Lstm(*sizes) for sizes in LSTMS]
     for layer in layers:
-        grouped = "depthwise" in layer.name
-        forms = [f for f in FORMS if not (grouped and "groups" in f) and ("channel" not in f or len(layer.shape) > 2)]
-        found = times({form: built(form, layer) for form in forms}, layer.shape, options.seconds)
-        rows.append({"layer": layer.name, "microseconds": {form: round(of, 1) for form, of in found.items()}})
+        if options.only and not any(word in layer.name for word in options.only):
+            continue
+        found = times(layer.models(), options.seconds)
+        rows[layer.name] = {form: round(of, 1) for form, of in found.items()}
         print(layer.name, {form: round(of / found["float"], 2) for form, of in found.items()}, flush=True)
         harness.write("two_parts", vars(options), {"layers": rows})
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from onnxq.config.formats import format_name
 from onnxq.errors import ConfigError
 
-PRECISIONS = ("auto", "int8", "int8-gemm", "stored", "float")
+PRECISIONS = ("auto", "int8", "int8-gemm", "int8-two-parts", "stored", "float")
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,10 @@ class Rule:
 
     ``int8``: on integers, whatever that costs; where the kernel of an operator without weights is slower than float
     (AveragePool, Softmax, Where), only if the rule names the node itself. ``int8-gemm``: the same, a convolution by
-    matrix products. ``stored``: in float, weights stored as integers. ``float``: as in the float model. ``weights``
-    names a weight format (see ``onnxq.config.formats``) instead of ``Config.weights``; a rule that gives one and no
-    precision leaves where things run to the placement.
+    matrix products. ``int8-two-parts``: a product or an LSTM on integers with its input rounded in two parts of 8 bits,
+    ranges measured at every run; what has no such kernel is ``stored``. ``stored``: in float, weights stored as
+    integers. ``float``: as in the float model. ``weights`` names a weight format (see ``onnxq.config.formats``) instead
+    of ``Config.weights``; a rule that gives one and no precision leaves where things run to the placement.
     """
 
     match: str

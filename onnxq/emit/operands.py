@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxq.emit import recurrent
 from onnxq.emit.nbits import block_matmul, gathered_blocks
 from onnxq.emit.pieces import graph_of
-from onnxq.emit.recurrent import Gates, gates, integer_lstm
+from onnxq.emit.recurrent import Gates, gates, integer_lstm, widened
 from onnxq.emit.stored import Held, WeightKey, weight_key
 from onnxq.emit.two_parts import Columns, in_two_parts, rounded_at_run
 from onnxq.errors import ModelError
@@ -48,13 +49,13 @@ class Operands(Held):
         self._accuracy_level = plan.accuracy_level
         self._packed: dict[str, npt.NDArray[np.integer]] = {}
         self._recurrent: dict[str, dict[int, Gates]] = {}
-        self._made_gates: dict[WeightKey, Gates] = {}
+        self._made_gates: dict[tuple[WeightKey, bool], Gates] = {}
 
     def weight(self, weight: Weight) -> None:
         node = self.nodes[weight.node]
         if weight.storage is Storage.GATHERED:
             self._gather(node, weight)
-        elif weight.storage is Storage.DYNAMIC and is_op(node, "LSTM"):
+        elif weight.storage.measures and is_op(node, "LSTM"):
             self._gates(node, weight)
         elif weight.storage is Storage.DYNAMIC:
             self._dynamic(node, weight)
@@ -106,11 +107,17 @@ class Operands(Held):
 
     def _gates(self, node: ir.Node, weight: Weight) -> None:
         """One weight of an LSTM, ``[directions, 4 units, inputs]``; with the other one the node becomes integer."""
-        codes = self.codes(weight, order=(0, 2, 1))
-        chosen = self.quantized(weight).params
-        key = weight_key(weight)
+        twice = weight.storage is Storage.TWO_PARTS
+        key, quantized = (weight_key(weight), twice), self.quantized(weight)
         if key not in self._made_gates:
-            self._made_gates[key] = gates(self, graph_of(self.place(weight).node), codes, chosen, weight.tensor)
+            graph = graph_of(self.place(weight).node)
+            if twice:
+                codes = self.initializer(graph, f"{weight.tensor}_twice", widened(quantized.codes))
+            else:
+                codes = self.codes(weight, order=(0, 2, 1))
+            self._made_gates[key] = gates(self, graph, codes, quantized.params, weight.tensor)
+        if twice:
+            recurrent.in_two_parts(self, node)
         known = self._recurrent.setdefault(weight.node, {})
         known[weight.index] = self._made_gates[key]
         if len(known) == 2:

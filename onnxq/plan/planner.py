@@ -128,6 +128,8 @@ def _roles(
         if rule is not None and rule.precision in ("float", "stored"):
             weight = Storage.PACKED if rule.precision == "stored" else None
             refused[name] = KeptFloat.of(ReasonCode.RULE, weight, why=rule.match)
+        if rule is not None and rule.precision == "int8-two-parts":
+            refused[name] = KeptFloat.of(ReasonCode.TWO_PARTS, Storage.TWO_PARTS)
         if rule is not None and rule.precision == "int8-gemm":
             products.add(name)
         if ops.weight_slot(node) is not None:

@@ -47,7 +47,7 @@ TEXTS = {
     ReasonCode.UNRUNNABLE: "onnxruntime cannot run it on integers: {why}",
     ReasonCode.EQUALIZES: "{why}",
     ReasonCode.ACCURACY: "float fallback: on integers it cost too much accuracy",
-    ReasonCode.TWO_PARTS: "its input is rounded in two parts of 8 bits: in one it cost too much accuracy",
+    ReasonCode.TWO_PARTS: "on integers, with its input in two parts of 8 bits, which is more accurate than one",
     ReasonCode.FILE_NOT_SMALLER: "storing its weight as integers does not make the file smaller",
     ReasonCode.SLOWER_THAN_FLOAT: "its integer kernel made the model slower than float on this machine",
     ReasonCode.NO_FASTER_KERNEL: "onnxruntime has no integer kernel that is faster",

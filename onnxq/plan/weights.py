@@ -12,6 +12,7 @@ from onnxq.kernels.held import held, turned
 from onnxq.kernels.operators import operator
 from onnxq.kernels.targets import Target
 from onnxq.numerics import UINT4, Granularity, PerAxis, PerBlock
+from onnxq.plan.reasons import ReasonCode
 from onnxq.plan.types import Bias, Constant, KeptFloat, Point, Storage, Weight
 from onnxq.plan.units import bias_add, fused_output, maker_of
 from onnxq.query import constant, is_float, nodes
@@ -20,6 +21,8 @@ from onnxq.weights import NBits, WeightFormat, for_rows, weight_format
 # Symmetric codes reach from -127 to 127 at most: one lower they still fit.
 _SHIFT = -1
 
+# The input of a recurrent node that is multiplied with what it reads, and not with its states.
+_OF_INPUTS = 1
 # With fewer inputs the scales of each matrix of a stack take as much as their codes.
 _STACKED_INPUTS = 8
 
@@ -118,6 +121,10 @@ def stored_weights(
     LSTM shall run in such a one.
     """
     found: list[Weight] = []
+
+    def stored_as(name: str) -> WeightFormat:
+        return formats.get(name, weight_format("int8"))
+
     for node in nodes(model):
         name = node.name or ""
         if name in anchors or node.domain or (name in refused and refused[name].weight is None):
@@ -134,6 +141,8 @@ def stored_weights(
             elif recurrences and not linear and ops.can_be_dynamic(node, target):
                 wish = refused[name].weight if name in refused else Storage.DYNAMIC
                 storage = Storage.PACKED if wish is Storage.PACKED else Storage.DYNAMIC
+                if wish is Storage.TWO_PARTS and index == _OF_INPUTS and not for_rows(stored_as(name)).packed:
+                    storage = Storage.TWO_PARTS  # states are at most 1
             elif linear and name in refused and ops.can_be_dynamic(node, target):
                 wish = refused[name].weight
                 in_kernel = formats[name].in_kernel if name in formats else None
@@ -145,13 +154,23 @@ def stored_weights(
                     storage = Storage.DYNAMIC
                 if wish is Storage.TWO_PARTS and own_operators:
                     storage = Storage.TWO_PARTS
+            if storage is Storage.PACKED and index == _OF_INPUTS and not linear and _equalized(node, refused):
+                continue  # factors for what it reads are in it: a scale for each row of gates would be too coarse
             shape = tuple(weight.shape.numpy())
             granularity = _channels(shape, axes[0]) if linear else _row_granularity(shape, axes)
-            stored = formats.get(name, weight_format("int8"))
+            stored = stored_as(name)
             stored = stored.folded if linear else for_rows(stored)
             kept = Weight(value.name or "", name, index, target.weights, granularity, storage, stored)
             found.append(replace(kept, turned=turned(node.inputs[index])))
     return found
+
+
+def _equalized(node: ir.Node, refused: Mapping[str, KeptFloat]) -> bool:
+    """Whether ``node`` reads what was multiplied by factors for it alone, and ``refused`` says so."""
+    source = node.inputs[0]
+    maker = None if source is None else source.producer()
+    kept = None if maker is None else refused.get(maker.name or "")
+    return kept is not None and kept.code is ReasonCode.EQUALIZES
 
 
 def _in_blocks(node: ir.Node, tensor: str, stored: NBits) -> Weight:

@@ -98,6 +98,10 @@ def remember(key: str, tuning: Tuning, seconds: float) -> None:
         _log.debug("tuning not kept: %s", error)
 
 
+# What a rule says of a node that was kept from the usual kernels, by what became of its weight.
+_PRECISIONS = {None: "float", Storage.TWO_PARTS: "int8-two-parts"}
+
+
 def as_config(config: Config, built: Built, placement: Placement, prepared: Iterable[ir.Node]) -> Config:
     """``config`` with what became of every node of ``built`` spelled out as rules, so that it holds without measuring.
 
@@ -112,7 +116,7 @@ def as_config(config: Config, built: Built, placement: Placement, prepared: Iter
         if config.precision_of(name, node.op_type) is not None:
             continue
         if name in built.kept_float:
-            rules.append(Rule.of(name, "float" if built.kept_float[name].weight is None else "stored"))
+            rules.append(Rule.of(name, _PRECISIONS.get(built.kept_float[name].weight, "stored")))
         elif name in force_gemm:
             rules.append(Rule.of(name, "int8-gemm"))
         elif name in slower:

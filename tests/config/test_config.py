@@ -65,7 +65,8 @@ def test_rules_match_names_and_types_with_wildcards() -> None:
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"rule 'a': precision is one of auto, int8, int8-gemm, stored, float, not 'int4'"
+        ConfigError,
+        match=r"rule 'a': precision is one of auto, int8, int8-gemm, int8-two-parts, stored, float, not 'int4'",
     ):
         Rule("a", "int4")
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from emitting import HERE, emitted, session, sqnr
+from emitting import HERE, Emitted, emitted, session, sqnr
 from onnx import TensorProto, helper
 from zoo import Net, feeds, prepared
 
@@ -17,7 +17,7 @@ from onnxq.config import Config, Rule
 from onnxq.emit import weight_key
 from onnxq.graph.io import serialize
 from onnxq.measure.kernels import kernel_map
-from onnxq.plan import KeptFloat, Storage, make_plan
+from onnxq.plan import KeptFloat, ReasonCode, Storage, make_plan
 
 Array = npt.NDArray[Any]
 UNITS, INPUTS, BATCH = 96, 64, 2
@@ -179,9 +179,13 @@ def test_layers_that_lost_too_much_are_given_back() -> None:
     plan = emitted(proto, data=data).plan
     assert plan.layers == ("rnn",)
     assert plan.anchors == ()
-    result = onnxq.quantize(proto, data)
+    result = onnxq.quantize(proto, data, config=Config(equalize="none"))
     assert "LSTM" in ran(serialize(result.model))
     assert any("1 of 1 layers stay float because they cost too much accuracy: rnn" in n for n in result.report.notes)
+    equal = onnxq.quantize(proto, data)  # unless its channels can be made alike in front of it
+    assert ran(serialize(equal.model)) == ["Mul", "DynamicQuantizeLSTM"]
+    assert not any("stay float" in n for n in equal.report.notes)
+    assert equal.report.sqnr_db > 20.0
     kept = onnxq.quantize(recurrent(extras="b", outputs="y"), data=[steps(proto, seed=s) for s in range(16)])
     assert kept.report.integer
     assert "DynamicQuantizeLSTM" in ran(serialize(kept.model))
@@ -246,3 +250,120 @@ def test_weights_are_rounded_by_what_they_multiply(direction: str) -> None:
         for rounding in ("auto", "nearest")
     )
     assert together > nearest + 3.0
+
+
+# -- input in two parts ---------------------------------------------------------------------------------------------
+
+TWO_PARTS = KeptFloat.of(ReasonCode.TWO_PARTS, Storage.TWO_PARTS)
+
+
+def of_kind(proto: onnx.ModelProto, storage: Storage, feed: dict[str, Array]) -> Emitted:
+    (name,) = (n.name for n in proto.graph.node if n.op_type == "LSTM")
+    return emitted(proto, keep_float={name: KeptFloat("measured", storage)}, data=[feed])
+
+
+def in_two_parts(x: Array) -> tuple[Array, Array]:
+    """What the layer reads of ``x``: on the grid that leaves 6 codes at both ends, and what that has lost, on it."""
+    low, high = min(x.min(), np.float32(0)), max(x.max(), np.float32(0))
+    scale = (high - low) / np.float32(255)
+    zero = np.rint(np.rint(-low / scale) * np.float32(243 / 255)) + 6
+    scale = scale * np.float32(255 / 243)
+    grid = lambda v: ((np.clip(np.rint(v / scale) + zero, 0, 255) - zero) * scale).astype(np.float32)  # noqa: E731
+    coarse = grid(x)
+    return coarse, grid(12 * (x - coarse))
+
+
+@pytest.mark.parametrize("sign", ["both", "positive", "negative"])
+def test_one_step_in_two_parts_is_what_the_definition_says(sign: str) -> None:
+    proto = recurrent(extras="b states")
+    feed = steps(proto, length=1)
+    if sign != "both":
+        feed["x"] = np.abs(feed["x"]) * (1 if sign == "positive" else -1)
+    e = of_kind(proto, Storage.TWO_PARTS, feed)
+    assert {w.index: w.storage for w in e.plan.weights} == {1: Storage.TWO_PARTS, 2: Storage.DYNAMIC}
+    stored = {w.index: e.parameters.weights[weight_key(w)] for w in e.plan.weights}
+    scale = stored[1].params.scale.reshape(-1).astype(np.float64)
+    codes = stored[1].codes[0].astype(np.float64)
+    coarse, fine = in_two_parts(feed["x"][0])
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    bias = constants["b"][0].astype(np.float64).reshape(2, -1).sum(0)
+    gates = (coarse @ codes.T + fine @ np.rint(codes / 12).T) * scale
+    gates = gates + dynamic(feed["h0"][0]) @ stored[2].dequantize()[0].T + bias
+    i, o, f, c = (gates[:, k * UNITS : (k + 1) * UNITS] for k in range(4))
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    cell = sigmoid(f) * feed["c0"][0] + sigmoid(i) * np.tanh(c)
+    for optimized in (False, True):
+        y, last, found = session(e.content, optimized=optimized).run(None, feed)
+        np.testing.assert_allclose(found[0], cell, atol=2e-5)
+        np.testing.assert_allclose(last[0], sigmoid(o) * np.tanh(cell), atol=2e-5)
+        np.testing.assert_array_equal(y[0], last)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_an_input_of_a_large_range_loses_less_in_two_parts(direction: str) -> None:
+    proto = recurrent(direction, extras="b lengths states peepholes")
+    feed = steps(proto, length=6)
+    feed["x"][:, :, 3] *= 40.0  # few codes are left for the others
+    w = next(t for t in proto.graph.initializer if t.name == "w")
+    array = onnx.numpy_helper.to_array(w).copy()
+    array[:, :, 3] /= 40.0
+    w.CopyFrom(onnx.numpy_helper.from_array(array, "w"))
+    reference = session(proto).run(None, feed)
+    found = {}
+    for storage in (Storage.DYNAMIC, Storage.TWO_PARTS, Storage.PACKED):
+        e = of_kind(proto, storage, feed)
+        assert ("DynamicQuantizeLSTM" in ran(e.content)) == (storage is not Storage.PACKED)
+        found[storage] = sqnr(reference, session(e.content).run(None, feed))
+    assert found[Storage.TWO_PARTS] > found[Storage.DYNAMIC] + 6.0
+
+
+def test_few_bits_are_read_in_one_part() -> None:
+    proto = recurrent(extras="b")
+    feed = steps(proto)
+    e = emitted(proto, keep_float={"rnn": TWO_PARTS}, data=[feed], config=Config(weights="int4", first_last="int4"))
+    assert {w.storage for w in e.plan.weights} == {Storage.DYNAMIC}
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_recurrent_layer_in_float_keeps_small_weights(kind: str) -> None:
+    rows = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind] * UNITS
+    rng = np.random.default_rng(4)
+    weights = {"w": (1, rows, 32), "r": (1, rows, UNITS)}
+    n = Net()
+    names = [n.const(name, 0.1 * rng.standard_normal(shape), np.float32) for name, shape in weights.items()]
+    n(kind, "x", *names, name="layer", out="y", hidden_size=UNITS)
+    proto = n.model({"x": ["steps", 2, 32]}, {"y": ["steps", 1, 2, UNITS]})
+    feed = {"x": rng.standard_normal((5, 2, 32)).astype(np.float32)}
+    kept = {"layer": KeptFloat.of(ReasonCode.ACCURACY, Storage.PACKED)}
+    e = emitted(proto, keep_float=kept, data=[feed])
+    assert {w.storage for w in e.plan.weights} == {Storage.PACKED}
+    assert kind in ran(e.content)
+    assert len(e.content) < 0.35 * len(proto.SerializeToString())
+    assert sqnr(session(proto).run(None, feed), session(e.content).run(None, feed)) > 35.0
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_weight_that_holds_factors_is_not_stored_with_a_scale_for_each_row(kind: str) -> None:
+    """Where the layer is float the factors make nothing better, and its weights 60 times as unlike."""
+    rng = np.random.default_rng(4)
+    factors = np.logspace(-0.9, 0.9, INPUTS).astype(np.float32)
+    proto = recurrent(op=kind, extras="b", outputs="y")
+    w = next(t for t in proto.graph.initializer if t.name == "w")
+    w.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(w) / factors, "w"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(factors, "factors"))
+    proto.graph.node.insert(0, helper.make_node("Mul", ["x", "factors"], ["scaled"], name="equalized"))
+    proto.graph.node[1].input[0] = "scaled"
+    feed = {"x": rng.standard_normal((4, BATCH, INPUTS)).astype(np.float32)}
+    kept = {
+        "rnn": KeptFloat.of(ReasonCode.ACCURACY, Storage.PACKED),
+        "equalized": KeptFloat.of(ReasonCode.EQUALIZES, why="makes channels alike before they are rounded"),
+    }
+    e = emitted(proto, keep_float=kept, data=[feed])
+    assert {w.index: w.storage for w in e.plan.weights} == {2: Storage.PACKED}
+    reference = session(proto).run(None, feed)
+    plain = emitted(proto, keep_float={"rnn": kept["rnn"]}, data=[feed])
+    assert {w.index: w.storage for w in plain.plan.weights} == {1: Storage.PACKED, 2: Storage.PACKED}
+    assert (
+        sqnr(reference, session(e.content).run(None, feed))
+        > sqnr(reference, session(plain.content).run(None, feed)) + 3
+    )

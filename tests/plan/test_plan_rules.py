@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,8 +14,20 @@ from zoo import ZOO, Net, attention, concat, gemm, if_body, loop_body, mobilenet
 from onnxq.config import Config, Rule
 from onnxq.kernels.targets import TARGETS
 from onnxq.numerics import INT7_NARROW, UINT8, PerAxis
-from onnxq.plan import KeptFloat, Own, Plan, Point, SharedWith, Storage, Weight, fused_output, make_plan
+from onnxq.plan import (
+    KeptFloat,
+    Own,
+    Plan,
+    Point,
+    ReasonCode,
+    SharedWith,
+    Storage,
+    Weight,
+    fused_output,
+    make_plan,
+)
 from onnxq.plan.planner import nothing_to_quantize
+from onnxq.search.remember import as_config
 
 VNNI = TARGETS["x86-vnni"]
 
@@ -447,3 +460,32 @@ def test_a_weight_made_of_constants_is_no_activation():
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         assert reason in nothing_to_quantize(plan_of(model))
+
+
+def test_a_rule_puts_a_layer_on_integers_with_its_input_in_two_parts() -> None:
+    plan = plan_of(big_gemms(), Rule("mm", "int8-two-parts"))
+    assert {w.node: w.storage for w in plan.weights}["mm"] is Storage.TWO_PARTS
+    assert plan.anchors == ("fc1", "fc2")
+    assert set(plan.layers) == {"fc1", "mm", "fc2"}
+    n = Net()
+    y = n.conv("x", 8, 16, name="one", out="y")
+    proto = n.model({"x": [1, 8, 4, 4]}, {y: [1, 16, 4, 4]})
+    assert [w.storage for w in plan_of(proto, Rule("one", "int8-two-parts")).weights] == [Storage.PACKED]
+
+
+def test_what_was_kept_from_the_usual_kernels_is_spelled_out_as_rules() -> None:
+    graph = prepared(big_gemms())
+    kept = {
+        "fc1": KeptFloat("r"),
+        "mm": KeptFloat.of(ReasonCode.TWO_PARTS, Storage.TWO_PARTS),
+        "fc2": KeptFloat("r", Storage.PACKED),
+    }
+    plan = make_plan(graph, Config(), TARGETS["x86-vnni"], keep_float=kept)
+    config = as_config(Config(), SimpleNamespace(plan=plan, kept_float=kept), graph.graph)  # type: ignore[arg-type]
+    assert {rule.match: rule.precision for rule in config.rules} == {
+        "fc1": "float",
+        "mm": "int8-two-parts",
+        "fc2": "stored",
+    }
+    again = make_plan(graph, config, TARGETS["x86-vnni"])
+    assert again.weights == plan.weights
