@@ -8,7 +8,6 @@ cost table.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -23,7 +22,7 @@ from onnxq.kernels.targets import Target
 from onnxq.kernels.work import Shapes, elements, work_of
 from onnxq.plan import KeptFloat, Own, Plan, Point, ReasonCode, Storage
 from onnxq.plan.placement import Costs, table_costs
-from onnxq.plan.tradeoff import Reading, Sources, Step, Tradeoff, Way
+from onnxq.plan.tradeoff import Noise, Reading, Sources, Step, Tradeoff, Way
 from onnxq.query import nodes, values_by_name
 
 Progress = Callable[[int, int], None]
@@ -49,12 +48,12 @@ _NOT_RUN = 1.0
 
 
 class Meter(Protocol):
-    """Measures noise at the outputs."""
+    """Measures the relative noise energy of each float output; nothing where that does not run."""
 
-    def noise(self, kept: Mapping[str, KeptFloat]) -> float:
-        """Relative noise energy with ``kept`` float; infinite where that does not run."""
+    def noises(self, kept: Mapping[str, KeptFloat]) -> Noise:
+        """That with ``kept`` float."""
 
-    def rounded(self, first: Built, points: Sequence[Point]) -> float:
+    def rounded(self, first: Built, points: Sequence[Point]) -> Noise:
         """That where ``points``, of the plan of ``first``, are all that is rounded."""
 
 
@@ -102,6 +101,7 @@ class Rungs:
         if scene.timed and self._in_vain():
             self.scene = replace(scene, timed=False)
         self._costs = self.scene.costs(first.plan)
+        self._outputs = 1
         self._readings: tuple[Reading, ...] = ()
         self._dynamic: dict[str, tuple[Way, ...]] = {}
 
@@ -133,13 +133,13 @@ class Rungs:
             done += 1
             found.append(self._rounded(point for point, _ in group))
             self._tell(done, total)
-        much = min(_MUCH / max(len(groups), 1), _SHARE) * sum(found)
-        total += sum(len(group) for group, noise in zip(groups, found, strict=True) if noise > much)
+        much = min(_MUCH / max(len(groups), 1), _SHARE) * sum(map(_loudness, found))
+        total += sum(len(group) for group, noise in zip(groups, found, strict=True) if _loudness(noise) > much)
         readings = []
         for group, noise in zip(groups, found, strict=True):
             for point, readers in group:
-                own = noise / len(group)
-                if noise > much and len(group) > 1:
+                own = tuple(of / len(group) for of in noise)
+                if _loudness(noise) > much and len(group) > 1:
                     done += 1
                     own = self._rounded([point])
                     self._tell(done, total)
@@ -158,7 +158,7 @@ class Rungs:
             known = [w for w in ways.get(name, ()) if w.weight is not Storage.PACKED]
             if name in self._costs.integer_us:
                 known.append(Way(None, self._costs.integer_us[name], noise, integer=True))
-            more = (Way(Storage.PACKED, time, noise), Way(None, time + price * sizes.get(name, 0), 0.0))
+            more = (Way(Storage.PACKED, time, noise), Way(None, time + price * sizes.get(name, 0)))
             ways[name] = (*known, *more)
             self._tell(done, len(self._layers))
         floor = self._noise(dict.fromkeys(self.first.plan.layers, KeptFloat.of(ReasonCode.QUANTIZED_ALONE)))
@@ -170,9 +170,9 @@ class Rungs:
         stored = list(dict.fromkeys(w.node for w in plan.weights if w.node not in plan.layers))
         every = {name: Way(None, 0.0) for name in plan.layers}
         nothing = KeptFloat.of(ReasonCode.QUANTIZED_ALONE)
-        found: dict[str, float] = {}
+        found: dict[str, float] = {}  # of the worst output
         for done, name in enumerate(stored, start=1):
-            found[name] = self._noise({n: nothing for n in (*plan.layers, *stored) if n != name})
+            found[name] = _loudness(self._noise({n: nothing for n in (*plan.layers, *stored) if n != name}))
             self._tell(done, len(stored))
         left, steps = sum(found.values()), []
         for count, name in enumerate(sorted(found, key=lambda n: -found[n]), start=1):
@@ -217,11 +217,11 @@ class Rungs:
 
     def _linear_at_run_time(self) -> dict[str, tuple[Way, ...]]:
         """Ways of linear layers whose input makes much of the noise: with a range that is measured at every run."""
-        total = sum(r.noise for r in self._readings)
+        total = sum(_loudness(r.noise) for r in self._readings)
         found: dict[str, tuple[Way, ...]] = {}
         for name in self._layers:
             node = self._nodes[name]
-            read = sum(r.noise for r in self._readings if name in r.readers)
+            read = sum(_loudness(r.noise) for r in self._readings if name in r.readers)
             if not self.scene.timed or name not in self._costs.integer_us or read < _WORTH_A_TRIAL * total:
                 continue
             if not ops.can_be_dynamic(node, self.scene.target) or node.inputs[0] is None:
@@ -242,17 +242,22 @@ class Rungs:
         as_planned = Way(Storage.DYNAMIC, _ON_INTEGERS * time, self._alone(name, Storage.DYNAMIC), integer=True)
         return as_planned, Way(Storage.PACKED, time)
 
-    def _alone(self, name: str, weight: Storage) -> float:
+    def _alone(self, name: str, weight: Storage) -> Noise:
         """The noise of layer ``name`` with its weight like that, and all others in float."""
         others = KeptFloat.of(ReasonCode.QUANTIZED_ALONE)
         kept = dict.fromkeys(self.first.plan.layers, others)
         return self._noise({**kept, name: KeptFloat.of(ReasonCode.QUANTIZED_ALONE, weight)})
 
-    def _rounded(self, points: Iterable[Point]) -> float:
-        return _finite(self.meter.rounded(self.first, list(points)))
+    def _rounded(self, points: Iterable[Point]) -> Noise:
+        return self._known(self.meter.rounded(self.first, list(points)))
 
-    def _noise(self, kept: Mapping[str, KeptFloat]) -> float:
-        return _finite(self.meter.noise({**self.first.kept_float, **kept}))
+    def _noise(self, kept: Mapping[str, KeptFloat]) -> Noise:
+        return self._known(self.meter.noises({**self.first.kept_float, **kept}))
+
+    def _known(self, noise: Noise) -> Noise:
+        """``noise``, or as much as there is signal in every output."""
+        self._outputs = len(noise) or self._outputs
+        return noise or (_NOT_RUN,) * self._outputs
 
     def _bytes(self, tensor: str) -> int:
         value = values_by_name(self.scene.graph).get(tensor)
@@ -263,5 +268,5 @@ class Rungs:
             self._progress(done, total)
 
 
-def _finite(noise: float) -> float:
-    return noise if math.isfinite(noise) else _NOT_RUN
+def _loudness(noise: Noise) -> float:
+    return max(noise, default=0.0)
