@@ -33,16 +33,17 @@ from onnxq.plan.types import Plan, Storage
 from onnxq.plan.units import ends_in_activation
 from onnxq.query import nodes, values_by_name
 
-# Points of the hull nearer to each other than that are as good as one: a ratio of noises, a share of all time.
-_NEAR_NOISE = 1.05
-_NEAR_TIME = 0.002
+# Points of the hull nearer to each other than that are as good as one: a ratio of noises, a share of all time; and
+# the latter with other weights, which only have to add what those before them left out.
+_NEAR_NOISE = 1.1
+_NEAR_TIME, _NEAR_TIME_REWEIGHED = 0.01, 0.04
 # Of more nodes than that between two points of the hull, the order is that of the graph.
 _MOST_GREEDY = 24
 # So many nodes are looked at by themselves.
 _MOST_SINGLE = 256
 _LEAST_TIME, _LEAST_NOISE = 1e-3, 1e-15
 # How far down, by the logarithm of noise, other outputs may be the worst.
-_REWEIGHED = (0.25, 0.5, 0.75)
+_REWEIGHED = (0.3, 0.6)
 
 F64 = npt.NDArray[np.float64]
 
@@ -196,20 +197,20 @@ class Tradeoff(Cut):
         Each makes less noise than the one before it; behind the plan, which may not be the fastest, each takes longer.
         """
         first, last = self.as_planned(), self.in_float()
-        hull = worthwhile([first, last, *self._hull(first, last)])
+        hull = worthwhile([first, last, *self._hull(first, last, _NEAR_TIME)])
         for part in _REWEIGHED if self._outputs > 1 else ():
             aim = first.noise ** (1.0 - part) * max(last.noise, _LEAST_NOISE) ** part
             there = next((step for step in hull if step.noise <= aim), last)
             self.weights = np.square(np.array(there.noises)) + _LEAST_NOISE
-            hull = worthwhile([*hull, *self._hull(first, last)])
+            hull = worthwhile([*hull, *self._hull(first, last, _NEAR_TIME_REWEIGHED)])
         single = [self._moved(first, last, name) for name in self._order[:_MOST_SINGLE]]
         every = worthwhile([*hull, *single, *(step for pair in pairwise(hull) for step in self._between(*pair))])
         return [first, *(step for step in every if step.noise < first.noise)]
 
-    def _hull(self, first: Step, last: Step) -> list[Step]:
-        """The points of the lower convex hull between ``first`` and ``last``, by ``weights``."""
+    def _hull(self, first: Step, last: Step, near: float) -> list[Step]:
+        """The points of the lower convex hull between ``first`` and ``last`` by ``weights``, ``near`` or more apart."""
         found, pending = [], [(first, last)]
-        little = _NEAR_TIME * abs(last.time - first.time)
+        little = near * abs(last.time - first.time)
         while pending:
             before, behind = pending.pop()
             gain = self._weighed(before) - self._weighed(behind)

@@ -22,6 +22,7 @@ from onnxq.graph.runtime_model import to_runtime
 from onnxq.kernels.lengths import Length
 from onnxq.measure.compare import compare
 from onnxq.measure.references import Answers, References, references
+from onnxq.numerics import QuantParams
 from onnxq.plan import KeptFloat, Own, Plan, Point
 from onnxq.search.acceptance import (
     JUDGED_FEEDS,
@@ -154,9 +155,11 @@ class OutputNoise:
         """``noise`` of each float output; nothing where that does not run."""
         return self._noises(lambda: draft(self.candidate.keeping(kept), self.context).runtime_model)
 
-    def rounded(self, first: Built, points: Sequence[Point]) -> tuple[float, ...]:
-        """``noises`` where ``points``, of the plan of ``first``, are all that is rounded."""
-        roots, known = first.plan.roots, first.parameters.tensors
+    def rounded(
+        self, first: Built, points: Sequence[Point], tensors: Mapping[str, QuantParams] | None = None
+    ) -> tuple[float, ...]:
+        """``noises`` where ``points``, of the plan of ``first``, are all that is rounded; ``tensors``: otherwise."""
+        roots, known = first.plan.roots, {**first.parameters.tensors, **(tensors or {})}
         alone = Plan(tuple(replace(point, source=Own()) for point in points))
         tensors = {point.tensor: known[roots[point.tensor]] for point in points}
         scratch, graph = self.context.scratch, self.candidate.graph

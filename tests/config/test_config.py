@@ -195,3 +195,18 @@ def test_defaults_stand_in_one_place() -> None:
     for build in (all_choices, planning_choices):
         for parameter in inspect.signature(build).parameters.values():
             assert parameter.default in (None, False), parameter.name
+
+
+@pytest.mark.parametrize(
+    ("agreement", "how", "promised"),
+    [
+        (0.99, "default", 0.99),
+        (0.99, "strict", 0.999),
+        (0.99, "fast", 0.97),
+        (0.5, "fast", 0.0),
+        (1.0, "fast", 1.0),
+        (0.0, "strict", 0.0),  # nothing was promised
+    ],
+)
+def test_the_promise_is_as_strict_as_was_said(agreement: float, how: str, promised: float) -> None:
+    assert Config(min_agreement=agreement, keep_accuracy=how).promised_agreement == pytest.approx(promised)

@@ -19,8 +19,10 @@ from onnxq.config import Config
 from onnxq.kernels.costs import cost_table
 from onnxq.kernels.targets import TARGETS
 from onnxq.measure.kernels import KernelMap
+from onnxq.numerics import UINT8, QuantParams
 from onnxq.parameters.choose import Parameters
 from onnxq.plan import KeptFloat, Point, Storage, make_plan
+from onnxq.search.readings import Readings
 from onnxq.search.rungs import Rungs, Scene
 
 VNNI = TARGETS["x86-vnni"]
@@ -62,7 +64,7 @@ class Meter:
         by = {Storage.PACKED: self.stored, Storage.DYNAMIC: self.dynamic}
         return (sum(by[k.weight].get(name, 0.0) for name, k in kept.items() if k.weight is not None),)
 
-    def rounded(self, _: Built, points: Sequence[Point]) -> tuple[float, ...]:
+    def rounded(self, _: Built, points: Sequence[Point], tensors: Any = None) -> tuple[float, ...]:
         """Nothing where that does not run: a tensor of infinite noise is among them."""
         self.passes.append(list(points))
         total = sum(self.tensors.get(p.tensor, 0.0) for p in points)
@@ -75,7 +77,8 @@ def rungs(proto: onnx.ModelProto, meter: Any, *, shapes: Mapping[str, Any] | Non
     built = Built(plan, Parameters({}, {}, {}), model, b"", KernelMap("m", "extended", "0", ()), (), {})
     table = cost_table("x86-vnni")
     assert table is not None
-    return Rungs(built, meter, Scene(model, shapes or {}, table, VNNI, timed=bool(shapes)), **how)
+    scene = Scene(model, shapes or {}, table, VNNI, timed=bool(shapes))
+    return Rungs(built, Readings(built, meter, model), scene, **how)
 
 
 def test_what_makes_little_noise_is_measured_together() -> None:
@@ -136,6 +139,36 @@ def test_what_depends_on_a_layer_goes_with_it() -> None:
     found = rungs(layers(3), meter, depends_on={"l2": "l0"})
     for steps in found.stages():
         assert all(("l0" in s.ways) == ("l2" in s.ways) for s in steps)
+
+
+@dataclass
+class Clipped(Meter):
+    """Noise of ``x`` by how many times as wide its range is."""
+
+    by_width: Mapping[float, float] = field(default_factory=dict)
+
+    def rounded(self, _: Built, points: Sequence[Point], tensors: Any = None) -> tuple[float, ...]:
+        width = round(float(tensors["x"].scale), 2) if tensors else 1.0
+        return (sum(self.by_width[width] if p.tensor == "x" else 1e-4 for p in points),)
+
+
+@pytest.mark.parametrize(
+    ("by_width", "expected"),
+    [
+        ({1.0: 1.0, 1.25: 0.5, 1.6: 0.2}, 1.6),
+        ({1.0: 1.0, 1.25: 0.5, 1.6: 0.6}, 1.25),
+        ({1.0: 1.0, 1.25: 0.95, 1.6: 0.1}, None),  # what is hardly better is not gone on with
+    ],
+)
+def test_ranges_are_as_wide_as_leaves_least_noise(by_width: dict[float, float], expected: float | None) -> None:
+    found = rungs(layers(2), Clipped({}, by_width=by_width)).readings
+    one = QuantParams(UINT8, np.float32(1.0), np.uint8(128))
+    found.first.parameters.tensors.update({"x": one, "t0_out": one})
+    assert {tensor: round(float(wide.scale), 2) for tensor, wide in found.wider().items()} == (
+        {} if expected is None else {"x": expected}
+    )
+    left = {r.tensor: r.noise[0] for r in found.found}
+    assert left == pytest.approx({"x": by_width[expected or 1.0], "t0_out": 1e-4})
 
 
 # -- from end to end ---------------------------------------------------------------------------------------------------
