@@ -17,7 +17,7 @@ weights are moved to those that are worst part of the way down.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
@@ -175,6 +175,13 @@ class Tradeoff(Cut):
     def in_float(self) -> Step:
         """Everything in float, the way of least noise of each node."""
         return self._step({name: min(ways, key=lambda w: (sum(w.noise), w.time)) for name, ways in self._float.items()})
+
+    def giving(self, names: Iterable[str]) -> Step:
+        """The plan with the nodes called ``names`` in float, and those that cannot do without them."""
+        at, last = self.as_planned(), self.in_float()
+        for name in names:
+            at = self._moved(at, last, name)
+        return at
 
     def at(self, price: float) -> Step:
         """The placement of least time where the noise of all outputs, as ``weights`` has them, costs ``price``."""

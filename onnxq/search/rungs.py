@@ -8,7 +8,7 @@ cost table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -89,6 +89,10 @@ class Rungs:
             yield self._trade(sources()).steps()
         if further := self._without_stored_weights():
             yield further
+
+    def giving(self, names: Iterable[str]) -> Step:
+        """The candidate with the layers called ``names`` in float, and the time that it takes."""
+        return self._trade(Sources(self.readings.found, tied=self._tied)).giving(names)
 
     def with_stored_weights(self) -> Sources:
         """The sources of noise where layers in float keep int8 weights, whose noise always stays."""

@@ -244,9 +244,8 @@ def _ladder(search: Search, way: Attempt, readings: Readings) -> Ladder | None:
         return None
     target, timed = way.context.target, way.candidate.config.placement == "cost"
     scene = Scene(way.candidate.graph, shapes, conversion_table(target.name), target, timed)
-    return Ladder(
-        Rungs(way.built, readings, scene, depends_on=way.equalized.gates).stages, most_given(search.job.asked)
-    )
+    rungs = Rungs(way.built, readings, scene, depends_on=way.equalized.gates)
+    return Ladder(rungs.stages, most_given(search.job.asked), rungs.giving)
 
 
 def _better(ends: list[tuple[Attempt, Repaired]], timed: Feed | None) -> tuple[Attempt, Repaired]:
