@@ -36,9 +36,9 @@ from onnxq.query import nodes, values_by_name
 # Points of the hull nearer to each other than that are as good as one: a ratio of noises, a share of all time; and
 # the latter with other weights, which only have to add what those before them left out.
 _NEAR_NOISE = 1.1
-_NEAR_TIME, _NEAR_TIME_REWEIGHED = 0.01, 0.04
+_NEAR_TIME, _NEAR_TIME_REWEIGHED = 0.02, 0.05
 # Of more nodes than that between two points of the hull, the order is that of the graph.
-_MOST_GREEDY = 24
+_MOST_GREEDY = 12
 # So many nodes are looked at by themselves.
 _MOST_SINGLE = 256
 _LEAST_TIME, _LEAST_NOISE = 1e-3, 1e-15
