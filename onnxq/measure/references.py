@@ -134,6 +134,16 @@ class References:
         """``noise`` of a model handed over for this alone."""
         return self.measured_once(model).noise
 
+    def noises_once(self, model: bytes | Path) -> tuple[float, ...]:
+        """The relative noise energy of each float output of ``model``, handed over for this alone."""
+        try:
+            sums: dict[int, Noise] = {}
+            for index, reference, test in self._pairs(model):
+                sums[index] = sums.get(index, Noise()) + noise(reference, test)
+            return tuple(10.0 ** (-sums[index].sqnr_db / 10.0) for index in sorted(sums))
+        finally:
+            discard(model)
+
     def _pairs(self, model: bytes | Path) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[Any]]]:
         """By output and feed, what the float model answers and what ``model`` does, wide rows less their means."""
         session = open_to_look(model, config=PACKED)

@@ -10,15 +10,20 @@ A tensor's rounding makes noise where it is read, once for all that read it alik
 codes, or if one of those readers reads codes:
 
     writer -> P, reader -> P, P -> sink     price * noise, paid if any of them is integer
+
+Where a model has several outputs the worst of them counts. A price holds for a weighted sum of their noises; the
+weights are moved to those that are worst part of the way down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxq.kernels.costs import CostTable
@@ -28,14 +33,22 @@ from onnxq.plan.types import Plan, Storage
 from onnxq.plan.units import ends_in_activation
 from onnxq.query import nodes, values_by_name
 
-# Points of the hull nearer to each other than that are as good as one: a ratio of noises, a share of all time.
-_NEAR_NOISE = 1.05
-_NEAR_TIME = 0.002
+# Points of the hull nearer to each other than that are as good as one: a ratio of noises, a share of all time; and
+# the latter with other weights, which only have to add what those before them left out.
+_NEAR_NOISE = 1.1
+_NEAR_TIME, _NEAR_TIME_REWEIGHED = 0.02, 0.05
 # Of more nodes than that between two points of the hull, the order is that of the graph.
-_MOST_GREEDY = 24
+_MOST_GREEDY = 12
 # So many nodes are looked at by themselves.
 _MOST_SINGLE = 256
-_LEAST_TIME = 1e-3
+_LEAST_TIME, _LEAST_NOISE = 1e-3, 1e-15
+# How far down, by the logarithm of noise, other outputs may be the worst.
+_REWEIGHED = (0.3, 0.6)
+
+F64 = npt.NDArray[np.float64]
+
+
+Noise: TypeAlias = "tuple[float, ...]"  # of each output, as a share of its energy; nothing: none
 
 
 class Way(NamedTuple):
@@ -46,7 +59,7 @@ class Way(NamedTuple):
 
     weight: Storage | None
     time: float
-    noise: float = 0.0
+    noise: Noise = ()
     integer: bool = False
 
 
@@ -56,7 +69,7 @@ class Reading:
 
     tensor: str
     readers: tuple[str, ...]
-    noise: float
+    noise: Noise
 
 
 @dataclass(frozen=True)
@@ -70,17 +83,21 @@ class Sources:
 
     readings: tuple[Reading, ...]
     ways: Mapping[str, tuple[Way, ...]] = field(default_factory=dict)
-    floor: float = 0.0
+    floor: Noise = ()
     tied: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A placement: the way of each node that is not as the plan has it, microseconds, and noise in all."""
+    """A placement: the way of each node that is not as the plan has it, microseconds, and noise in all.
+
+    ``noise``: that of the worst output; ``noises``: of each.
+    """
 
     ways: Mapping[str, Way]
     time: float
     noise: float
+    noises: Noise = ()
 
 
 class Tradeoff(Cut):
@@ -90,7 +107,9 @@ class Tradeoff(Cut):
         self, model: ir.Model, plan: Plan, shapes: Shapes, table: CostTable, costs: Costs, sources: Sources
     ) -> None:
         super().__init__(model, plan, shapes, table, costs, ())
-        self._floor = sources.floor
+        known = [r.noise for r in sources.readings] + [w.noise for ways in sources.ways.values() for w in ways]
+        self._outputs = max((len(noise) for noise in (*known, sources.floor)), default=1) or 1
+        self._floor = self._vector(sources.floor)
         self._order = [name for node in nodes(model) if (name := node.name or "") in self.names | sources.ways.keys()]
         self._float: dict[str, tuple[Way, ...]] = {}
         self._integer: dict[str, tuple[Way, ...]] = {}
@@ -101,18 +120,40 @@ class Tradeoff(Cut):
             stored = Storage.PACKED if name in anchors else None
             self._float[name] = tuple(w for w in own if not w.integer) or (Way(stored, costs.float_us.get(name, 0.0)),)
             integer = tuple(w for w in own if w.integer)
-            self._integer[name] = integer or (Way(None, costs.integer_us.get(name, 0.0), 0.0, True),)
+            self._integer[name] = integer or (Way(None, costs.integer_us.get(name, 0.0), (), True),)
             for edge in ((self.SOURCE, name), (name, self.SINK)):
                 self.graph.add_edge(*edge, capacity=0.0)
         for node, other in sources.tied.items():
             if {node, other} <= self.names:
                 self._edge(node, other, None)
                 self._edge(other, node, None)
-        self._microseconds = {(u, v): c for u, v, c in self.graph.edges(data="capacity") if c is not None}
-        self._noise: dict[tuple[object, object], float] = {}
+        self._microseconds = {
+            (u, v): c
+            for u, v, c in self.graph.edges(data="capacity")
+            if c is not None and (u, v) != (self.SOURCE, v) and not (v == self.SINK and u in self.names)
+        }
+        self._noise: dict[tuple[object, object], F64] = {}
         values = values_by_name(model)
         for index, reading in enumerate(sources.readings):
             self._read(("P", index), reading, values[reading.tensor])
+        # What is neither a node nor an end goes with the nodes that it hangs on.
+        ends = (self.SOURCE, self.SINK)
+        self._between_nodes = [v for v in self.graph if v not in self.names and v not in ends]
+        # Until other weights are asked for, outputs count by the noise that they have.
+        self.weights = np.ones(self._outputs)
+        self.weights = np.array(self.as_planned().noises) + _LEAST_NOISE
+
+    def _vector(self, noise: Noise) -> F64:
+        """``noise`` of each output; what is known of none is taken to be the same for all."""
+        if len(noise) == self._outputs:
+            return np.array(noise, np.float64)
+        return np.full(self._outputs, max(noise, default=0.0))
+
+    def _priced(self, way: Way, price: float) -> float:
+        return way.time + price * float(self.weights @ self._vector(way.noise))
+
+    def _weighed(self, step: Step) -> float:
+        return float(self.weights @ np.array(step.noises))
 
     def _read(self, vertex: object, reading: Reading, value: ir.Value) -> None:
         """Adds a vertex that is integer where the noise of ``reading`` is made."""
@@ -125,7 +166,7 @@ class Tradeoff(Cut):
         if makers:
             self._edge(vertex, self.SINK, 0.0)
             self._microseconds[vertex, self.SINK] = 0.0
-            self._noise[vertex, self.SINK] = reading.noise
+            self._noise[vertex, self.SINK] = self._vector(reading.noise)
 
     def as_planned(self) -> Step:
         """Everything as the plan has it."""
@@ -133,17 +174,27 @@ class Tradeoff(Cut):
 
     def in_float(self) -> Step:
         """Everything in float, the way of least noise of each node."""
-        return self._step({name: min(ways, key=lambda w: (w.noise, w.time)) for name, ways in self._float.items()})
+        return self._step({name: min(ways, key=lambda w: (sum(w.noise), w.time)) for name, ways in self._float.items()})
+
+    def giving(self, names: Iterable[str]) -> Step:
+        """The plan with the nodes called ``names`` in float, and those that cannot do without them."""
+        at, last = self.as_planned(), self.in_float()
+        for name in names:
+            at = self._moved(at, last, name)
+        return at
 
     def at(self, price: float) -> Step:
-        """The placement of least time where noise costs ``price`` microseconds."""
+        """The placement of least time where the noise of all outputs, as ``weights`` has them, costs ``price``."""
         for edge, time in self._microseconds.items():
-            self.graph.edges[edge]["capacity"] = time + price * self._noise.get(edge, 0.0)
+            noise = self._noise.get(edge)
+            self.graph.edges[edge]["capacity"] = time if noise is None else time + price * float(self.weights @ noise)
         best: dict[str, tuple[Way, Way]] = {}
         for name in self.names:
-            best[name] = _cheapest(self._integer[name], price), _cheapest(self._float[name], price)
-            for edge, way in zip(((name, self.SINK), (self.SOURCE, name)), best[name], strict=True):
-                self.graph.edges[edge]["capacity"] = way.time + price * way.noise
+            both = self._integer[name], self._float[name]
+            integer, in_float = (min(ways, key=lambda way: self._priced(way, price)) for ways in both)
+            best[name] = integer, in_float
+            self.graph.edges[name, self.SINK]["capacity"] = self._priced(integer, price)
+            self.graph.edges[self.SOURCE, name]["capacity"] = self._priced(in_float, price)
         kept = self.float_side()
         return self._step({name: ways[name in kept] for name, ways in best.items()})
 
@@ -153,22 +204,32 @@ class Tradeoff(Cut):
         Each makes less noise than the one before it; behind the plan, which may not be the fastest, each takes longer.
         """
         first, last = self.as_planned(), self.in_float()
-        found, pending = [first, last], [(first, last)]
-        little = _NEAR_TIME * abs(last.time - first.time)
-        while pending:
-            before, behind = pending.pop()
-            if before.noise <= _NEAR_NOISE * behind.noise or behind.time - before.time <= little:
-                continue
-            price = (behind.time - before.time) / (before.noise - behind.noise)
-            middle = self.at(price)
-            ends = before.time + price * before.noise
-            if middle.time + price * middle.noise < ends * (1.0 - _ROUNDING):
-                found.append(middle)
-                pending += [(before, middle), (middle, behind)]
-        hull = worthwhile(found)
+        hull = worthwhile([first, last, *self._hull(first, last, _NEAR_TIME)])
+        for part in _REWEIGHED if self._outputs > 1 else ():
+            aim = first.noise ** (1.0 - part) * max(last.noise, _LEAST_NOISE) ** part
+            there = next((step for step in hull if step.noise <= aim), last)
+            self.weights = np.square(np.array(there.noises)) + _LEAST_NOISE
+            hull = worthwhile([*hull, *self._hull(first, last, _NEAR_TIME_REWEIGHED)])
         single = [self._moved(first, last, name) for name in self._order[:_MOST_SINGLE]]
         every = worthwhile([*hull, *single, *(step for pair in pairwise(hull) for step in self._between(*pair))])
         return [first, *(step for step in every if step.noise < first.noise)]
+
+    def _hull(self, first: Step, last: Step, near: float) -> list[Step]:
+        """The points of the lower convex hull between ``first`` and ``last`` by ``weights``, ``near`` or more apart."""
+        found, pending = [], [(first, last)]
+        little = near * abs(last.time - first.time)
+        while pending:
+            before, behind = pending.pop()
+            gain = self._weighed(before) - self._weighed(behind)
+            if gain <= (_NEAR_NOISE - 1.0) * self._weighed(behind) or behind.time - before.time <= little:
+                continue
+            price = (behind.time - before.time) / gain
+            middle = self.at(price)
+            ends = before.time + price * self._weighed(before)
+            if middle.time + price * self._weighed(middle) < ends * (1.0 - _ROUNDING):
+                found.append(middle)
+                pending += [(before, middle), (middle, behind)]
+        return found
 
     def _between(self, low: Step, high: Step) -> list[Step]:
         """The steps from ``low`` to ``high``, one node after another: what takes away most noise for its time first."""
@@ -195,22 +256,25 @@ class Tradeoff(Cut):
     def _step(self, ways: Mapping[str, Way]) -> Step:
         """What ``ways``, one for each node, come to."""
         integer: set[object] = {self.SOURCE, *(name for name, way in ways.items() if way.integer)}
-        # What is neither a node nor an end goes with the nodes that it hangs on.
-        for vertex in self.graph:
-            if vertex in ways or vertex in (self.SOURCE, self.SINK):
-                continue
+        for vertex in self._between_nodes:
             if vertex[0] == "D":
                 if all(w in integer for w in self.graph.successors(vertex)):
                     integer.add(vertex)
             elif any(u in integer for u in self.graph.predecessors(vertex)):
                 integer.add(vertex)
-        cut = [(u, v) for u, v in self._microseconds if u in integer and v not in integer]
-        own = {(self.SOURCE, name) for name in ways} | {(name, self.SINK) for name in ways}
-        time = sum(self._microseconds[edge] for edge in cut if edge not in own)
-        noise = sum(self._noise.get(edge, 0.0) for edge in cut)
+        time, noises = 0.0, self._floor.copy()
+        for (u, v), microseconds in self._microseconds.items():
+            if u in integer and v not in integer:
+                time += microseconds
+                noise = self._noise.get((u, v))
+                if noise is not None:
+                    noises += noise
+        for way in ways.values():
+            time += way.time
+            if way.noise:
+                noises += self._vector(way.noise)
         chosen = {name: way for name, way in ways.items() if way != self._integer[name][0]}
-        total = self._floor + noise + sum(way.noise for way in ways.values())
-        return Step(chosen, time + sum(way.time for way in ways.values()), total)
+        return Step(chosen, time, float(noises.max()), tuple(noises.tolist()))
 
 
 # What one sum in floating point may differ from another one by.
@@ -224,7 +288,3 @@ def worthwhile(steps: Collection[Step]) -> list[Step]:
         if not found or step.noise < found[-1].noise:
             found.append(step)
     return found
-
-
-def _cheapest(ways: Sequence[Way], price: float) -> Way:
-    return min(ways, key=lambda way: way.time + price * way.noise)

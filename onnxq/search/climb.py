@@ -22,6 +22,8 @@ from onnxq.search.acceptance import Verdict
 _FIRST_GAIN, _GROWTH = 1.0, 2.5
 # Of the time between all integers and float: steps nearer to each other than that need not be told apart.
 _CLOSE = 0.03
+# Where more of it is given away than that, another way is looked for.
+_DEAR = 0.5
 _LEAST_NOISE = 1e-15
 
 
@@ -93,6 +95,18 @@ class Climb:
             )
             for step, built, verdict in self.tried
         )
+
+    def dear(self, built: Built) -> bool:
+        """Whether ``built``, one of those tried, gives away so much time that another way is worth a look."""
+        return self._share(self._step_of(built)) > _DEAR
+
+    def cheaper(self, other: Tried, built: Built) -> bool:
+        """Whether ``other``, which is on the curve from now on, takes less time than ``built``, one of those tried."""
+        self.tried.append(other)
+        return other.step.time < self._step_of(built).time
+
+    def _step_of(self, built: Built) -> Step:
+        return next(tried.step for tried in self.tried if tried.built is built)
 
     def _search(self, steps: Sequence[Step]) -> Tried | None:
         """The first good one of ``steps``; what is good for one is taken to be so for all behind it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from onnxq.measure.accuracy import Accuracy, Scorer
 from onnxq.measure.compare import Comparison, compare
 from onnxq.measure.kinds import KindGuess, guessed
 from onnxq.measure.references import Answers, References, references, seen_of
+from onnxq.numerics import QuantParams
 from onnxq.plan import KeptFloat, Own, Plan, Point
 from onnxq.runtime.session import QUIET, open_session, run
 from onnxq.search.acceptance import (
@@ -215,18 +216,27 @@ class OutputNoise:
         except RuntimeFailure:
             return math.inf
 
-    def rounded(self, first: Built, points: Sequence[Point]) -> float:
-        """Relative noise energy where ``points``, of the plan of ``first``, are all that is rounded."""
-        seen = self.judge.ranked_by(elements(self.candidate, self.context))
-        roots, known = first.plan.roots, first.parameters.tensors
+    def noises(self, kept: Mapping[str, KeptFloat]) -> tuple[float, ...]:
+        """``noise`` of each float output; nothing where that does not run."""
+        return self._noises(lambda: draft(self.candidate.keeping(kept), self.context).runtime_model)
+
+    def rounded(
+        self, first: Built, points: Sequence[Point], tensors: Mapping[str, QuantParams] | None = None
+    ) -> tuple[float, ...]:
+        """``noises`` where ``points``, of the plan of ``first``, are all that is rounded; ``tensors``: otherwise."""
+        roots, known = first.plan.roots, {**first.parameters.tensors, **(tensors or {})}
         alone = Plan(tuple(replace(point, source=Own()) for point in points))
         tensors = {point.tensor: known[roots[point.tensor]] for point in points}
         scratch, graph = self.context.scratch, self.candidate.graph
         model = emit(graph, alone, tensors=tensors, weights={}, biases={}, scratch=scratch, steer=False)
+        return self._noises(lambda: to_runtime(model, self.context.folder))
+
+    def _noises(self, model: Callable[[], bytes | Path]) -> tuple[float, ...]:
+        seen = self.judge.ranked_by(elements(self.candidate, self.context))
         try:
-            return seen.noise_once(to_runtime(model, self.context.folder))
+            return seen.noises_once(model())
         except RuntimeFailure:
-            return math.inf
+            return ()
 
 
 def elements(candidate: Candidate, context: Context) -> float:

@@ -18,7 +18,7 @@ from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
 from onnxq.plan.tradeoff import Step
 from onnxq.report.curve import CurvePoint
 from onnxq.search.acceptance import Shortfall, Verdict
-from onnxq.search.climb import Climb, Evaluator
+from onnxq.search.climb import Climb, Evaluator, Tried
 
 Progress = Callable[[int, int], None]
 
@@ -53,10 +53,14 @@ class Repaired(NamedTuple):
 
 
 class Ladder(NamedTuple):
-    """What there is between a candidate and float: ``stages`` of steps, and the share of the way that may be gone."""
+    """What there is between a candidate and float: ``stages`` of steps, and the share of the way that may be gone.
+
+    ``giving``: the step where layers with these names go back.
+    """
 
     stages: Callable[[], Iterable[Sequence[Step]]]
     most: float = 1.0
+    giving: Callable[[Iterable[str]], Step] | None = None
 
 
 def repair(
@@ -90,7 +94,19 @@ def repair(
     if verdict.good_but_for_lengths or not (layers or stored):
         return Repaired(first, verdict)
     if ladder is not None:
-        return _climbed(Climb(first, verdict, evaluator, ladder.most), ladder)
+        climb = Climb(first, verdict, evaluator, ladder.most)
+        found = _climbed(climb, ladder)
+        if ladder.giving is None or not found.verdict.good or not climb.dear(found.built):
+            return found
+        # Noise did not add up as it should have: what goes back layer by layer may be less.
+        attempts = _Attempts(first, evaluator, depends_on, ranked(first, layers, ranker, progress=progress))
+        attempts.tried[0, Storage.PACKED] = (first, verdict)
+        other = attempts.fewest(Storage.PACKED)
+        if other is None:
+            return found
+        tried = Tried(ladder.giving(other.fallback), other.built, other.verdict)
+        taken = other if climb.cheaper(tried, found.built) else found
+        return taken._replace(curve=climb.curve(taken.built))
     attempts = _Attempts(first, evaluator, depends_on, ranked(first, layers, ranker, progress=progress))
     attempts.tried[0, Storage.PACKED] = (first, verdict)
     return (

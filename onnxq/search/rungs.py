@@ -8,10 +8,8 @@ cost table.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import onnx_ir as ir
 
@@ -21,18 +19,12 @@ from onnxq.kernels import ops
 from onnxq.kernels.costs import QUANTIZE, CostTable
 from onnxq.kernels.targets import Target
 from onnxq.kernels.work import Shapes, elements, work_of
-from onnxq.plan import KeptFloat, Own, Plan, Point, ReasonCode, Storage
+from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
 from onnxq.plan.placement import Costs, table_costs
-from onnxq.plan.tradeoff import Reading, Sources, Step, Tradeoff, Way
+from onnxq.plan.tradeoff import Noise, Sources, Step, Tradeoff, Way
 from onnxq.query import nodes, values_by_name
+from onnxq.search.readings import Readings, loudness
 
-Progress = Callable[[int, int], None]
-
-# Points that are measured together first; what makes so many times the noise of the mean group, or such a share of all,
-# is measured point by point.
-_TOGETHER = 4
-_MUCH = 1.5
-_SHARE = 0.1
 # A layer whose input makes a smaller share of all noise is not tried with ranges measured at run time.
 _WORTH_A_TRIAL = 0.02
 # Passes over what a layer reads that measuring its range and rounding it then takes.
@@ -44,18 +36,6 @@ _ON_INTEGERS = 0.4
 # A byte of a weight that becomes float again costs as much time as this share of the time of all layers, by that of the
 # bytes of all weights.
 _BYTES_FOR_TIME = 0.5
-# What a pass that does not run says: as much noise as there is signal.
-_NOT_RUN = 1.0
-
-
-class Meter(Protocol):
-    """Measures noise at the outputs."""
-
-    def noise(self, kept: Mapping[str, KeptFloat]) -> float:
-        """Relative noise energy with ``kept`` float; infinite where that does not run."""
-
-    def rounded(self, first: Built, points: Sequence[Point]) -> float:
-        """That where ``points``, of the plan of ``first``, are all that is rounded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,27 +62,25 @@ class Scene:
 class Rungs:
     """The ways between ``first`` and float, in stages, each measured once it is asked for.
 
-    ``depends_on``: by layer that goes wherever another one goes, that one. ``progress`` is told of each pass.
+    ``depends_on``: by layer that goes wherever another one goes, that one.
     """
 
     def __init__(
         self,
         first: Built,
-        meter: Meter,
+        readings: Readings,
         scene: Scene,
         *,
         depends_on: Mapping[str, str] | None = None,
-        progress: Progress | None = None,
     ) -> None:
-        self.first, self.meter, self.scene = first, meter, scene
+        self.first, self.readings, self.scene = first, readings, scene
         self._tied = {n: to for n, to in (depends_on or {}).items() if n in first.plan.layers}
         self._layers = [name for name in first.plan.layers if name not in self._tied]
-        self._progress = progress
+        self._values = values_by_name(scene.graph)
         self._nodes = {n.name or "": n for n in nodes(scene.graph)}
         if scene.timed and self._in_vain():
             self.scene = replace(scene, timed=False)
         self._costs = self.scene.costs(first.plan)
-        self._readings: tuple[Reading, ...] = ()
         self._dynamic: dict[str, tuple[Way, ...]] = {}
 
     def stages(self) -> Iterator[list[Step]]:
@@ -112,39 +90,20 @@ class Rungs:
         if further := self._without_stored_weights():
             yield further
 
+    def giving(self, names: Iterable[str]) -> Step:
+        """The candidate with the layers called ``names`` in float, and the time that it takes."""
+        return self._trade(Sources(self.readings.found, tied=self._tied)).giving(names)
+
     def with_stored_weights(self) -> Sources:
         """The sources of noise where layers in float keep int8 weights, whose noise always stays."""
         stored = KeptFloat.of(ReasonCode.QUANTIZED_ALONE, Storage.PACKED)
-        self._readings = self._measured_readings()
         ranged = [name for name in self._layers if name not in self.first.plan.anchors]
         for done, name in enumerate(ranged, start=1):
             self._dynamic[name] = self._at_run_time(name)
-            self._tell(done, len(ranged))
+            self.readings.tell(done, len(ranged))
         self._dynamic.update(self._linear_at_run_time())
-        floor = self._noise(dict.fromkeys(self.first.plan.layers, stored))
-        return Sources(self._readings, self._dynamic, floor, self._tied)
-
-    def _measured_readings(self) -> tuple[Reading, ...]:
-        """The noise of each point where it is read: of a few together first, of each where those make much of it."""
-        points = list(self._points())
-        groups = [points[i : i + _TOGETHER] for i in range(0, len(points), _TOGETHER)]
-        found, done, total = [], 0, len(groups)
-        for group in groups:
-            done += 1
-            found.append(self._rounded(point for point, _ in group))
-            self._tell(done, total)
-        much = min(_MUCH / max(len(groups), 1), _SHARE) * sum(found)
-        total += sum(len(group) for group, noise in zip(groups, found, strict=True) if noise > much)
-        readings = []
-        for group, noise in zip(groups, found, strict=True):
-            for point, readers in group:
-                own = noise / len(group)
-                if noise > much and len(group) > 1:
-                    done += 1
-                    own = self._rounded([point])
-                    self._tell(done, total)
-                readings.append(Reading(point.tensor, readers, own))
-        return tuple(readings)
+        floor = self.readings.noise(dict.fromkeys(self.first.plan.layers, stored))
+        return Sources(self.readings.found, self._dynamic, floor, self._tied)
 
     def with_float_weights(self) -> Sources:
         """Those where layers in float may have float weights too: bytes then cost what time costs."""
@@ -158,11 +117,11 @@ class Rungs:
             known = [w for w in ways.get(name, ()) if w.weight is not Storage.PACKED]
             if name in self._costs.integer_us:
                 known.append(Way(None, self._costs.integer_us[name], noise, integer=True))
-            more = (Way(Storage.PACKED, time, noise), Way(None, time + price * sizes.get(name, 0), 0.0))
+            more = (Way(Storage.PACKED, time, noise), Way(None, time + price * sizes.get(name, 0)))
             ways[name] = (*known, *more)
-            self._tell(done, len(self._layers))
-        floor = self._noise(dict.fromkeys(self.first.plan.layers, KeptFloat.of(ReasonCode.QUANTIZED_ALONE)))
-        return Sources(self._readings, ways, floor, self._tied)
+            self.readings.tell(done, len(self._layers))
+        floor = self.readings.noise(dict.fromkeys(self.first.plan.layers, KeptFloat.of(ReasonCode.QUANTIZED_ALONE)))
+        return Sources(self.readings.found, ways, floor, self._tied)
 
     def _without_stored_weights(self) -> list[Step]:
         """Behind everything in float: nodes that compute in float get float weights too, the noisiest first."""
@@ -170,10 +129,10 @@ class Rungs:
         stored = list(dict.fromkeys(w.node for w in plan.weights if w.node not in plan.layers))
         every = {name: Way(None, 0.0) for name in plan.layers}
         nothing = KeptFloat.of(ReasonCode.QUANTIZED_ALONE)
-        found: dict[str, float] = {}
+        found: dict[str, float] = {}  # of the worst output
         for done, name in enumerate(stored, start=1):
-            found[name] = self._noise({n: nothing for n in (*plan.layers, *stored) if n != name})
-            self._tell(done, len(stored))
+            found[name] = loudness(self.readings.noise({n: nothing for n in (*plan.layers, *stored) if n != name}))
+            self.readings.tell(done, len(stored))
         left, steps = sum(found.values()), []
         for count, name in enumerate(sorted(found, key=lambda n: -found[n]), start=1):
             every[name], left = Way(None, 0.0), left - found[name]
@@ -193,35 +152,13 @@ class Rungs:
         )
         return trade.in_float().time <= trade.as_planned().time
 
-    def _points(self) -> list[tuple[Point, tuple[str, ...]]]:
-        """The points with ranges of their own, each for those that read it alike, and the names of these.
-
-        A layer rounds what it reads whoever else does; what adds it on hands the noise on to everything behind.
-        """
-        values, anchors = values_by_name(self.scene.graph), set(self.first.plan.anchors)
-        by_layers, by_others = [], []
-        for point in self.first.plan.points:
-            if not isinstance(point.source, Own):
-                continue
-            value = values[point.tensor]
-            readers = {use.node.name or "" for use in value.uses()}
-            if point.consumers is not None:
-                readers &= set(point.consumers)
-            layers, others = tuple(sorted(readers & anchors)), tuple(sorted(readers - anchors))
-            if layers and others and not value.is_graph_output():
-                by_layers.append((replace(point, consumers=layers), layers))
-                by_others.append((replace(point, consumers=others), others))
-            else:
-                (by_layers if layers else by_others).append((point, (*layers, *others)))
-        return [*by_layers, *by_others]
-
     def _linear_at_run_time(self) -> dict[str, tuple[Way, ...]]:
         """Ways of linear layers whose input makes much of the noise: with a range that is measured at every run."""
-        total = sum(r.noise for r in self._readings)
+        total = sum(loudness(r.noise) for r in self.readings.found)
         found: dict[str, tuple[Way, ...]] = {}
         for name in self._layers:
             node = self._nodes[name]
-            read = sum(r.noise for r in self._readings if name in r.readers)
+            read = sum(loudness(r.noise) for r in self.readings.found if name in r.readers)
             if not self.scene.timed or name not in self._costs.integer_us or read < _WORTH_A_TRIAL * total:
                 continue
             if not ops.can_be_dynamic(node, self.scene.target) or node.inputs[0] is None:
@@ -242,26 +179,12 @@ class Rungs:
         as_planned = Way(Storage.DYNAMIC, _ON_INTEGERS * time, self._alone(name, Storage.DYNAMIC), integer=True)
         return as_planned, Way(Storage.PACKED, time)
 
-    def _alone(self, name: str, weight: Storage) -> float:
+    def _alone(self, name: str, weight: Storage) -> Noise:
         """The noise of layer ``name`` with its weight like that, and all others in float."""
         others = KeptFloat.of(ReasonCode.QUANTIZED_ALONE)
         kept = dict.fromkeys(self.first.plan.layers, others)
-        return self._noise({**kept, name: KeptFloat.of(ReasonCode.QUANTIZED_ALONE, weight)})
-
-    def _rounded(self, points: Iterable[Point]) -> float:
-        return _finite(self.meter.rounded(self.first, list(points)))
-
-    def _noise(self, kept: Mapping[str, KeptFloat]) -> float:
-        return _finite(self.meter.noise({**self.first.kept_float, **kept}))
+        return self.readings.noise({**kept, name: KeptFloat.of(ReasonCode.QUANTIZED_ALONE, weight)})
 
     def _bytes(self, tensor: str) -> int:
-        value = values_by_name(self.scene.graph).get(tensor)
+        value = self._values.get(tensor)
         return 0 if value is None or value.const_value is None else int(value.const_value.nbytes)
-
-    def _tell(self, done: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress(done, total)
-
-
-def _finite(noise: float) -> float:
-    return noise if math.isfinite(noise) else _NOT_RUN

@@ -21,6 +21,7 @@ from onnxq.search.acceptance import (
     TIMED_SECONDS,
     Shortfall,
     Verdict,
+    as_asked,
     faster,
     good_enough,
     most_given,
@@ -33,11 +34,14 @@ from onnxq.search.channels import equalized_more_and_rounded_together
 from onnxq.search.deciding import cheap_deciding
 from onnxq.search.gains import described_bytes, never_larger, never_slower
 from onnxq.search.judging import CandidateEvaluator, CandidateJudge, OutputNoise
+from onnxq.search.readings import Readings
 from onnxq.search.remember import recall, remember, tuning_key
 from onnxq.search.repair import Ladder, Repaired, notes, repair
 from onnxq.search.rungs import Rungs, Scene
 from onnxq.search.timing import thread_counts
 from onnxq.search.tune import tune
+
+WIDER = "ranges of {count} tensors are wider than their own error asks for: what was clipped weighs more at the outputs"
 
 # Samples in a batch for adapting.
 _ADAPTED_ROWS = 32
@@ -198,14 +202,19 @@ def _best_repaired(search: Search, judge: CandidateJudge, ways: list[Attempt]) -
     ends: list[tuple[Attempt, Repaired]] = []
     for way in ways:
         meter = OutputNoise(way.candidate, way.context, judge)
+        progress = partial(search.job.tell, "repair")
+        readings = Readings(way.built, meter, way.candidate.graph, progress)
+        if not as_asked(judge.verdict(way.built), judge.config).good_but_for_lengths:
+            way, readings = _with_wider_ranges(way, readings, judge)
+            meter = replace(meter, candidate=way.candidate)
         found = repair(
             way.built,
             CandidateEvaluator(way.candidate, way.context, judge),
             meter,
             depends_on=way.equalized.gates,
             deciding=partial(cheap_deciding, lengths=judge.lengths, search=search),
-            progress=partial(search.job.tell, "repair"),
-            ladder=_ladder(search, way, meter),
+            progress=progress,
+            ladder=_ladder(search, way, readings),
         )
         candidate = way.candidate.keeping(found.built.kept_float)
         ends.append((replace(way, candidate=candidate, made=found.built, verdict=found.verdict), found))
@@ -214,7 +223,20 @@ def _best_repaired(search: Search, judge: CandidateJudge, ways: list[Attempt]) -
     return _better(ends, search.timed)
 
 
-def _ladder(search: Search, way: Attempt, meter: OutputNoise) -> Ladder | None:
+def _with_wider_ranges(way: Attempt, readings: Readings, judge: CandidateJudge) -> tuple[Attempt, Readings]:
+    """``way`` with wider ranges where these lose less; what costs no time comes before what does."""
+    wider = readings.wider()
+    if not wider:
+        return way, readings
+    learned = way.candidate.learned or Parameters({}, {}, {})
+    learned = replace(learned, tensors={**learned.tensors, **wider})
+    second = way.of(replace(way.candidate, learned=learned, kept=way.built.kept_float))
+    if not judge.loses_less(second.built, way.built):
+        return way, readings
+    return second.noting(WIDER.format(count=len(wider))), readings.of(second.built)
+
+
+def _ladder(search: Search, way: Attempt, readings: Readings) -> Ladder | None:
     """What there is between ``way`` and float; None where sizes are unknown."""
     feed = None if search.timed is None else next(iter(search.timed), None)
     shapes = {} if feed is None else tensor_shapes(way.candidate.graph, feed, search.job.folder)
@@ -222,9 +244,8 @@ def _ladder(search: Search, way: Attempt, meter: OutputNoise) -> Ladder | None:
         return None
     target, timed = way.context.target, way.candidate.config.placement == "cost"
     scene = Scene(way.candidate.graph, shapes, conversion_table(target.name), target, timed)
-    progress = partial(search.job.tell, "repair")
-    rungs = Rungs(way.built, meter, scene, depends_on=way.equalized.gates, progress=progress)
-    return Ladder(rungs.stages, most_given(search.job.asked))
+    rungs = Rungs(way.built, readings, scene, depends_on=way.equalized.gates)
+    return Ladder(rungs.stages, most_given(search.job.asked), rungs.giving)
 
 
 def _better(ends: list[tuple[Attempt, Repaired]], timed: Feed | None) -> tuple[Attempt, Repaired]:

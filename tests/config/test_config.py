@@ -270,3 +270,18 @@ def test_a_word_that_names_no_kind_is_refused(word: str) -> None:
 def test_the_kinds_that_can_be_asked_for_are_those_that_are_measured() -> None:
     """Detections and picked rows are what lengths say, which is read off the graph."""
     assert set(JUDGE_KINDS) == {k.value for k in Kind} - {"detections", "picked"}
+
+
+@pytest.mark.parametrize(
+    ("agreement", "how", "promised"),
+    [
+        (0.99, "default", 0.99),
+        (0.99, "strict", 0.999),
+        (0.99, "fast", 0.97),
+        (0.5, "fast", 0.0),
+        (1.0, "fast", 1.0),
+        (0.0, "strict", 0.0),  # nothing was promised
+    ],
+)
+def test_the_promise_is_as_strict_as_was_said(agreement: float, how: str, promised: float) -> None:
+    assert Config(min_agreement=agreement, keep_accuracy=how).promised_agreement == pytest.approx(promised)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from test_plan_placement import CHANNELS, VNNI, chain, cost_of, network, table
-from zoo import prepared
+from zoo import Net, prepared
 
 from onnxq.config import Config
 from onnxq.plan import Plan, Storage, fused_output, make_plan
@@ -26,7 +26,7 @@ def readings(model: ir.Model, plan: Plan, rng: np.random.Generator) -> tuple[Rea
         names = sorted({u.node.name or "" for u in values[point.tensor].uses()})
         layers = tuple(n for n in names if n in plan.anchors)
         others = tuple(n for n in names if n not in plan.anchors)
-        found += [Reading(point.tensor, r, float(rng.exponential())) for r in (layers, others) if r]
+        found += [Reading(point.tensor, r, (float(rng.exponential()),)) for r in (layers, others) if r]
     return tuple(found)
 
 
@@ -35,7 +35,7 @@ def noise_of(model: ir.Model, plan: Plan, integer: set[str], found: tuple[Readin
     makers = {id(fused_output(n)): n.name for n in nodes(model) if n.name in plan.integer}
     values = values_by_name(model)
     made = [r for r in found if makers.get(id(values[r.tensor])) in integer or integer & set(r.readers)]
-    return FLOOR + sum(r.noise for r in made)
+    return FLOOR + sum(r.noise[0] for r in made)
 
 
 class Case:
@@ -58,7 +58,7 @@ class Case:
             for v in (*n.inputs, *n.outputs)
             if v is not None and v.name
         }
-        sources = Sources(self.readings, floor=FLOOR)
+        sources = Sources(self.readings, floor=(FLOOR,))
         self.trade = Tradeoff(self.model, self.plan, shapes, table(self.convert), self.costs, sources)
 
     def placed(self, integer: set[str]) -> tuple[float, float]:
@@ -76,6 +76,7 @@ class Case:
 def test_no_placement_makes_less_noise_for_its_time(seed: int) -> None:
     case = Case(seed)
     every = case.all()
+    case.trade.weights = np.ones(1)
     for price in (0.0, 0.1, 1.0, 3.0, 10.0, 100.0):
         step = case.trade.at(price)
         assert (step.time, step.noise) == pytest.approx(case.placed(set(case.plan.integer) - step.ways.keys()))
@@ -108,9 +109,11 @@ def small(**how: object) -> Tradeoff:
     model = prepared(chain())
     plan = make_plan(model, Config(), VNNI)
     made = (("x", "one", 1.0), ("one_out", "two", 4.0), ("two_out", "three", 2.0))
-    found = tuple(Reading(tensor, (reader,), noise) for tensor, reader, noise in made)
+    found = tuple(Reading(tensor, (reader,), (noise,)) for tensor, reader, noise in made)
     costs = Costs(dict.fromkeys(plan.integer, 10.0), dict.fromkeys(plan.integer, 4.0))
-    return Tradeoff(model, plan, {}, table(1.0), costs, Sources(found, **how))  # type: ignore[arg-type]
+    trade = Tradeoff(model, plan, {}, table(1.0), costs, Sources(found, **how))  # type: ignore[arg-type]
+    trade.weights = np.ones(1)
+    return trade
 
 
 def named(step: Step) -> set[str]:
@@ -128,15 +131,15 @@ def test_rounding_goes_only_when_neither_side_is_on_integers() -> None:
 
 def test_the_cheapest_way_to_be_float_counts() -> None:
     """Ranges of the run are nearly as fast as integers: the layer takes them until noise is dear."""
-    dynamic, stored = Way(Storage.DYNAMIC, 5.0, 0.5), Way(Storage.PACKED, 10.0, 0.0)
+    dynamic, stored = Way(Storage.DYNAMIC, 5.0, (0.5,)), Way(Storage.PACKED, 10.0)
     trade = small(ways={"one": (stored, dynamic)})
     assert [trade.at(price).ways.get("one") for price in (1.9, 11.0)] == [dynamic, stored]
     assert trade.in_float().ways["one"] == stored
 
 
 def test_another_integer_form_keeps_its_neighbours() -> None:
-    exact = Way(Storage.INTEGER, 6.0, 0.0, integer=True)
-    trade = small(ways={"one": (Way(None, 4.0, 3.0, integer=True), exact, Way(Storage.PACKED, 10.0))})
+    exact = Way(Storage.INTEGER, 6.0, integer=True)
+    trade = small(ways={"one": (Way(None, 4.0, (3.0,), integer=True), exact, Way(Storage.PACKED, 10.0))})
     step = trade.at(1.0)
     assert step.ways == {"one": exact}
     assert (step.time, step.noise) == (14.0, 7.0)
@@ -152,3 +155,23 @@ def test_what_is_tied_goes_together() -> None:
 def test_what_makes_more_noise_and_takes_longer_is_no_step() -> None:
     steps = [Step({}, 1.0, 5.0), Step({}, 2.0, 6.0), Step({}, 3.0, 5.0), Step({}, 4.0, 1.0), Step({}, 1.0, 7.0)]
     assert [(s.time, s.noise) for s in worthwhile(steps)] == [(1.0, 5.0), (4.0, 1.0)]
+
+
+def test_the_worst_of_several_outputs_counts() -> None:
+    """Two heads behind one layer: what helps the one does not help the other, and both must be good."""
+    n = Net(3)
+    x = n.conv("x", 8, 8, k=1, name="one")
+    n.conv(x, 8, 8, k=1, name="left", out="y")
+    n.conv(x, 8, 8, k=1, name="right", out="z")
+    model = prepared(n.model({"x": [1, 8, 4, 4]}, {"y": [1, 8, 4, 4], "z": [1, 8, 4, 4]}))
+    plan = make_plan(model, Config(), VNNI)
+    made = (("x", "one", (1.0, 1.0)), ("y", "", (9.0, 0.0)), ("z", "", (0.0, 4.0)))
+    found = tuple(Reading(tensor, (reader,), noise) for tensor, reader, noise in made)
+    costs = Costs({"one": 100.0, "left": 10.0, "right": 10.0}, dict.fromkeys(plan.integer, 4.0))
+    steps = Tradeoff(model, plan, {}, table(1.0), costs, Sources(found)).steps()
+    assert [(named(step), step.noise, step.noises) for step in steps] == [
+        (set(), 10.0, (10.0, 5.0)),
+        ({"left"}, 5.0, (1.0, 5.0)),
+        ({"left", "right"}, 1.0, (1.0, 1.0)),
+        ({"one", "left", "right"}, 0.0, (0.0, 0.0)),
+    ]

@@ -199,3 +199,12 @@ def test_of_two_ranges_the_one_that_loses_less_stays_and_of_equals_the_one_that_
     assert chosen(40.0) == 0.0
     assert chosen(39.9) == 0.0
     assert chosen(40.1) == 1.0
+
+
+@pytest.mark.parametrize(("how", "least"), [("strict", 0.999), ("default", 0.99), ("fast", 0.97)])
+def test_how_accuracy_is_kept_moves_the_promise(how: str, least: float) -> None:
+    """With very many rows the promise itself is the limit."""
+    config = Config(keep_accuracy=how, guard_sqnr=-1000.0)
+    rows = 100_000_000
+    assert accepted(config, scores(level=10.0, agreement=least, rows=rows))
+    assert not accepted(config, scores(level=10.0, agreement=least - 0.0005, rows=rows))

@@ -154,3 +154,41 @@ def test_the_curve_has_a_row_for_each_candidate() -> None:
     assert curve[0].what == "as planned"
     assert curve[0].time == 0.0
     assert next(one for one in curve if one.taken).what == "1 of 3 layers float"
+
+
+@dataclass
+class Surprising(Bench):
+    """Noise that does not add up: what steps say is of one half of the layers, what the judge hears of another one."""
+
+    heard: frozenset[str] = frozenset()
+
+    def verdict(self, built: Built) -> Verdict:
+        count = len(self.heard & set(built.plan.anchors))
+        return Verdict(Comparison("a", "b", 1, ()), 1.0, 20.0 - count, count == 0)
+
+
+@dataclass
+class Alone:
+    """The noise of the layers that are heard."""
+
+    heard: frozenset[str]
+
+    def noise(self, kept: Mapping[str, KeptFloat]) -> float:
+        return float(len(self.heard - kept.keys()))
+
+
+def test_where_noise_does_not_add_up_the_layers_that_are_heard_go_back() -> None:
+    noise = {f"l{i}": 0.8**i for i in range(12)}
+    bench = Surprising(noise, 0.0, heard=frozenset({"l10"}))
+    first, alone = fake({}, list(noise)), Alone(bench.heard)
+
+    def giving(names: Any) -> Step:
+        return Step(dict.fromkeys(names, FLOAT), float(len(names)), 0.0)
+
+    found = repair(first, bench, alone, ladder=Ladder(lambda: (bench.steps(),), 1.0, giving))
+    assert found.verdict.good
+    assert found.fallback == ("l10",)
+    assert [one.what for one in found.curve if one.taken] == ["1 of 12 layers float"]
+    assert max(one.time or 0.0 for one in found.curve) > 0.5
+    # The same steps without a look at another way.
+    assert len(repair(first, bench, alone, ladder=Ladder(lambda: (bench.steps(),))).fallback) >= 11

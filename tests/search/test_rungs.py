@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +19,10 @@ from onnxq.config import Config
 from onnxq.kernels.costs import cost_table
 from onnxq.kernels.targets import TARGETS
 from onnxq.measure.kernels import KernelMap
+from onnxq.numerics import UINT8, QuantParams
 from onnxq.parameters.choose import Parameters
 from onnxq.plan import KeptFloat, Point, Storage, make_plan
+from onnxq.search.readings import Readings
 from onnxq.search.rungs import Rungs, Scene
 
 VNNI = TARGETS["x86-vnni"]
@@ -57,13 +60,15 @@ class Meter:
     dynamic: Mapping[str, float] = field(default_factory=dict)
     passes: list[list[Point]] = field(default_factory=list)
 
-    def noise(self, kept: Mapping[str, KeptFloat]) -> float:
+    def noises(self, kept: Mapping[str, KeptFloat]) -> tuple[float, ...]:
         by = {Storage.PACKED: self.stored, Storage.DYNAMIC: self.dynamic}
-        return sum(by[k.weight].get(name, 0.0) for name, k in kept.items() if k.weight is not None)
+        return (sum(by[k.weight].get(name, 0.0) for name, k in kept.items() if k.weight is not None),)
 
-    def rounded(self, _: Built, points: Sequence[Point]) -> float:
+    def rounded(self, _: Built, points: Sequence[Point], tensors: Any = None) -> tuple[float, ...]:
+        """Nothing where that does not run: a tensor of infinite noise is among them."""
         self.passes.append(list(points))
-        return sum(self.tensors.get(p.tensor, 0.0) for p in points)
+        total = sum(self.tensors.get(p.tensor, 0.0) for p in points)
+        return (total,) if math.isfinite(total) else ()
 
 
 def rungs(proto: onnx.ModelProto, meter: Any, *, shapes: Mapping[str, Any] | None = None, **how: Any) -> Rungs:
@@ -72,7 +77,8 @@ def rungs(proto: onnx.ModelProto, meter: Any, *, shapes: Mapping[str, Any] | Non
     built = Built(plan, Parameters({}, {}, {}), model, b"", KernelMap("m", "extended", "0", ()), (), {})
     table = cost_table("x86-vnni")
     assert table is not None
-    return Rungs(built, meter, Scene(model, shapes or {}, table, VNNI, timed=bool(shapes)), **how)
+    scene = Scene(model, shapes or {}, table, VNNI, timed=bool(shapes))
+    return Rungs(built, Readings(built, meter, model), scene, **how)
 
 
 def test_what_makes_little_noise_is_measured_together() -> None:
@@ -83,7 +89,7 @@ def test_what_makes_little_noise_is_measured_together() -> None:
     assert len(points) == 16
     loud = points[5].tensor
     meter = Meter({p.tensor: 1.0 if p.tensor == loud else 0.001 for p in points})
-    found = {r.tensor: r.noise for r in rungs(proto, meter).with_stored_weights().readings}
+    found = {r.tensor: r.noise[0] for r in rungs(proto, meter).with_stored_weights().readings}
     assert found == pytest.approx({p.tensor: 1.0 if p.tensor == loud else 0.001 for p in points})
     assert sorted(len(one) for one in meter.passes) == [1] * 4 + [4] * 4
 
@@ -99,7 +105,7 @@ def test_a_tensor_is_read_by_layers_and_by_others() -> None:
 
 def test_a_pass_that_does_not_run_counts_as_all_noise() -> None:
     meter = Meter({"x": float("inf")})
-    found = {r.tensor: r.noise for r in rungs(layers(2), meter).with_stored_weights().readings}
+    found = {r.tensor: r.noise[0] for r in rungs(layers(2), meter).with_stored_weights().readings}
     assert found["x"] >= 0.5
 
 
@@ -110,7 +116,7 @@ def test_ranges_of_the_run_are_a_way_where_an_input_makes_much_noise() -> None:
     meter = Meter({"x": 1.0}, dynamic={"l0": 0.1, "l1": 0.3})
     ways = rungs(proto, meter, shapes=shapes).with_stored_weights().ways
     assert {w.weight for w in ways["l0"]} == {Storage.PACKED, Storage.DYNAMIC}
-    assert next(w.noise for w in ways["l0"] if w.weight is Storage.DYNAMIC) == 0.1
+    assert next(w.noise for w in ways["l0"] if w.weight is Storage.DYNAMIC) == (0.1,)
     assert "l2" not in ways
 
 
@@ -133,6 +139,36 @@ def test_what_depends_on_a_layer_goes_with_it() -> None:
     found = rungs(layers(3), meter, depends_on={"l2": "l0"})
     for steps in found.stages():
         assert all(("l0" in s.ways) == ("l2" in s.ways) for s in steps)
+
+
+@dataclass
+class Clipped(Meter):
+    """Noise of ``x`` by how many times as wide its range is."""
+
+    by_width: Mapping[float, float] = field(default_factory=dict)
+
+    def rounded(self, _: Built, points: Sequence[Point], tensors: Any = None) -> tuple[float, ...]:
+        width = round(float(tensors["x"].scale), 2) if tensors else 1.0
+        return (sum(self.by_width[width] if p.tensor == "x" else 1e-4 for p in points),)
+
+
+@pytest.mark.parametrize(
+    ("by_width", "expected"),
+    [
+        ({1.0: 1.0, 1.25: 0.5, 1.6: 0.2}, 1.6),
+        ({1.0: 1.0, 1.25: 0.5, 1.6: 0.6}, 1.25),
+        ({1.0: 1.0, 1.25: 0.95, 1.6: 0.1}, None),  # what is hardly better is not gone on with
+    ],
+)
+def test_ranges_are_as_wide_as_leaves_least_noise(by_width: dict[float, float], expected: float | None) -> None:
+    found = rungs(layers(2), Clipped({}, by_width=by_width)).readings
+    one = QuantParams(UINT8, np.float32(1.0), np.uint8(128))
+    found.first.parameters.tensors.update({"x": one, "t0_out": one})
+    assert {tensor: round(float(wide.scale), 2) for tensor, wide in found.wider().items()} == (
+        {} if expected is None else {"x": expected}
+    )
+    left = {r.tensor: r.noise[0] for r in found.found}
+    assert left == pytest.approx({"x": by_width[expected or 1.0], "t0_out": 1e-4})
 
 
 # -- from end to end ---------------------------------------------------------------------------------------------------
