@@ -51,13 +51,21 @@ class Region:
     shifts: list[tuple[ir.Node, int]] = field(default_factory=list)
 
 
-def region(value: ir.Value, axis: int, channels: int, reads: Reads, writes: Writes) -> Region | None:
+def region(
+    value: ir.Value, axis: int, channels: int, reads: Reads, writes: Writes, *, refused: set[ir.Value] | None = None
+) -> Region | None:
     """The region of ``value``, which carries ``channels`` on ``axis``; None where others write or read some of it.
 
     What writes ``value`` itself is left to the caller: it is among the ``writers`` only where it is such a layer.
+    ``refused``: tensors in whose region something was in the way, to which those of this one are added if it is so
+    here: whichever of its layers a stream is walked from, the same is met, so that one walk is enough.
     """
     walk = _Walk(reads, writes, value)
-    return walk.found if walk.from_(value, Marks(axis, np.arange(channels))) else None
+    if walk.from_(value, Marks(axis, np.arange(channels))):
+        return walk.found
+    if refused is not None:
+        refused.update(walk.found.marks)
+    return None
 
 
 class _Walk:

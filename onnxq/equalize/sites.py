@@ -33,6 +33,7 @@ def find_sites(model: ir.Model, *, costly: bool = False) -> list[Site]:
     """
     found: list[Site] = []
     written: set[ir.Node] = set()
+    refused: set[ir.Value] = set()
     for node in model.graph:
         value = node.outputs[0] if node.outputs else None
         if value is None or value.is_graph_output():
@@ -40,7 +41,11 @@ def find_sites(model: ir.Model, *, costly: bool = False) -> list[Site]:
         channels, axis, layer, constants = _written(node)
         if not channels or (layer is not None and layer.node in written):
             continue
-        whole = region(value, axis, channels, _reads, _writer)
+        whole = None
+        if layer is None:  # what is before such a tensor is none of its region, so that it has one of its own
+            whole = region(value, axis, channels, _reads, _writer)
+        elif value not in refused:
+            whole = region(value, axis, channels, _reads, _writer, refused=refused)
         if whole is not None:
             found.append(_site(value, axis, channels, whole, constants))
         elif costly and layer is not None and axis == 1 and (gate := gate_behind(value)) is not None:

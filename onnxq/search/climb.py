@@ -158,7 +158,8 @@ def level(step: Step) -> float:
 
 def kept_float(step: Step) -> dict[str, KeptFloat]:
     """What ``step`` asks of a candidate."""
-    return {name: KeptFloat.of(ReasonCode.ACCURACY, way.weight) for name, way in sorted(step.ways.items())}
+    codes: dict[Storage | None, ReasonCode] = {Storage.TWO_PARTS: ReasonCode.TWO_PARTS}
+    return {n: KeptFloat.of(codes.get(w.weight, ReasonCode.ACCURACY), w.weight) for n, w in sorted(step.ways.items())}
 
 
 def described(first: Built, step: Step) -> str:
@@ -166,7 +167,8 @@ def described(first: Built, step: Step) -> str:
     layers, integer = set(first.plan.layers), set(first.plan.integer)
     gone = {name: way for name, way in step.ways.items() if not way.integer}
     dynamic = sum(way.weight is Storage.DYNAMIC for way in gone.values())
-    count = sum(name in layers for name in gone) - dynamic
+    twice = sum(way.weight is Storage.TWO_PARTS for way in gone.values())
+    count = sum(name in layers for name in gone) - dynamic - twice
     others = sum(name in integer - layers for name in gone)
     stored = sum(name not in integer | layers for name in gone)
     bare = sum(name in layers and way.weight is None for name, way in gone.items())
@@ -174,5 +176,6 @@ def described(first: Built, step: Step) -> str:
     parts += [f"{bare} of these with their weights"] if bare else []
     parts += [f"{others} nodes between layers float"] if others else []
     parts += [f"{dynamic} layers with ranges of the run"] if dynamic else []
+    parts += [f"{twice} layers with their input in two parts"] if twice else []
     parts += [f"{stored} weights float again"] if stored else []
     return ", ".join(parts) or "as planned"

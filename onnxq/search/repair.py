@@ -122,7 +122,7 @@ def _climbed(climb: Climb, ladder: Ladder) -> Repaired:
     found = climb.good(ladder.stages())
     step, built, verdict = found or climb.best()
     plan, gone = climb.first.plan, {n for n, way in step.ways.items() if not way.integer}
-    dynamic = {n for n in gone if step.ways[n].weight is Storage.DYNAMIC}
+    dynamic = {n for n in gone if (weight := step.ways[n].weight) is not None and weight.measures}
     layers = set(plan.layers)
     return Repaired(
         built,

@@ -17,6 +17,7 @@ from onnxq.build.candidate import Built
 from onnxq.graph.linear import multiply_accumulates
 from onnxq.kernels import ops
 from onnxq.kernels.costs import QUANTIZE, CostTable
+from onnxq.kernels.operators import operator
 from onnxq.kernels.targets import Target
 from onnxq.kernels.work import Shapes, elements, work_of
 from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
@@ -33,6 +34,9 @@ _RANGE_PASSES = 1.5
 # integers.
 _A_PRODUCT = 1e-4
 _ON_INTEGERS = 0.4
+# The time of a layer with its input in two parts, rounding included, by that on integers: of products, and of recurrent
+# layers, which read twice as much and have states as before (benchmarks/two_parts.py).
+_TWICE, _TWICE_AS_WIDE = 2.1, 1.2
 # A byte of a weight that becomes float again costs as much time as this share of the time of all layers, by that of the
 # bytes of all weights.
 _BYTES_FOR_TIME = 0.5
@@ -42,7 +46,8 @@ _BYTES_FOR_TIME = 0.5
 class Scene:
     """What is known of a candidate before anything is measured: its graph, sizes, and what kernels cost.
 
-    ``timed``: whether that counts; else every layer counts the same.
+    ``timed``: whether that counts; else every layer counts the same. ``own_operators``: whether nodes that only
+    onnxruntime knows may be used, as layers with their input in two parts are made of.
     """
 
     graph: ir.Model
@@ -50,6 +55,7 @@ class Scene:
     table: CostTable
     target: Target
     timed: bool = True
+    own_operators: bool = False
 
     def costs(self, plan: Plan) -> Costs:
         """Those of the nodes of ``plan``."""
@@ -167,7 +173,11 @@ class Rungs:
             passes = _RANGE_PASSES * self.scene.table.cost(QUANTIZE, "float", count) if count else 0.0
             time = self._costs.integer_us[name] + passes
             way = Way(Storage.DYNAMIC, time, self._alone(name, Storage.DYNAMIC))
-            found[name] = (Way(Storage.PACKED, self._costs.float_us[name]), way)
+            found[name] = (
+                Way(Storage.PACKED, self._costs.float_us[name]),
+                way,
+                *self._in_two_parts(name, self._costs.integer_us[name]),
+            )
         return found
 
     def _at_run_time(self, name: str) -> tuple[Way, ...]:
@@ -177,7 +187,14 @@ class Rungs:
         products = multiply_accumulates(node, self.scene.shapes)
         time = max(1.0, products * _A_PRODUCT) if work is None else max(1.0, work.cost(self.scene.table, "float"))
         as_planned = Way(Storage.DYNAMIC, _ON_INTEGERS * time, self._alone(name, Storage.DYNAMIC), integer=True)
-        return as_planned, Way(Storage.PACKED, time)
+        return as_planned, *self._in_two_parts(name, as_planned.time), Way(Storage.PACKED, time)
+
+    def _in_two_parts(self, name: str, time: float) -> list[Way]:
+        """The way of layer ``name``, which takes ``time`` on integers, with its input in two parts."""
+        if not self.scene.own_operators:
+            return []
+        factor = _TWICE if operator(self._nodes[name]).recurrence is None else _TWICE_AS_WIDE
+        return [Way(Storage.TWO_PARTS, factor * time, self._alone(name, Storage.TWO_PARTS))]
 
     def _alone(self, name: str, weight: Storage) -> Noise:
         """The noise of layer ``name`` with its weight like that, and all others in float."""

@@ -243,7 +243,8 @@ def _ladder(search: Search, way: Attempt, readings: Readings) -> Ladder | None:
     if not shapes:
         return None
     target, timed = way.context.target, way.candidate.config.placement == "cost"
-    scene = Scene(way.candidate.graph, shapes, conversion_table(target.name), target, timed)
+    own = way.candidate.config.operators == "onnxruntime" and not way.candidate.config.simulated
+    scene = Scene(way.candidate.graph, shapes, conversion_table(target.name), target, timed, own)
     rungs = Rungs(way.built, readings, scene, depends_on=way.equalized.gates)
     return Ladder(rungs.stages, most_given(search.job.asked), rungs.giving)
 

@@ -21,7 +21,9 @@ from onnxq.kernels.targets import TARGETS
 from onnxq.measure.kernels import KernelMap
 from onnxq.numerics import UINT8, QuantParams
 from onnxq.parameters.choose import Parameters
-from onnxq.plan import KeptFloat, Point, Storage, make_plan
+from onnxq.plan import KeptFloat, Point, ReasonCode, Storage, make_plan
+from onnxq.plan.tradeoff import Step, Way
+from onnxq.search.climb import kept_float
 from onnxq.search.readings import Readings
 from onnxq.search.rungs import Rungs, Scene
 
@@ -58,10 +60,11 @@ class Meter:
     tensors: Mapping[str, float]
     stored: Mapping[str, float] = field(default_factory=dict)
     dynamic: Mapping[str, float] = field(default_factory=dict)
+    twice: Mapping[str, float] = field(default_factory=dict)
     passes: list[list[Point]] = field(default_factory=list)
 
     def noises(self, kept: Mapping[str, KeptFloat]) -> tuple[float, ...]:
-        by = {Storage.PACKED: self.stored, Storage.DYNAMIC: self.dynamic}
+        by = {Storage.PACKED: self.stored, Storage.DYNAMIC: self.dynamic, Storage.TWO_PARTS: self.twice}
         return (sum(by[k.weight].get(name, 0.0) for name, k in kept.items() if k.weight is not None),)
 
     def rounded(self, _: Built, points: Sequence[Point], tensors: Any = None) -> tuple[float, ...]:
@@ -71,13 +74,15 @@ class Meter:
         return (total,) if math.isfinite(total) else ()
 
 
-def rungs(proto: onnx.ModelProto, meter: Any, *, shapes: Mapping[str, Any] | None = None, **how: Any) -> Rungs:
+def rungs(
+    proto: onnx.ModelProto, meter: Any, *, shapes: Mapping[str, Any] | None = None, own: bool = False, **how: Any
+) -> Rungs:
     model: ir.Model = prepared(proto)
     plan = make_plan(model, Config(), VNNI)
     built = Built(plan, Parameters({}, {}, {}), model, b"", KernelMap("m", "extended", "0", ()), (), {})
     table = cost_table("x86-vnni")
     assert table is not None
-    scene = Scene(model, shapes or {}, table, VNNI, timed=bool(shapes))
+    scene = Scene(model, shapes or {}, table, VNNI, bool(shapes), own)
     return Rungs(built, Readings(built, meter, model), scene, **how)
 
 
@@ -118,6 +123,22 @@ def test_ranges_of_the_run_are_a_way_where_an_input_makes_much_noise() -> None:
     assert {w.weight for w in ways["l0"]} == {Storage.PACKED, Storage.DYNAMIC}
     assert next(w.noise for w in ways["l0"] if w.weight is Storage.DYNAMIC) == (0.1,)
     assert "l2" not in ways
+
+
+def test_so_is_an_input_in_two_parts_where_onnxruntime_s_own_operators_may_be_used() -> None:
+    proto = layers(3, 768)
+    model = prepared(proto).graph
+    shapes = {v.name: (128, 768) for node in model for v in (*node.inputs, *node.outputs) if v is not None and v.name}
+    meter = Meter({"x": 1.0}, dynamic={"l0": 0.1}, twice={"l0": 0.001})
+    ways = {w.weight: w for w in rungs(proto, meter, shapes=shapes, own=True).with_stored_weights().ways["l0"]}
+    assert ways.keys() == {Storage.PACKED, Storage.DYNAMIC, Storage.TWO_PARTS}
+    assert ways[Storage.TWO_PARTS].noise == (0.001,)
+    assert ways[Storage.DYNAMIC].time < ways[Storage.TWO_PARTS].time < ways[Storage.PACKED].time
+    kept = kept_float(Step({"l0": ways[Storage.TWO_PARTS], "l1": Way(Storage.PACKED, 1.0)}, 1.0, (1.0,)))
+    assert {name: (k.weight, k.code) for name, k in kept.items()} == {
+        "l0": (Storage.TWO_PARTS, ReasonCode.TWO_PARTS),
+        "l1": (Storage.PACKED, ReasonCode.ACCURACY),
+    }
 
 
 def test_weights_go_back_last_and_cost_their_bytes() -> None:
