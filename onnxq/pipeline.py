@@ -59,7 +59,7 @@ class Result:
     | `model`      | the quantized ``onnx_ir.Model``                                                         |
     | `plan`       | what was quantized, what not and why                                                    |
     | `report`     | sizes, noise, agreement, kernels, latency; prints as a table or as JSON                 |
-    | `good`       | whether held-out samples bear out the promised agreement and SQNR (True if not checked) |
+    | `good`       | whether held-out samples, or the metric, bear out what was promised (True if not checked) |
     | `config`     | the choices with the placement spelled out: they give this model again, on any machine  |
     """
 
