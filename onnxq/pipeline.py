@@ -26,6 +26,7 @@ from onnxq.graph.runtime_model import or_refused, to_runtime, weight_bytes
 from onnxq.graph.signature import keep_signature, signature
 from onnxq.kernels.targets import target_of
 from onnxq.measure.compare import Comparison
+from onnxq.measure.kinds.guess import require_outputs
 from onnxq.measure.metric import Metric, Top1
 from onnxq.measure.size import model_size
 from onnxq.plan import Plan, ReasonCode, Storage, make_plan
@@ -129,6 +130,7 @@ def quantize(
     tell_apart(original)
     for method in (config.weight_range, config.activation_range):
         find_method(method)  # a wrong name is an error even where nothing is quantized with it
+    require_outputs(dict(config.judge), [value.name or "" for value in original.graph.outputs])
     with or_refused(original):
         return _quantized(original, data, Asked(config, measure, feed_options), tell)
 

@@ -163,6 +163,21 @@ def test_below_min_sqnr_is_exit_3_with_the_file_written(model: Path, data: Path)
     assert model.with_name("net.int8.onnx").exists()
 
 
+def test_an_output_is_judged_as_the_user_says(model: Path, data: Path, tmp_path: Path) -> None:
+    done = call("quantize", model, "-c", data, "--latency", 0, "--judge", "logits=embedding", "--json")
+    (output,) = json.loads(done.stdout)["comparison"]["outputs"]
+    assert (output["kind"], output["kind_reason"]) == ("embedding", "set by --judge")
+    usual = json.loads(call("quantize", model, "-c", data, "--latency", 0, "--json").stdout)["comparison"]["outputs"][0]
+    assert usual["kind"] == "classes"
+    assert usual["share"]["rows"] == usual["rows"] > 0
+    assert 0 < usual["share"]["lower"] <= usual["agreement"] == usual["share"]["value"]
+    for words, text in ((("nothing=map",), "give one of logits"), (("logits=maps",), "give one of classes")):
+        refused = call("quantize", model, "-c", data, "--latency", 0, "--judge", *words, "-o", tmp_path / "no.onnx")
+        assert refused.exit_code == 2
+        assert text in " ".join(refused.output.split())
+        assert not (tmp_path / "no.onnx").exists()
+
+
 def test_exclude_and_config_reach_the_plan(model: Path, data: Path, tmp_path: Path) -> None:
     toml = tmp_path / "onnxq.toml"
     toml.write_text('activation_range = "minmax"\n[[rules]]\nmatch = "nosuch*"\n')

@@ -287,5 +287,8 @@ def test_a_feed_knows_which_sample_of_the_data_it_is_made_of():
     assert feed.limit(3).place(1) == "sample 10 of the data"
     assert feed.limit(3).limit(2).place(1) == "sample 10 of the data"
     assert feed.batches(4).place(1) == "one of the samples 4 to 7 of the data"
+    assert feed.batches(4).place(1, 2) == "sample 6 of the data"
+    assert feed.place(3, 0) == "row 0 of sample 3 of the data"
+    assert feed.place(999) == "feed 999"
     stream = open_feed(lambda: [arrays(inputs, ((1, 4),))] * 9, inputs)
     assert stream.split(0.5)[1].limit(4).place(2) == "sample 5 of the data"

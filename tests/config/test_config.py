@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,21 @@ import numpy as np
 import pytest
 
 from onnxq.cli.choices import all_choices, planning_choices
-from onnxq.config import OBJECTIVES, TARGET_NAMES, Config, Rule, choice_table, config_from, load_config
+from onnxq.config import (
+    JUDGE_KINDS,
+    OBJECTIVES,
+    TARGET_NAMES,
+    Config,
+    Rule,
+    choice_table,
+    config_from,
+    config_text,
+    load_config,
+)
 from onnxq.config.choices import choice_of
 from onnxq.errors import ConfigError
 from onnxq.kernels.targets import TARGETS
+from onnxq.measure.kinds import Kind
 from onnxq.numerics import UINT4
 from onnxq.ranges.layer import concrete
 
@@ -195,3 +207,40 @@ def test_defaults_stand_in_one_place() -> None:
     for build in (all_choices, planning_choices):
         for parameter in inspect.signature(build).parameters.values():
             assert parameter.default in (None, False), parameter.name
+
+
+def test_what_outputs_are_for_is_said_by_name(tmp_path: Path) -> None:
+    config = Config(judge=(("y", "boxes"), ("a=b", "next-token")))
+    path = tmp_path / "c.toml"
+    path.write_text(config_text(config), encoding="utf-8")
+    assert load_config(path) == config
+    assert config_from({"judge": {"y": "boxes", "a=b": "next-token"}}) == config
+    assert config.with_judged(("y=map", "z=ids")).judge == (("y", "map"), ("a=b", "next-token"), ("z", "ids"))
+    assert Config().with_judged(("a=b=map",)).judge == (("a=b", "map"),)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"y": "classs"}, "there is no kind of outputs called 'classs'; give one of classes, labels"),
+        ({"y": "detections"}, "no kind of outputs called 'detections'"),
+        ({"y": 3}, "judge is a table of kinds"),
+        ({"": "map"}, "judge is a table of kinds"),
+        ("y=map", "judge is a table of kinds"),
+        ([["y"]], "judge is a table of kinds"),
+    ],
+)
+def test_a_kind_that_is_none_is_refused(value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config_from({"judge": value})
+
+
+@pytest.mark.parametrize("word", ["y", "=map", "map"])
+def test_a_word_that_names_no_kind_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="names no kind"):
+        Config().with_judged((word,))
+
+
+def test_the_kinds_that_can_be_asked_for_are_those_that_are_measured() -> None:
+    """Detections and picked rows are what lengths say, which is read off the graph."""
+    assert set(JUDGE_KINDS) == {k.value for k in Kind} - {"detections", "picked"}

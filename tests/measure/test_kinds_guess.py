@@ -114,6 +114,12 @@ def detector(
     return make
 
 
+def encoded(y: Array) -> Array:
+    """Boxes as offsets from places that the output does not say, on both sides of 0."""
+    y[..., :4] = rng(1).normal(0, 1, y[..., :4].shape)
+    return y
+
+
 def places(width: int, count: int = 100) -> Callable[[int], Array]:
     return lambda s: sigmoid(rng(s).normal(-4, 2, (1, count, width)))
 
@@ -213,7 +219,9 @@ CASES = [
     Case("boxes", "output", detector(6, size=1.0)),
     Case("boxes", "scores", places(11), beside={"deltas": lambda s: rng(s).normal(0, 1, (1, 100, 32))}),
     Case("boxes", "boxes", boxes, beside={"scores": places(11)}),
-    Case("regression", "deltas", lambda s: rng(s).normal(0, 1, (1, 100, 4)), beside={"scores": places(11)}),
+    Case("features", "deltas", lambda s: rng(s).normal(0, 1, (1, 100, 4)), beside={"scores": places(11)}),
+    Case("features", "bins", lambda s: rng(s).normal(0, 1, (1, 100, 32)), beside={"cls": places(11)}, op="Conv"),
+    Case("boxes", "output", lambda s: encoded(detector(2)(s)), op="Conv"),
     Case("labels", "y", places(11)),
     Case("detections", "dets", lambda s: rng(s).uniform(0, 1, (s, 7)), length=Length.DETECTED),
     # places

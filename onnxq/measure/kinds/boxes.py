@@ -83,7 +83,7 @@ class DenseBoxes:
             x, y = (v.reshape(-1, v.shape[-1]).astype(np.float64) for v in (a, b))
             self.parts["scores"] += noise(x[:, first:last], y[:, first:last])
             self.parts["boxes"] += noise(*(np.delete(v, range(first, last), axis=1) for v in (x, y)))
-            scores = [self._scores(v) for v in (x, y)]
+            scores = [scores_of(v, self.layout) for v in (x, y)]
             centred = not with_corners(x[scores[0].max(axis=1) >= LOWEST][:, self._boxes])
             both = [self._selected(v, s, centred) for v, s in zip((x, y), scores, strict=True)]
             self._count(both[0], both[1], where)
@@ -94,12 +94,6 @@ class DenseBoxes:
         assert self.layout.scores is not None
         first, last = self.layout.scores
         return slice(first - 4, first) if first >= 4 else slice(last, last + 4)
-
-    def _scores(self, rows: Floats) -> Floats:
-        """``[P, classes]`` in [0, 1]."""
-        assert self.layout.scores is not None
-        scores = probabilities(rows[:, slice(*self.layout.scores)], bounded=self.layout.bounded)
-        return scores[:, :1] * scores[:, 1:] if self.layout.objectness and scores.shape[1] > 1 else scores
 
     def _selected(self, rows: Floats, scores: Floats, centred: bool) -> Detections:
         classes, best = scores.argmax(axis=1), scores.max(axis=1)
@@ -160,6 +154,13 @@ def _best_of_class(corners: Floats, classes: Array) -> Array:
     return np.flatnonzero(kept)
 
 
+def scores_of(rows: Floats, layout: Layout) -> Floats:
+    """``[P, classes]`` in [0, 1] of the rows of ``[P, channels]``."""
+    chosen = rows if layout.scores is None else rows[:, slice(*layout.scores)]
+    scores = probabilities(chosen, bounded=layout.bounded)
+    return scores[:, :1] * scores[:, 1:] if layout.objectness and scores.shape[1] > 1 else scores
+
+
 def probabilities(scores: Floats, *, bounded: bool) -> Floats:
     """``scores`` in [0, 1]: the logistic function of them where they are not there already."""
     if bounded:
@@ -170,11 +171,14 @@ def probabilities(scores: Floats, *, bounded: bool) -> Floats:
 
 @dataclass
 class PlaceScores:
-    """Scores of places whose boxes are in another output: places that decide do so for the same class, or not."""
+    """Scores of places: those that decide do so for the same class, or not.
+
+    Boxes are in another output, or beside the scores but relative to places that only the application knows.
+    """
 
     layout: Layout
     found: Found = field(default_factory=Found)
-    samples: list[tuple[Floats, Floats, Where]] = field(default_factory=list)
+    noise: Noise = field(default_factory=Noise)
 
     def add(self, reference: Array, test: Array, at: Sequence[Where]) -> None:
         for a, b, where in zip(reference, test, at, strict=True):
@@ -182,7 +186,8 @@ class PlaceScores:
             if self.layout.distribution and x.shape[1] > 1:
                 nothing = self._background(x)
                 x, y = (np.delete(v, nothing, axis=1) for v in (x, y))
-            x, y = (probabilities(v, bounded=self.layout.bounded) for v in (x, y))
+            x, y = (scores_of(v, self.layout) for v in (x, y))
+            self.noise += noise(x, y)
             best = [v.max(axis=1) for v in (x, y)]
             alike = x.argmax(axis=1) == y.argmax(axis=1)
             clear = np.ones(len(x), bool)
@@ -204,7 +209,8 @@ class PlaceScores:
 
     def measured(self, level_db: float | None) -> Measured:
         del level_db
-        return self.found.measured("places")
+        found = self.found.measured("places")
+        return found if self.layout.scores is None else replace(found, level_db=self.noise.sqnr_db)
 
 
 @dataclass

@@ -12,12 +12,13 @@ import numpy as np
 from onnxq.errors import ConfigError
 from onnxq.kernels.lengths import Length
 from onnxq.kernels.meaning import Head, Meaning
+from onnxq.measure.kinds.detectors import boxed
 from onnxq.measure.kinds.kind import Kind, KindGuess
 from onnxq.measure.kinds.layout import NO_SCORES, Layout
 from onnxq.measure.kinds.output import Output, sample_shape
 from onnxq.measure.kinds.places import places
 from onnxq.measure.kinds.seen import Seen
-from onnxq.measure.kinds.sequences import LONG, boxed, sequence
+from onnxq.measure.kinds.sequences import LONG, sequence
 from onnxq.measure.kinds.vectors import vector
 
 ASKED = "set by --judge"
@@ -69,7 +70,7 @@ def _guess(output: Output, length: Length | None) -> KindGuess:
         return KindGuess((Kind.IDS,), "no floats", Layout(output.batch))
     if not output.arrays or not len(output.rows()):
         return KindGuess((Kind.FEATURES,), "it was empty", Layout(output.batch))
-    if word := output.says("state"):
+    if (word := output.says("state")) and not output.says("features"):
         return output.guess(Kind.FEATURES, reason=f"'{word}' in its name: a state that the next call reads")
     axis = _line(output.shape)
     if axis is not None and not any(output.varies) and not _column_of_rows(output, axis):

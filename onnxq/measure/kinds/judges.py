@@ -26,7 +26,7 @@ def _judge(kind: Kind, layout: Layout, width: int) -> Judge:
         choice = width > 1 and (layout.distribution or not layout.bounded or kind is not Kind.PIXELS)
         return Classes(kind, layout) if choice else Thresholds(kind, layout)
     if kind is Kind.BOXES:
-        if layout.scores is None:
+        if layout.scores is None or layout.encoded:
             return PlaceScores(layout)
         return DenseBoxes(layout) if layout.scores != NO_SCORES else LoneBoxes(layout)
     if kind is Kind.LABELS:

@@ -23,6 +23,7 @@ class Layout:
     scores says that there is anything at all. ``distribution``: whether scores are probabilities that sum to 1;
     ``bounded``: whether all values lie in [0, 1]. ``flat``: whether all numbers of a sample are of one kind, however
     many there are. ``rounded``: whether whole numbers were rounded, so that one more or less is a near tie.
+    ``encoded``: whether boxes are relative to places that the output does not say.
     """
 
     batch: int | None = 0
@@ -33,6 +34,7 @@ class Layout:
     bounded: bool = False
     flat: bool = False
     rounded: bool = False
+    encoded: bool = False
 
     def samples(self, array: Array) -> Array:
         """``[samples, ..., channels]``: a view of ``array``."""

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from onnxq.kernels.meaning import Meaning
+from onnxq.measure.kinds.detectors import detector
 from onnxq.measure.kinds.kind import Kind, KindGuess
-from onnxq.measure.kinds.layout import NO_SCORES, Layout
+from onnxq.measure.kinds.layout import Layout
 from onnxq.measure.kinds.output import Output, sizes
-from onnxq.measure.kinds.seen import Array
 from onnxq.measure.kinds.sure import first_two
 
 # Sounds have few channels and at least so many samples.
 CHANNELS, LONG = 8, 2000
 # A vocabulary has at least so many tokens where no table says how many.
 VOCABULARY = 1000
-# A detector looks at so many places or more, and at several times as many as it says numbers of each.
-PLACES, PLACES_A_CHANNEL = 32, 3
-# Scores of detectors are near 0 in most places.
-MOST_LOW, LOW = 0.6, 0.3
 # A blank is the choice of this share of frames or more, and labels last this few frames in the mean.
 BLANKS, SPIKE = 0.25, 3.0
 CHARACTERS = 10
@@ -44,7 +38,7 @@ def sequence(output: Output) -> KindGuess:
         return output.guess(Kind.NEXT_TOKEN, reason=f"scores of the {width} tokens that its input is made of")
     if output.seen.tokens and width >= VOCABULARY and not output.layout().bounded and not _vague(output):
         return output.guess(Kind.NEXT_TOKEN, reason=f"scores of a vocabulary of {width}")
-    if found := _detector(output, varies):
+    if found := detector(output):
         return found
     if varies[1] and not varies[0]:
         return _rows(output, 0)
@@ -116,101 +110,6 @@ def _symmetric(output: Output) -> bool:
         s.shape[-1] == s.shape[-2] and np.allclose(s, np.swapaxes(s, -1, -2), rtol=1e-3, atol=1e-5, equal_nan=True)
         for s in samples
     )
-
-
-# -- detectors ---------------------------------------------------------------------------------------------------------
-
-
-class _Split(NamedTuple):
-    """Which channels are scores, and whether the first of them says that there is anything."""
-
-    scores: tuple[int, int]
-    objectness: bool
-    bounded: bool
-
-
-def _detector(output: Output, varies: tuple[bool, ...]) -> KindGuess | None:
-    """Whether an output holds boxes, scores of places, or both."""
-    del varies
-    layout = boxed(output)
-    if layout is not None and layout.scores is not None:
-        first, last = layout.scores
-        text = f"channels {first} to {last - 1} are scores, boxes beside them"
-        return output.guess(Kind.BOXES, reason=text, layout=layout)
-    rows, width = output.shape[-2:]
-    beside = {n: s for n, s in output.others.items() if n != output.name and len(s) == 2 and s[0] == rows}
-    if rows < PLACES:
-        return None
-    word = output.says("boxes")
-    if width == 4 and (word or any(_are_scores(output, n) for n in beside)):
-        if _positive_sizes(output.rows()):
-            text = f"{rows} boxes" + (f", '{word}' in its name" if word else "")
-            return output.guess(Kind.BOXES, reason=text, layout=Layout(output.batch, scores=NO_SCORES))
-        return output.guess(Kind.REGRESSION, reason=f"4 numbers for each of {rows} places")
-    boxes = [n for n, s in beside.items() if s[1] % 4 == 0 and s[1] > 0 and n != output.name]
-    if boxes and _are_scores(output, output.name):
-        return output.guess(Kind.BOXES, reason=f"scores of {rows} places, beside '{boxes[0]}'", layout=output.layout())
-    return None
-
-
-def _are_scores(output: Output, name: str) -> bool:
-    """Whether the output ``name`` holds scores of places: in [0, 1], or by its name."""
-    other = output if name == output.name else Output(name, output.seen, output.head, output.others)
-    if not other.arrays or other.arrays[0].dtype.kind != "f":
-        return False
-    return other.layout().bounded or bool(other.says("classes") and not other.says("boxes"))
-
-
-def boxed(output: Output) -> Layout | None:
-    """How an output is read that holds boxes and scores in one; None where it does not."""
-    if len(output.shape) != 2:
-        return None
-    for channels in sorted((0, -1), key=lambda axis: output.shape[axis]):
-        count, places = output.shape[channels], output.shape[-1 if channels == 0 else 0]
-        if count < 5 or places < max(PLACES, PLACES_A_CHANNEL * count):
-            continue
-        split = _split(output.rows(channels))
-        if split is not None:
-            return Layout(output.batch, channels, split.scores, split.objectness, bounded=split.bounded)
-    return None
-
-
-def _split(rows: Array) -> _Split | None:
-    """Which columns of ``rows: [P, C]`` are scores: in [0, 1], and low in most places; boxes are not."""
-    inside = np.asarray(((rows >= -1e-6) & (rows <= 1.0 + 1e-6)).all(axis=0))
-    low = np.asarray((rows < LOW).mean(axis=0) >= MOST_LOW)
-    width = rows.shape[1]
-    for start in (4, 0):
-        end = start + int(np.argmin(np.append(inside[start:], False)))
-        end = end if start else min(end, width - 4)
-        at = 0 if start else end
-        # Beside pixels all that is in [0, 1] is a score. Where boxes are shares of the image, scores are those that are
-        # low; places are spread over all of it.
-        told = not inside[at : at + 4].all() or (low[start] and not low[at : at + 2].any())
-        if end > start and inside[start] and told and _positive_sizes(rows[:, at : at + 4]):
-            return _Split((start, end), _objectness(rows[:, start:end]), True)
-    return None
-
-
-def _positive_sizes(box: Array) -> bool:
-    """Whether ``box: [P, 4]`` are boxes: corners in order, or sizes that are not negative."""
-    behind = (box[:, 2] >= box[:, 0]) & (box[:, 3] >= box[:, 1])
-    sized = (box[:, 2] >= 0) & (box[:, 3] >= 0)
-    return bool(len(box)) and max(float(behind.mean()), float(sized.mean())) >= 0.9
-
-
-def _objectness(scores: Array) -> bool:
-    """Whether the first of ``scores: [P, C]`` says that there is anything, and the others which of classes it is.
-
-    Then some class is likely wherever the first is high, and classes are said where it is low too.
-    """
-    if scores.shape[1] < 3:
-        return scores.shape[1] == 2 and bool((scores[:, 1] > 0.5).mean() > 0.5)
-    first, best = scores[:, 0], scores[:, 1:].max(axis=1)
-    high = first >= LOW
-    if not high.any():
-        return bool((best >= LOW).mean() > 0.5)
-    return bool(np.median(best[high]) >= LOW)
 
 
 # -- one decision a row ------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxq.kernels.meaning import Meaning
 from onnxq.measure.kinds.kind import Kind, KindGuess
-from onnxq.measure.kinds.output import STANDS_OUT, SURELY_STANDS_OUT, Output
+from onnxq.measure.kinds.output import ENDS, STANDS_OUT, SURELY_STANDS_OUT, Output
 
 # From so many numbers on a vector is rather an embedding than a few readings.
 WIDE = 32
@@ -54,7 +54,8 @@ def _column(output: Output, axis: int) -> KindGuess:
     if word := output.says("regression"):
         return output.guess(Kind.REGRESSION, reason=f"'{word}' in its name", layout=layout)
     if layout.bounded:
-        kinds = (Kind.LABELS,) if not output.head.op else (Kind.LABELS, Kind.REGRESSION)
+        ends = rows.min() < ENDS and rows.max() > 1.0 - ENDS
+        kinds = (Kind.LABELS,) if ends or not output.head.op else (Kind.LABELS, Kind.REGRESSION)
         return output.guess(*kinds, reason="one number a sample in [0, 1]", layout=layout)
     if word := output.says("classes"):
         return output.guess(Kind.LABELS, reason=f"'{word}' in its name, one logit a sample", layout=layout)
