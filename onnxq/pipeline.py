@@ -61,7 +61,7 @@ class Result:
     | `model`      | the quantized ``onnx_ir.Model``                                                         |
     | `plan`       | what was quantized, what not and why                                                    |
     | `report`     | sizes, noise, agreement, kernels, latency; prints as a table or as JSON                 |
-    | `good`       | whether held-out samples bear out what was promised or asked (True if not checked): with 8 bits agreement and SQNR, with fewer only those that the configuration names; ``min_sqnr`` always |
+    | `good`       | whether held-out samples, or the metric, bear out what was promised or asked (True if not checked): with 8 bits agreement and SQNR, with fewer only those that the configuration names; ``min_sqnr`` always |
     | `config`     | the choices with the placement spelled out: they give this model again, on any machine  |
     """  # noqa: E501 - a table
 

@@ -12,6 +12,7 @@ from onnxq.calibrate.casting import Array
 from onnxq.calibrate.feeds import Feed
 from onnxq.calibrate.grouping import groups
 from onnxq.calibrate.sources import Picked, Sifted
+from onnxq.errors import DataError
 
 
 def unused(feed: Feed, most: int) -> Feed | None:
@@ -31,8 +32,11 @@ def unused(feed: Feed, most: int) -> Feed | None:
 
 
 def _any(feed: Feed) -> Feed | None:
-    """``feed`` if there is a feed in it: too few samples may be left for a batch."""
-    first = next(groups(feed.source, feed.layout, padding=feed.source.padding), None)
+    """``feed`` if there is a feed in it: what is left may be too few for a batch, or broken."""
+    try:
+        first = next(groups(feed.source, feed.layout, padding=feed.source.padding), None)
+    except DataError:
+        return None
     return None if first is None else feed
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from onnxq.calibrate.feeds import Feed
 from onnxq.calibrate.variants import variants
 from onnxq.config import Config
+from onnxq.errors import DataError, RuntimeFailure
 from onnxq.measure.certainty import Certainty, Evidence, MadeEvidence
 from onnxq.measure.compare import Comparison
 from onnxq.search.acceptance import MADE_AT_LEAST, MADE_OF_EACH, rows_to_prove, share, speaks_against
@@ -52,7 +53,7 @@ class Proof:
         real = Evidence.of(first.outputs)
         found = real.certainties(self.promised)
         if self.unused is not None and not _settled(found):
-            real += Evidence.of(compare(self.unused).outputs)
+            real += _shown(compare, self.unused) or Evidence({})
             found = real.certainties(self.promised)
         if _settled(found):
             return found
@@ -61,10 +62,10 @@ class Proof:
         most = min(self.most, MADE_OF_EACH * of)
         while count < most and not _settled(found):
             chunk = [feed for _, feed in itertools.islice(stream, self._wanted(found, most - count))]
-            if not chunk:
+            more = _shown(compare, chunk) if chunk else None
+            if more is None:
                 break
-            count += len(chunk)
-            made += Evidence.of(compare(chunk).outputs)
+            count, made = count + len(chunk), made + more
             found = real.certainties(self.promised, MadeEvidence(made, count, of, Evidence.of(seen.outputs)))
             if all(certainty.made is None for certainty in found):
                 break  # of these outputs made samples say nothing
@@ -94,6 +95,14 @@ class Proof:
                     break
                 self._kept.append(dict(feed))
         return self._kept
+
+
+def _shown(compare: Compare, feeds: Iterable[Mapping[str, Array]]) -> Evidence | None:
+    """What ``feeds`` show; None where they cannot be read or run, of which nobody has asked anything."""
+    try:
+        return Evidence.of(compare(feeds).outputs)
+    except (DataError, RuntimeFailure):
+        return None
 
 
 def _settled(found: tuple[Certainty, ...]) -> bool:

@@ -70,6 +70,14 @@ def test_the_next_of_a_stream() -> None:
     assert unused(open_feed(short, [X]).limit(5), 3) is None
 
 
+def test_a_stream_that_breaks_off_behind_what_is_used_has_no_more() -> None:
+    def breaking() -> Iterator[dict[str, Any]]:
+        yield from ({"x": rows(n + 1)[-1:]} for n in range(5))
+        raise OSError("gone")
+
+    assert unused(open_feed(breaking, [X]).limit(5), 3) is None
+
+
 def test_feeds_beside_their_labels() -> None:
     feed = open_feed({"x": rows(10), "y": np.arange(10) * 10}, [X]).limit(4)
     found = list(LabelledFeed(feed, "y"))

@@ -14,6 +14,7 @@ from claims import verdict as verdict_by
 from onnxq import quantize
 from onnxq.calibrate.feeds import Feed, open_feed
 from onnxq.config import Config
+from onnxq.errors import DataError, RunFailure
 from onnxq.graph.signature import TensorSpec
 from onnxq.measure.certainty import Certainty
 from onnxq.measure.compare import Comparison
@@ -136,6 +137,20 @@ def test_nothing_is_made_where_it_says_nothing() -> None:
     (certainty,) = Proof([feed(300)], None, 5000, Config()).of(several, several, compare)
     assert len(asked) == 1
     assert certainty.made is None
+
+
+@pytest.mark.parametrize("error", [DataError("a broken file"), RunFailure("too long")])
+def test_what_was_not_asked_for_may_be_broken(error: Exception) -> None:
+    """It is data beyond what calibration takes: a run without it does not end over it."""
+    asked: list[int] = []
+
+    def compare(feeds: Any) -> Comparison:
+        asked.append(len(list(feeds)))
+        raise error
+
+    (certainty,) = Proof([feed(300)], feed(400), 5000, Config()).of(found(64, 0), found(200, 0), compare)
+    assert len(asked) == 2  # the rest of the data, and once made ones
+    assert (certainty.real.rows, certainty.made) == (64, None)
 
 
 def test_no_agreement_asked_for_is_no_promise() -> None:
