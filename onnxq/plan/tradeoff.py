@@ -11,8 +11,7 @@ codes, or if one of those readers reads codes:
 
     writer -> P, reader -> P, P -> sink     price * noise, paid if any of them is integer
 
-Where a model has several outputs the worst of them counts. A price holds for a weighted sum of their noises; the
-weights are moved to those that are worst part of the way down.
+Of several outputs the worst counts: a price holds for a weighted sum, whose weights move to those that are worst.
 """
 
 from __future__ import annotations
@@ -33,14 +32,12 @@ from onnxq.plan.types import Plan, Storage
 from onnxq.plan.units import ends_in_activation
 from onnxq.query import nodes, values_by_name
 
-# Points of the hull nearer to each other than that are as good as one: a ratio of noises, a share of all time; and
-# the latter with other weights, which only have to add what those before them left out.
+# Points of the hull nearer than that are as good as one: a ratio of noises, a share of all time; the latter with other
+# weights too, which only add what those before them left out.
 _NEAR_NOISE = 1.1
 _NEAR_TIME, _NEAR_TIME_REWEIGHED = 0.02, 0.05
-# Of more nodes than that between two points of the hull, the order is that of the graph.
-_MOST_GREEDY = 12
-# So many nodes are looked at by themselves.
-_MOST_SINGLE = 256
+# Of more nodes than that between two points of the hull the order is that of the graph; so many are looked at alone.
+_MOST_GREEDY, _MOST_SINGLE = 12, 256
 _LEAST_TIME, _LEAST_NOISE = 1e-3, 1e-15
 # How far down, by the logarithm of noise, other outputs may be the worst.
 _REWEIGHED = (0.3, 0.6)
@@ -54,13 +51,19 @@ Noise: TypeAlias = "tuple[float, ...]"  # of each output, as a share of its ener
 class Way(NamedTuple):
     """What a node can become: ``weight`` as in ``KeptFloat``, microseconds, the noise that it makes by itself.
 
-    ``integer``: whether its neighbours see a node on integers.
+    ``integer``: whether its neighbours see a node on integers. ``price``: what it costs beside time, as time.
     """
 
     weight: Storage | None
     time: float
     noise: Noise = ()
     integer: bool = False
+    price: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Time and what it costs beside that."""
+        return self.time + self.price
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,18 @@ class Sources:
 class Step:
     """A placement: the way of each node that is not as the plan has it, microseconds, and noise in all.
 
-    ``noise``: that of the worst output; ``noises``: of each.
+    ``noise``: that of the worst output; ``noises``: of each. ``time`` holds what ways cost beside it too.
     """
 
     ways: Mapping[str, Way]
     time: float
     noise: float
     noises: Noise = ()
+
+    @property
+    def microseconds(self) -> float:
+        """The time alone."""
+        return self.time - sum(way.price for way in self.ways.values())
 
 
 class Tradeoff(Cut):
@@ -150,7 +158,7 @@ class Tradeoff(Cut):
         return np.full(self._outputs, max(noise, default=0.0))
 
     def _priced(self, way: Way, price: float) -> float:
-        return way.time + price * float(self.weights @ self._vector(way.noise))
+        return way.cost + price * float(self.weights @ self._vector(way.noise))
 
     def _weighed(self, step: Step) -> float:
         return float(self.weights @ np.array(step.noises))
@@ -174,7 +182,7 @@ class Tradeoff(Cut):
 
     def in_float(self) -> Step:
         """Everything in float, the way of least noise of each node."""
-        return self._step({name: min(ways, key=lambda w: (sum(w.noise), w.time)) for name, ways in self._float.items()})
+        return self._step({name: min(ways, key=lambda w: (sum(w.noise), w.cost)) for name, ways in self._float.items()})
 
     def giving(self, names: Iterable[str]) -> Step:
         """The plan with the nodes called ``names`` in float, and those that cannot do without them."""
@@ -210,7 +218,8 @@ class Tradeoff(Cut):
             there = next((step for step in hull if step.noise <= aim), last)
             self.weights = np.square(np.array(there.noises)) + _LEAST_NOISE
             hull = worthwhile([*hull, *self._hull(first, last, _NEAR_TIME_REWEIGHED)])
-        single = [self._moved(first, last, name) for name in self._order[:_MOST_SINGLE]]
+        cheap = self._step({name: min(ways, key=lambda way: way.cost) for name, ways in self._float.items()})
+        single = [self._moved(first, to, name) for name in self._order[:_MOST_SINGLE] for to in (cheap, last)]
         every = worthwhile([*hull, *single, *(step for pair in pairwise(hull) for step in self._between(*pair))])
         return [first, *(step for step in every if step.noise < first.noise)]
 
@@ -270,7 +279,7 @@ class Tradeoff(Cut):
                 if noise is not None:
                     noises += noise
         for way in ways.values():
-            time += way.time
+            time += way.cost
             if way.noise:
                 noises += self._vector(way.noise)
         chosen = {name: way for name, way in ways.items() if way != self._integer[name][0]}

@@ -57,14 +57,15 @@ class Climb:
     evaluator: Evaluator
     most: float = 1.0
     tried: list[Tried] = field(default_factory=list)
-    _span: tuple[float, float] = (0.0, 0.0)  # microseconds of the candidate and of float
+    _span: tuple[float, float] = (0.0, 0.0)  # the time of the candidate and of float, and what they cost beside it
+    _in_float: float = 0.0  # microseconds
 
     def good(self, stages: Iterable[Sequence[Step]]) -> Tried | None:
         """The fastest step found that is good; None where none is."""
         least = math.inf
         for steps in stages:
             if not self.tried:
-                self._span = steps[0].time, steps[-1].time
+                self._span, self._in_float = (steps[0].time, steps[-1].time), steps[-1].microseconds
                 self.tried.append(Tried(steps[0], self.first, self.verdict))
             allowed = [s for s in steps if self._share(s) <= self.most]
             # What makes more noise than what was too noisy before is no better for having float weights.
@@ -83,11 +84,11 @@ class Climb:
 
     def curve(self, taken: Built) -> tuple[CurvePoint, ...]:
         """All that were tried, with the one that is ``taken`` marked."""
-        whole = self._span[1]
+        whole = self._in_float
         return tuple(
             CurvePoint(
                 described(self.first, step),
-                step.time / whole if whole > 0.0 else None,
+                step.microseconds / whole if whole > 0.0 else None,
                 verdict.agreement,
                 verdict.sqnr_db,
                 verdict.good,

@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 # Points that are measured together first; what makes so many times the noise of the mean group, or such a share of all,
 # is measured point by point.
-_TOGETHER = 4
+TOGETHER = 4
 _MUCH = 1.5
 _SHARE = 0.1
 # Ranges are tried so many times as wide, one after another, of so many points and of a point with at least such a share
@@ -62,13 +62,13 @@ class Readings:
     def found(self) -> tuple[Reading, ...]:
         """The noise of each point where it is read: of a few together first, of each where those make much of it."""
         points = list(self._points())
-        groups = [points[i : i + _TOGETHER] for i in range(0, len(points), _TOGETHER)]
+        groups = [points[i : i + TOGETHER] for i in range(0, len(points), TOGETHER)]
         found, done, total = [], 0, len(groups)
         for group in groups:
             done += 1
             found.append(self._rounded(point for point, _ in group))
             self.tell(done, total)
-        much = min(_MUCH / max(len(groups), 1), _SHARE) * sum(map(loudness, found))
+        much = much_of(found)
         total += sum(len(group) for group, noise in zip(groups, found, strict=True) if loudness(noise) > much)
         readings: list[Reading] = []
         for group, noise in zip(groups, found, strict=True):
@@ -157,3 +157,8 @@ class Readings:
 def loudness(noise: Noise) -> float:
     """The noise of the worst output."""
     return max(noise, default=0.0)
+
+
+def much_of(found: Sequence[Noise]) -> float:
+    """What a group of sources must make to be looked at source by source, where groups make what was ``found``."""
+    return min(_MUCH / max(len(found), 1), _SHARE) * sum(map(loudness, found))

@@ -8,7 +8,7 @@ cost table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -24,7 +24,7 @@ from onnxq.plan import KeptFloat, Plan, ReasonCode, Storage
 from onnxq.plan.placement import Costs, table_costs
 from onnxq.plan.tradeoff import Noise, Sources, Step, Tradeoff, Way
 from onnxq.query import nodes, values_by_name
-from onnxq.search.readings import Readings, loudness
+from onnxq.search.readings import TOGETHER, Readings, loudness, much_of
 
 # A layer whose input makes a smaller share of all noise is not tried with ranges measured at run time.
 _WORTH_A_TRIAL = 0.02
@@ -87,12 +87,10 @@ class Rungs:
         if scene.timed and self._in_vain():
             self.scene = replace(scene, timed=False)
         self._costs = self.scene.costs(first.plan)
-        self._dynamic: dict[str, tuple[Way, ...]] = {}
 
     def stages(self) -> Iterator[list[Step]]:
-        """Steps from the candidate towards float: weights stay int8, then they are given back too."""
-        for sources in (self.with_stored_weights, self.with_float_weights):
-            yield self._trade(sources()).steps()
+        """Steps from the candidate towards float; behind them weights that are only stored are given back too."""
+        yield self._trade(self.sources()).steps()
         if further := self._without_stored_weights():
             yield further
 
@@ -100,34 +98,37 @@ class Rungs:
         """The candidate with the layers called ``names`` in float, and the time that it takes."""
         return self._trade(Sources(self.readings.found, tied=self._tied)).giving(names)
 
-    def with_stored_weights(self) -> Sources:
-        """The sources of noise where layers in float keep int8 weights, whose noise always stays."""
-        stored = KeptFloat.of(ReasonCode.QUANTIZED_ALONE, Storage.PACKED)
-        ranged = [name for name in self._layers if name not in self.first.plan.anchors]
-        for done, name in enumerate(ranged, start=1):
-            self._dynamic[name] = self._at_run_time(name)
-            self.readings.tell(done, len(ranged))
-        self._dynamic.update(self._linear_at_run_time())
-        floor = self.readings.noise(dict.fromkeys(self.first.plan.layers, stored))
-        return Sources(self.readings.found, self._dynamic, floor, self._tied)
-
-    def with_float_weights(self) -> Sources:
-        """Those where layers in float may have float weights too: bytes then cost what time costs."""
-        ways: dict[str, tuple[Way, ...]] = dict(self._dynamic)
+    def sources(self) -> Sources:
+        """Where the noise comes from, and what the layers can become: weights that are float again cost their bytes."""
+        nothing = KeptFloat.of(ReasonCode.QUANTIZED_ALONE)
+        weights = self._weights()
+        ways = {name: self._at_run_time(name) for name in self._layers if name not in self.first.plan.anchors}
+        ways.update(self._linear_at_run_time())
         sizes = {w.node: self._bytes(w.tensor) for w in self.first.plan.weights}
         price = _BYTES_FOR_TIME * sum(self._costs.float_us.values()) / max(1, sum(sizes.values()))
-        for done, name in enumerate(self._layers, start=1):
-            noise = self._alone(name, Storage.PACKED)
-            in_float = max((w.time for w in ways.get(name, ()) if w.weight is Storage.PACKED), default=None)
-            time = self._costs.float_us.get(name, 0.0) if in_float is None else in_float
-            known = [w for w in ways.get(name, ()) if w.weight is not Storage.PACKED]
+        for name in self._layers:
+            known = list(ways.get(name, ()))
+            time = next((w.time for w in known if w.weight is Storage.PACKED), self._costs.float_us.get(name, 0.0))
+            known = [w for w in known if w.weight is not Storage.PACKED]
             if name in self._costs.integer_us:
-                known.append(Way(None, self._costs.integer_us[name], noise, integer=True))
-            more = (Way(Storage.PACKED, time, noise), Way(None, time + price * sizes.get(name, 0)))
-            ways[name] = (*known, *more)
-            self.readings.tell(done, len(self._layers))
-        floor = self.readings.noise(dict.fromkeys(self.first.plan.layers, KeptFloat.of(ReasonCode.QUANTIZED_ALONE)))
+                known.append(Way(None, self._costs.integer_us[name], weights[name], integer=True))
+            known.append(Way(Storage.PACKED, time, weights[name]))
+            known.append(Way(None, time, price=price * sizes.get(name, 0)))
+            ways[name] = tuple(known)
+        floor = self.readings.noise(dict.fromkeys(self.first.plan.layers, nothing))
         return Sources(self.readings.found, ways, floor, self._tied)
+
+    def _weights(self) -> dict[str, Noise]:
+        """The noise that the rounded weight of each layer makes, of a few layers together unless it is much."""
+        groups = [self._layers[i : i + TOGETHER] for i in range(0, len(self._layers), TOGETHER)]
+        found = [self._alone(group, Storage.PACKED) for group in groups]
+        much = much_of(found)
+        weights: dict[str, Noise] = {}
+        for group, noise in zip(groups, found, strict=True):
+            apart = len(group) > 1 and loudness(noise) > much
+            for name in group:
+                weights[name] = self._alone([name], Storage.PACKED) if apart else tuple(of / len(group) for of in noise)
+        return weights
 
     def _without_stored_weights(self) -> list[Step]:
         """Behind everything in float: nodes that compute in float get float weights too, the noisiest first."""
@@ -172,7 +173,7 @@ class Rungs:
             count = elements(node.inputs[0], self.scene.shapes) or 0
             passes = _RANGE_PASSES * self.scene.table.cost(QUANTIZE, "float", count) if count else 0.0
             time = self._costs.integer_us[name] + passes
-            way = Way(Storage.DYNAMIC, time, self._alone(name, Storage.DYNAMIC))
+            way = Way(Storage.DYNAMIC, time, self._alone([name], Storage.DYNAMIC))
             found[name] = (
                 Way(Storage.PACKED, self._costs.float_us[name]),
                 way,
@@ -186,7 +187,7 @@ class Rungs:
         work = work_of(node, self.scene.shapes, self.scene.target)
         products = multiply_accumulates(node, self.scene.shapes)
         time = max(1.0, products * _A_PRODUCT) if work is None else max(1.0, work.cost(self.scene.table, "float"))
-        as_planned = Way(Storage.DYNAMIC, _ON_INTEGERS * time, self._alone(name, Storage.DYNAMIC), integer=True)
+        as_planned = Way(Storage.DYNAMIC, _ON_INTEGERS * time, self._alone([name], Storage.DYNAMIC), integer=True)
         return as_planned, *self._in_two_parts(name, as_planned.time), Way(Storage.PACKED, time)
 
     def _in_two_parts(self, name: str, time: float) -> list[Way]:
@@ -194,13 +195,13 @@ class Rungs:
         if not self.scene.own_operators:
             return []
         factor = _TWICE if operator(self._nodes[name]).recurrence is None else _TWICE_AS_WIDE
-        return [Way(Storage.TWO_PARTS, factor * time, self._alone(name, Storage.TWO_PARTS))]
+        return [Way(Storage.TWO_PARTS, factor * time, self._alone([name], Storage.TWO_PARTS))]
 
-    def _alone(self, name: str, weight: Storage) -> Noise:
-        """The noise of layer ``name`` with its weight like that, and all others in float."""
+    def _alone(self, names: Sequence[str], weight: Storage) -> Noise:
+        """The noise of the layers called ``names`` with their weights like that, and all others in float."""
         others = KeptFloat.of(ReasonCode.QUANTIZED_ALONE)
         kept = dict.fromkeys(self.first.plan.layers, others)
-        return self.readings.noise({**kept, name: KeptFloat.of(ReasonCode.QUANTIZED_ALONE, weight)})
+        return self.readings.noise({**kept, **dict.fromkeys(names, KeptFloat.of(ReasonCode.QUANTIZED_ALONE, weight))})
 
     def _bytes(self, tensor: str) -> int:
         value = self._values.get(tensor)
