@@ -77,9 +77,11 @@ def repair(
 
     Without one a layer that falls back first keeps its weights as int8, since it is mostly activations that 8 bits are
     too few for; if that is good for no number of layers, they get their float weights back too, and then the nodes that
-    compute in float with stored weights. Where nothing is good, the best one by (agreement, SQNR). ``depends_on``: by
-    layer that has no other use than another one, the name of that, with which it falls back. ``deciding``: the layers
-    that can go back where lengths differ, those nearest to the decision first; what else is float decides no lengths.
+    compute in float with stored weights. Where nothing is good, the best one by (agreement, SQNR).
+
+    ``depends_on``: by layer that has no other use than another one, the name of that, with which it falls back.
+    ``deciding``: the layers that can go back where lengths differ, those nearest to the decision first; what else is
+    float decides no lengths.
     """
     depends_on = depends_on or {}
     every = dict.fromkeys(first.plan.layers)

@@ -217,7 +217,7 @@ def test_a_noisy_stream_is_float_while_its_layers_stay_on_integers() -> None:
     sums = [n for n in before.plan.integer if n.startswith("add")]
     assert sums
     assert len([n for n in found.plan.integer if n.startswith("add")]) < len(sums)
-    assert len(found.plan.anchors) >= len(before.plan.anchors) - 1
+    assert len(found.plan.anchors) > 0.75 * len(before.plan.anchors)
     curve = found.report.curve
     assert [one.taken for one in curve].count(True) == 1
     assert found.report.to_dict()["curve"][0]["what"] == "as planned"
