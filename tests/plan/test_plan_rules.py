@@ -26,6 +26,7 @@ from onnxq.plan import (
     fused_output,
     make_plan,
 )
+from onnxq.plan.place import Placement
 from onnxq.plan.planner import nothing_to_quantize
 from onnxq.search.remember import as_config
 
@@ -481,7 +482,7 @@ def test_what_was_kept_from_the_usual_kernels_is_spelled_out_as_rules() -> None:
         "fc2": KeptFloat("r", Storage.PACKED),
     }
     plan = make_plan(graph, Config(), TARGETS["x86-vnni"], keep_float=kept)
-    config = as_config(Config(), SimpleNamespace(plan=plan, kept_float=kept), graph.graph)  # type: ignore[arg-type]
+    config = as_config(Config(), SimpleNamespace(plan=plan, kept_float=kept), Placement(), graph.graph)  # type: ignore[arg-type]
     assert {rule.match: rule.precision for rule in config.rules} == {
         "fc1": "float",
         "mm": "int8-two-parts",
