@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 
 from onnxq.measure.kinds import Kind, KindGuess, Layout, Measured, judges_of
 from onnxq.measure.kinds.boxes import NEAR_TIES as NEAR_BOXES
+from onnxq.measure.kinds.boxes import Found
+from onnxq.measure.kinds.classes import SPARE
 from onnxq.measure.kinds.ctc import collapsed, edit_distance
 from onnxq.measure.kinds.judge import Worst
 from onnxq.measure.kinds.kind import Where
+from onnxq.measure.kinds.thresholds import THRESHOLDS
+from onnxq.numerics import Share
 
 Array = npt.NDArray[Any]
 RNG = np.random.default_rng(7)
@@ -441,3 +445,19 @@ def test_what_is_the_same_loses_nothing(kind: Kind) -> None:
     found = judged(kind, [(x, x)], layout, level_db=200.0)
     assert found.lost == pytest.approx(0.0, abs=1e-9)
     assert found.promises
+
+
+def test_near_ties_that_are_spared_are_of_the_threshold_that_is_judged() -> None:
+    """Most changes at one threshold are near ties, and at another one what float is sure of."""
+    found = Found()
+    at = Where(0, 0)
+    low, high = THRESHOLDS[0], THRESHOLDS[-1]
+    for threshold, tally in found.tallies.items():
+        changed = {low: 9, high: 4}.get(threshold, 0)
+        sure = np.arange(10) < (4 if threshold == high else 0)
+        tally.add(np.arange(10) >= changed, np.ones(10, bool), sure, at)
+    promises = {promise.what: promise for promise in found.measured("boxes").promises}
+    assert promises["decisions"].share is not None
+    assert promises["decisions"].share.same == 1
+    assert promises["decisions"].spare == SPARE
+    assert promises["decisions where float is sure"].share == Share.of(0, 4)

@@ -50,8 +50,9 @@ class Found:
                 worst_what="error of a deciding score",
                 worst_at=self.error.at,
             ),
-            Tally(tally.share, surest.sure),
+            tally,
             NEAR_TIES,
+            surest=surest.sure,
         )
 
 

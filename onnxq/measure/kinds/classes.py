@@ -81,16 +81,21 @@ class Classes:
         )
 
 
-def decided(found: Measured, tally: Tally, near_ties: int) -> Measured:
-    """``found`` with counted decisions: those of which float is sure are promised, and of all some more may change."""
+def decided(found: Measured, tally: Tally, near_ties: int, *, surest: Share | None = None) -> Measured:
+    """``found`` with counted decisions: those of which float is sure are promised, and of all some more may change.
+
+    ``surest``: the former, where those are not of the same threshold or axis as all that ``tally`` counts.
+    """
+    sure, strata = (tally.sure, tally.strata) if surest is None else (surest, None)
+    spare = min(SPARE, _unsure_misses(tally))
     return replace(
         found,
         share=tally.share,
-        sure=tally.sure,
+        sure=sure,
         promises=(
             *found.promises,
-            Promise("decisions", tally.share, near_ties, spare=min(SPARE, _unsure_misses(tally)), strata=tally.strata),
-            Promise("decisions where float is sure", tally.sure, sure=True),
+            Promise("decisions", tally.share, near_ties, spare=spare, strata=strata),
+            Promise("decisions where float is sure", sure, sure=True),
         ),
     )
 

@@ -63,7 +63,7 @@ class Maps:
             worst_what="share of the same",
             worst_at=tally.worst.at,
         )
-        return decided(found, Tally(tally.share, surest.sure), NEAR_TIES)
+        return decided(found, tally, NEAR_TIES, surest=surest.sure)
 
 
 def decisions(x: Array, y: Array, *, probabilities: bool) -> tuple[Array, Array, Array]:

@@ -66,4 +66,4 @@ class Thresholds:
         )
         # The worst of all thresholds, for each of the two that is promised.
         surest = min(self.tallies.values(), key=lambda t: t.sure.value)
-        return decided(found, Tally(tally.share, surest.sure), NEAR_TIES[self.kind])
+        return decided(found, tally, NEAR_TIES[self.kind], surest=surest.sure)
