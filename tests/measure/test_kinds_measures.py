@@ -448,16 +448,15 @@ def test_what_is_the_same_loses_nothing(kind: Kind) -> None:
 
 
 def test_near_ties_that_are_spared_are_of_the_threshold_that_is_judged() -> None:
-    """Most changes at one threshold are near ties, and at another one what float is sure of."""
+    """At one threshold three near ties change and nothing else is there, at another one four that float is sure of."""
     found = Found()
-    at = Where(0, 0)
-    low, high = THRESHOLDS[0], THRESHOLDS[-1]
+    all_of = np.ones(10, bool)
     for threshold, tally in found.tallies.items():
-        changed = {low: 9, high: 4}.get(threshold, 0)
-        sure = np.arange(10) < (4 if threshold == high else 0)
-        tally.add(np.arange(10) >= changed, np.ones(10, bool), sure, at)
+        few = threshold == THRESHOLDS[0]
+        changed, sure = (3, 0) if few else (4, 10) if threshold == THRESHOLDS[-1] else (0, 0)
+        counts = np.arange(10) < 3 if few else all_of
+        tally.add(np.arange(10) >= changed, counts, np.arange(10) < sure, Where(0, 0))
     promises = {promise.what: promise for promise in found.measured("boxes").promises}
-    assert promises["decisions"].share is not None
-    assert promises["decisions"].share.same == 1
+    assert promises["decisions"].share == Share.of(0, 3)
     assert promises["decisions"].spare == SPARE
-    assert promises["decisions where float is sure"].share == Share.of(0, 4)
+    assert promises["decisions where float is sure"].share == Share.of(6, 10)
