@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxq.measure.compare import Comparison, OutputComparison
+from onnxq.numerics import Share, rounded_down
 from onnxq.report.prints import add_row, db, empty_table
 
 if TYPE_CHECKING:
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 
 def outputs_table(comparison: Comparison) -> Table:
     """A row for each output of the two models: what it is judged as, and what was found."""
-    table = empty_table("Outputs", ["output", "judged as", "SQNR dB", "measure", "the same"], left=2)
+    headers = ["output", "judged as", "measure", "SQNR dB", "the same", "at least"]
+    table = empty_table("Outputs", headers, left=3, whole=(1,))
     for o in comparison.outputs:
-        add_row(table, [o.name, o.kind, db(o.level_db), measured(o), counted(o)])
+        add_row(table, [o.name, o.kind, measured(o), db(o.level_db), *counted(o.share)])
     return table
 
 
@@ -26,17 +28,19 @@ def measured(output: OutputComparison) -> str:
     return " ".join(part for part in (output.what, figure(output.measure), output.unit) if part)
 
 
-def counted(output: OutputComparison) -> str:
+def counted(share: Share | None) -> tuple[str, str]:
     """How many decisions stay, of how many, and the lower end of what that promises of others."""
-    return "-" if output.share is None or not output.share.rows else str(output.share)
+    if share is None or not share.rows:
+        return "-", "-"
+    return f"{share.same:,} of {share.rows:,}", rounded_down(share.lower)
 
 
-def judged_line(output: OutputComparison) -> str:
-    """One line: why ``output`` is judged so, what is sure, and the worst sample."""
+def judged_line(output: OutputComparison, *, sure: bool = True) -> str:
+    """One line: why ``output`` is judged so, what is ``sure`` if that is said nowhere else, and the worst sample."""
     parts = [f"{output.name}: judged as {output.kind}" + (f", {output.kind_reason}" if output.kind_reason else "")]
     if output.detail:
         parts.append(output.detail)
-    if output.sure is not None and output.sure.rows:
+    if sure and output.sure is not None and output.sure.rows:
         parts.append(f"where the float model is sure {output.sure}")
     whole = output.share is not None and output.share.same == output.share.rows and output.worst == 1.0
     if output.worst is not None and output.worst_place and not whole:

@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def empty_table(title: str, headers: Sequence[str], *, left: int) -> Table:
-    """An empty table whose first ``left`` columns hold text and whose others hold numbers."""
+def empty_table(title: str, headers: Sequence[str], *, left: int, whole: Sequence[int] = ()) -> Table:
+    """An empty table whose first ``left`` columns hold text and whose others hold numbers.
+
+    Text that is too wide is broken, numbers never are, nor is what the columns ``whole`` hold.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -18,7 +21,7 @@ def empty_table(title: str, headers: Sequence[str], *, left: int) -> Table:
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, header in enumerate(headers):
         if i < left:
-            table.add_column(Text(header), justify="left", overflow="fold")
+            table.add_column(Text(header), justify="left", overflow="fold", no_wrap=i in whole)
         else:
             table.add_column(Text(header), justify="right", no_wrap=True)
     return table

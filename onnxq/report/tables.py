@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from onnxq.measure.accuracy import Accuracy
@@ -142,9 +142,10 @@ def _show_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"Problem: {problem}", style="red", markup=False)
 
 
-def _show_outputs(comparison: Comparison, console: Console) -> None:
+def _show_outputs(comparison: Comparison, console: Console, *, certain: Collection[str] = ()) -> None:
+    """What was found of each output; how sure that is of those ``certain`` is said in lines of their own."""
     console.print(outputs_table(comparison))
-    for line in (*map(judged_line, comparison.outputs), *comparison.differences):
+    for line in (*(judged_line(o, sure=o.name not in certain) for o in comparison.outputs), *comparison.differences):
         console.print(line, markup=False)
 
 
@@ -154,7 +155,7 @@ def _show_report(report: Report, console: Console) -> None:
         add_row(table, row)
     console.print(table)
     if report.comparison is not None:
-        _show_outputs(report.comparison, console)
+        _show_outputs(report.comparison, console, certain={c.output for c in report.certainties})
     if report.metric is not None:
         console.print(metric_line(report.metric), markup=False)
     for certainty in report.certainties:

@@ -104,6 +104,12 @@ class Verdict:
         return self.good, self.agreement if self.metric is None else self.metric.after, self.sqnr_db
 
     @property
+    def weakest(self) -> Share | None:
+        """What was counted of the output whose decisions change most; None where no output decides."""
+        counted = [o.share for o in self.comparison.outputs if o.share is not None and o.share.rows]
+        return min(counted, default=None, key=lambda share: share.value)
+
+    @property
     def good_but_for_lengths(self) -> bool:
         """Whether no other layers in float than those that decide lengths would make it better."""
         return self.good or self.shortfalls == (Shortfall.LENGTHS,)

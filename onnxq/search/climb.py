@@ -93,6 +93,7 @@ class Climb:
                 verdict.sqnr_db,
                 verdict.good,
                 built is taken,
+                verdict.weakest,
             )
             for step, built, verdict in self.tried
         )
