@@ -171,7 +171,7 @@ def _vectors(places: Places) -> int:
 
 def _writer(node: ir.Node) -> Linear | None:
     """The layer that ends at ``node`` and whose output channels may be multiplied."""
-    return _written(node)[2] if operator(node).slot is not None or _is(node, Arithmetic.SUM) else None
+    return _written(node)[2]
 
 
 def _none(_: ir.Node) -> Linear | None:

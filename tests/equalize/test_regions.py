@@ -217,6 +217,17 @@ def test_depthwise_layers_read_and_write_channels(middle: str) -> None:
         assert_the_same_with_any_factors(graph)
 
 
+def test_a_transposed_convolution_multiplies_what_it_writes() -> None:
+    """It only reads in float, but its own weight takes the factors: no node is needed behind it."""
+    nodes = [node("ConvTranspose", "x w b", "c", strides=[2, 2]), node("Relu", "c", "r"), node("Conv", "r w2", "y")]
+    graph = Graph.of(nodes, (1, 4, 6, 6), {"w": rand(4, 8, 3, 3), "b": rand(8), "w2": rand(5, 8, 1, 1)})
+    for costly in (False, True):
+        (site,) = find_sites(graph.model, costly=costly)
+        assert [writer.op_type for writer in site.writers] == ["ConvTranspose"]
+        assert not site.between
+    assert_the_same_with_any_factors(graph)
+
+
 def test_a_clip_from_another_end_lets_no_factor_through() -> None:
     nodes = [node("Conv", "x w", "c"), node("Clip", "c low top", "p"), node("Conv", "p w2", "y")]
     constants = {"w": rand(8, 3, 1, 1), "w2": rand(4, 8, 1, 1), "low": np.float32(-1), "top": np.float32(1)}
