@@ -164,6 +164,10 @@ def kept_float(step: Step) -> dict[str, KeptFloat]:
     return {n: KeptFloat.of(codes.get(w.weight, ReasonCode.ACCURACY), w.weight) for n, w in sorted(step.ways.items())}
 
 
+def _layers(count: int) -> str:
+    return f"{count} layer" + ("s" if count != 1 else "")
+
+
 def described(first: Built, step: Step) -> str:
     """``step`` in a few words."""
     layers, integer = set(first.plan.layers), set(first.plan.integer)
@@ -177,7 +181,7 @@ def described(first: Built, step: Step) -> str:
     parts = [f"{count} of {len(layers)} layers float"] if count else []
     parts += [f"{bare} of these with their weights"] if bare else []
     parts += [f"{others} nodes between layers float"] if others else []
-    parts += [f"{dynamic} layers with ranges of the run"] if dynamic else []
-    parts += [f"{twice} layers with their input in two parts"] if twice else []
+    parts += [f"{_layers(dynamic)} with ranges of the run"] if dynamic else []
+    parts += [f"{_layers(twice)} read in two parts"] if twice else []
     parts += [f"{stored} weights float again"] if stored else []
     return ", ".join(parts) or "as planned"
