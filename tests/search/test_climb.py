@@ -131,7 +131,7 @@ def test_the_notes_name_what_goes_back() -> None:
     ways = {"a": FLOAT, "sum": Way(None, 0.0), "pool": Way(None, 0.0), "b": Way(Storage.DYNAMIC, 0.5)}
     built = fake({}, ["a", "b", "c"], ["sum", "pool"])
     assert described(built, Step(ways, 1.0, 0.1)) == (
-        "1 of 3 layers float, 2 nodes between layers float, 1 layers with ranges of the run"
+        "1 of 3 layers float, 2 nodes between layers float, 1 layer with ranges of the run"
     )
     assert described(built, Step({}, 1.0, 0.1)) == "as planned"
     verdict = Verdict(Comparison("a", "b", 1, ()), 1.0, 20.0, True)
