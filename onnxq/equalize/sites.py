@@ -42,10 +42,9 @@ def find_sites(model: ir.Model, *, costly: bool = False) -> list[Site]:
         if not channels or (layer is not None and layer.node in written):
             continue
         whole = None
-        if layer is None:  # what is before such a tensor is none of its region, so that it has one of its own
-            whole = region(value, axis, channels, _reads, _writer)
-        elif value not in refused:
-            whole = region(value, axis, channels, _reads, _writer, refused=refused)
+        if layer is None or value not in refused:
+            # What is before a tensor that no layer writes is none of its region, so that it has one of its own.
+            whole = region(value, axis, channels, _reads, _writer, refused=None if layer is None else refused)
         if whole is not None:
             found.append(_site(value, axis, channels, whole, constants))
         elif costly and layer is not None and axis == 1 and (gate := gate_behind(value)) is not None:

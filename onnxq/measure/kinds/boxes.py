@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnxq.measure.kinds.classes import decided
-from onnxq.measure.kinds.judge import Array, Floats, Tally, Worst
+from onnxq.measure.kinds.judge import Array, Floats, Tally, Worst, strictest
 from onnxq.measure.kinds.kind import Kind, Measured, Promise, Where
 from onnxq.measure.kinds.layout import Layout
 from onnxq.measure.kinds.sure import MARGIN, first_two, is_sure
@@ -37,8 +37,7 @@ class Found:
 
     def measured(self, what: str) -> Measured:
         """The threshold at which most changes; float's certainty is judged at each of them too."""
-        threshold, tally = min(self.tallies.items(), key=lambda item: (item[1].share.value, item[0]))
-        surest = min(self.tallies.values(), key=lambda t: t.sure.value)
+        threshold, tally, surest = strictest(self.tallies)
         return decided(
             Measured(
                 Kind.BOXES,
@@ -52,7 +51,7 @@ class Found:
             ),
             tally,
             NEAR_TIES,
-            surest=surest.sure,
+            surest=surest,
         )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from onnxq.numerics import Share, Strata
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
+Key = TypeVar("Key")
 
 
 class Judge(Protocol):
@@ -74,3 +75,12 @@ class Tally:
         if rows:
             self.share += Share.of(kept, rows)
             self.worst.note(kept / rows, at)
+
+
+def strictest(tallies: Mapping[Key, Tally]) -> tuple[Key, Tally, Share]:
+    """Of ``tallies`` the first in which most changes, with its key, and the worst share of what float is sure of.
+
+    Both are promised, each where it is worst.
+    """
+    key = min(tallies, key=lambda k: tallies[k].share.value)
+    return key, tallies[key], min((t.sure for t in tallies.values()), key=lambda sure: sure.value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.measure.kinds.classes import decided
-from onnxq.measure.kinds.judge import Array, Tally
+from onnxq.measure.kinds.judge import Array, Tally, strictest
 from onnxq.measure.kinds.kind import Kind, Measured, Where
 from onnxq.measure.kinds.layout import Layout
 from onnxq.measure.kinds.sure import first_two, is_sure
@@ -51,8 +51,7 @@ class Maps:
     def measured(self, level_db: float | None) -> Measured:
         del level_db
         tallies = {n: t for n, t in self.tallies.items() if t.share.rows} or self.tallies
-        name, tally = min(tallies.items(), key=lambda item: item[1].share.value)
-        surest = min(tallies.values(), key=lambda t: t.sure.value)
+        name, tally, surest = strictest(tallies)
         found = Measured(
             Kind.MAP,
             f"largest of {'rows and columns of blocks' if name == 'blocks' else name}",
@@ -63,7 +62,7 @@ class Maps:
             worst_what="share of the same",
             worst_at=tally.worst.at,
         )
-        return decided(found, tally, NEAR_TIES, surest=surest.sure)
+        return decided(found, tally, NEAR_TIES, surest=surest)
 
 
 def decisions(x: Array, y: Array, *, probabilities: bool) -> tuple[Array, Array, Array]:

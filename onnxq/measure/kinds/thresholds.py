@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.measure.kinds.classes import decided
-from onnxq.measure.kinds.judge import Array, Tally, Worst
+from onnxq.measure.kinds.judge import Array, Tally, Worst, strictest
 from onnxq.measure.kinds.kind import Kind, Measured, Where
 from onnxq.measure.kinds.layout import Layout
 from onnxq.measure.kinds.sure import far_from
@@ -52,7 +52,7 @@ class Thresholds:
 
     def measured(self, level_db: float | None) -> Measured:
         del level_db
-        threshold, tally = min(self.tallies.items(), key=lambda item: (item[1].share.value, item[0]))
+        threshold, tally, surest = strictest(self.tallies)
         mask = self.kind is Kind.PIXELS
         found = Measured(
             self.kind,
@@ -64,6 +64,4 @@ class Thresholds:
             worst_what="IoU" if mask else "error of a score",
             worst_at=tally.worst.at if mask else self.error.at,
         )
-        # The worst of all thresholds, for each of the two that is promised.
-        surest = min(self.tallies.values(), key=lambda t: t.sure.value)
-        return decided(found, tally, NEAR_TIES[self.kind], surest=surest.sure)
+        return decided(found, tally, NEAR_TIES[self.kind], surest=surest)
